@@ -1,0 +1,49 @@
+# make demo   environment, installation, the main job (videos in, new videos out)
+# make test   environment, installation, lint, types, import contracts, docs, tests
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+# One thread per process and no spinning: on small machines two eager thread pools fight.
+export OMP_NUM_THREADS ?= 2
+export OMP_WAIT_POLICY ?= passive
+export RAY_USAGE_STATS_ENABLED = 0
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test install lint types contracts unit integration format clean
+
+demo: install
+	$(BIN)/tessera demo --out runs/demo
+
+test: install lint types contracts unit integration
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+contracts: install
+	$(BIN)/lint-imports
+
+unit: install
+	$(BIN)/pytest -q -n 2 -m 'not slow and not ray and not multiprocess and not gpu'
+
+integration: install
+	$(BIN)/pytest -q -m '(slow or ray or multiprocess) and not gpu'
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs benchmarks/out

@@ -1,0 +1,76 @@
+"""Writes one shard: a USTAR tar that stock WebDataset reads, and its sidecar.
+
+Same samples, same bytes: keys in the order given, members adjacent, mtime, uid and gid zero, `.npy`
+version 1 headers, JSON with sorted keys. The tar ends with two zero blocks.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Mapping
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.shards.format import canonical_json
+from pipeline.shards.sidecar import pack_sidecar
+
+BLOCK_BYTES = 512
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
+
+
+class ShardWriter:
+    """Appends samples to `stream`; `close` returns the sidecar's bytes.
+
+    `members` names the arrays of every sample in tar order, for example ("codes.npy",); JSON
+    metadata follows as the last member.
+    """
+
+    def __init__(self, stream: IO[bytes], members: tuple[str, ...]) -> None:
+        self.num_samples = 0
+        self._stream = stream
+        self._members = members
+        self._places: list[list[tuple[int, int, int]]] = []
+        self._offset = 0
+
+    def write(self, key: str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+        """Appends `KEY.<member>` for each declared member and `KEY.json`."""
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"key {key!r} must be 1 to 90 letters, digits, '_' or '-'")
+        if set(arrays) != set(self._members):
+            raise ValueError(f"sample {key} has {sorted(arrays)}, not {sorted(self._members)}")
+        places = [
+            self._append(f"{key}.{member}", _npy_bytes(arrays[member])) for member in self._members
+        ]
+        places.append(self._append(f"{key}.json", canonical_json(dict(metadata))))
+        self._places.append(places)
+        self.num_samples += 1
+
+    def close(self) -> bytes:
+        """Ends the tar and returns its sidecar; the stream stays open."""
+        self._stream.write(bytes(2 * BLOCK_BYTES))
+        self._offset += 2 * BLOCK_BYTES
+        return pack_sidecar((*self._members, "json"), self._places, self._offset)
+
+    def _append(self, name: str, payload: bytes) -> tuple[int, int, int]:
+        header = tarfile.TarInfo(name)
+        header.size = len(payload)
+        header.mode = 0o444
+        self._stream.write(header.tobuf(tarfile.USTAR_FORMAT))
+        self._stream.write(payload)
+        padding = -len(payload) % BLOCK_BYTES
+        self._stream.write(bytes(padding))
+        offset = self._offset + BLOCK_BYTES
+        self._offset = offset + len(payload) + padding
+        return offset, len(payload), zlib.crc32(payload)
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(
+        buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
+    )
+    return buffer.getvalue()
