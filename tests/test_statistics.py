@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.statistics import (
+    add_number,
+    add_outcome,
+    add_sample,
+    bins,
+    code_usage,
+    deviation,
+    empty_distribution,
+    empty_statistics,
+    mean,
+    merge,
+    outcome_totals,
+    overall_usage,
+    quantile,
+)
+
+SCALE_OF_TOKEN = np.repeat([0, 1, 2], [1, 4, 16])
+
+
+def metadata(index: int, **changes: Any) -> dict[str, Any]:
+    values = {
+        "num_frames": 9,
+        "fps": 8.0,
+        "height": 64,
+        "width": 64,
+        "start_seconds": index * 0.1,
+        "end_seconds": index * 0.1 + 1.125,
+        "label": str(index % 3),
+        "split": "val" if index % 4 == 0 else "train",
+        "bucket": "t9_h64_w64",
+        "caption": "a red 3 moving left"[: index % 20],
+        "caption_by": "template",
+        "scores": {"motion": index / 7, "brightness": 0.5, "aesthetic": None},
+    }
+    return values | changes
+
+
+def record(indices: range, codebook_size: int = 32) -> dict[str, Any]:
+    statistics = empty_statistics()
+    for index in indices:
+        codes = np.random.default_rng(index).integers(0, codebook_size, 21).astype(np.uint16)
+        add_sample(statistics, metadata(index), codes, SCALE_OF_TOKEN, codebook_size, 1000)
+        add_outcome(statistics, "kept")
+    add_outcome(statistics, "dropped:too_static", 2)
+    add_outcome(statistics, "error:truncated")
+    return statistics
+
+
+def test_records_add_up_to_the_record_of_everything_in_any_order() -> None:
+    parts = [record(range(5)), record(range(5, 6)), record(range(6, 20))]
+    forwards = merge(*parts)
+    assert forwards == merge(*reversed(parts)) == merge(merge(parts[1], parts[2]), parts[0])
+    whole = record(range(20))
+    add_outcome(whole, "dropped:too_static", 4)
+    add_outcome(whole, "error:truncated", 2)
+    assert forwards == whole
+    assert merge(empty_statistics(), whole) == whole
+
+
+def test_a_record_survives_json_to_the_byte() -> None:
+    text = json.dumps(record(range(9)), sort_keys=True)
+    assert json.dumps(merge(json.loads(text)), sort_keys=True) == text
+
+
+def test_merging_leaves_the_records_as_they_were() -> None:
+    one, two = record(range(3)), record(range(3, 6))
+    before = json.dumps([one, two])
+    merge(one, two)
+    assert json.dumps([one, two]) == before
+
+
+def test_every_clip_that_came_in_is_counted_once() -> None:
+    totals = outcome_totals(record(range(7)))
+    assert totals == {"n_in": 10, "n_kept": 7, "n_dropped": 2, "n_error": 1}
+
+
+def test_an_outcome_must_be_one_of_the_three_kinds() -> None:
+    with pytest.raises(ValueError, match="'skipped' is not kept"):
+        add_outcome(empty_statistics(), "skipped")
+
+
+@given(st.lists(st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-3), min_size=1))
+def test_a_distribution_agrees_with_numpy(values: list[float]) -> None:
+    distribution = empty_distribution()
+    for value in values:
+        add_number(distribution, value)
+    assert distribution["min"] == pytest.approx(min(values), abs=1e-6)
+    assert mean(distribution) == pytest.approx(np.mean(values), rel=1e-6, abs=2e-6)
+    assert sum(count for _, _, count in bins(distribution)) == len(values)
+    spread = deviation(distribution)
+    assert spread == pytest.approx(np.std(values), rel=1e-3, abs=1e-2 * max(map(abs, values)))
+
+
+@given(st.lists(st.floats(0.01, 1e6), min_size=1, max_size=50), st.sampled_from([0.05, 0.5, 0.95]))
+def test_quantiles_are_within_five_percent(values: list[float], share: float) -> None:
+    distribution = empty_distribution()
+    for value in values:
+        add_number(distribution, value)
+    exact = np.quantile(values, share, method="lower")
+    assert quantile(distribution, share) == pytest.approx(exact, rel=0.05)
+
+
+def test_a_missing_score_is_counted_as_missing_and_never_as_a_number() -> None:
+    statistics = empty_statistics()
+    add_sample(statistics, metadata(1, scores={"aesthetic": None, "motion": math.nan}))
+    assert statistics["missing_scores"] == {"aesthetic": 1, "motion": 1}
+    assert statistics["scores"] == {}
+
+
+def test_groups_add_up_to_the_whole() -> None:
+    statistics = record(range(10))
+    for name in ("label", "bucket", "split"):
+        groups = statistics["by"][name].values()
+        assert sum(group["samples"] for group in groups) == 10
+        assert sum(group["tokens"] for group in groups) == statistics["tokens"] == 210
+
+
+def test_codebook_use_per_scale_is_what_numpy_counts() -> None:
+    statistics = empty_statistics()
+    codes = np.array([3, 0, 0, 1, 1, *([7] * 16)], dtype=np.uint16)
+    add_sample(statistics, metadata(0), codes, SCALE_OF_TOKEN, 8)
+    first, second, third = code_usage(statistics)
+    assert (first.num_used, first.entropy_bits, first.num_dead) == (1, 0.0, 7)
+    assert (second.num_used, second.entropy_bits, second.perplexity) == (2, 1.0, 2.0)
+    assert (third.num_tokens, third.perplexity) == (16, 1.0)
+    overall = overall_usage(statistics)
+    assert overall is not None
+    shares = np.array([1, 2, 2, 16]) / 21
+    assert overall.entropy_bits == pytest.approx(-(shares * np.log2(shares)).sum())
+
+
+def test_codes_out_of_range_and_foreign_codebooks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"outside \[0, 8\)"):
+        add_sample(empty_statistics(), metadata(0), np.array([8]), None, 8)
+    with pytest.raises(ValueError, match="32 and 16 entries"):
+        merge(record(range(2), 32), record(range(2), 16))
+
+
+def test_a_record_of_another_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="version 99 is not 1"):
+        merge(empty_statistics() | {"version": 99})
+
+
+def test_images_and_bare_metadata_are_counted_too() -> None:
+    statistics = empty_statistics()
+    add_sample(statistics, {"num_frames": 1})
+    assert statistics["samples"] == 1
+    assert statistics["seconds"]["count"] == 0
+    assert statistics["by"]["label"]["(none)"]["frames"] == 1
