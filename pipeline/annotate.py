@@ -1,0 +1,195 @@
+"""Annotate: each file is decoded once, small, and becomes clips with scores and captions.
+
+Every score is stored and nothing is thrown away: what is too short, a tail, or unreadable is a row
+with its reason. A unit is a fixed group of files; its rows are one parquet part under one commit.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import scores, shots
+from pipeline.captions import Sidecar, SidecarError, read_sidecar
+from pipeline.clip import (
+    PREPROCESS_VERSION,
+    Clip,
+    clips_from_parquet,
+    clips_to_parquet,
+    cut_windows,
+    failed_source,
+    make_buckets,
+)
+from pipeline.commit import Store, fingerprint_of, unit_id
+from pipeline.config import BuildConfig, parse_bucket
+from pipeline.decode import open_decoder
+from pipeline.decode.decoder import DecodeError, Probe
+from pipeline.plan import PlannedSource
+from pipeline.statistics import add_outcome, empty_statistics
+from tokenizer.settings import to_dict
+
+ANNOTATE_VERSION = 1  # raise it when the rows of an unchanged file change
+
+
+@dataclass(frozen=True)
+class AnnotateUnit:
+    """A fixed group of files; `id` names its commit."""
+
+    id: str
+    sources: tuple[PlannedSource, ...]
+
+
+class AnnotateJob:
+    """What a worker needs to annotate units: settings and the dataset folder; picklable."""
+
+    def __init__(self, config: BuildConfig, root: Path) -> None:
+        self.config = config
+        self.store = Store(root)
+        self.fingerprint = fingerprint_of(
+            {
+                "versions": [
+                    ANNOTATE_VERSION,
+                    PREPROCESS_VERSION,
+                    shots.VERSION,
+                    scores.VERSION,
+                ],
+                "decoder": config.decoder,
+                "limits": to_dict(config.limits),
+                "shots": to_dict(config.shots),
+                "clips": to_dict(config.clips),
+                "captions": [config.captions.label, config.captions.template],
+            }
+        )
+
+    def unit(self, sources: Sequence[PlannedSource]) -> AnnotateUnit:
+        inputs = [[row.source_id, row.uri, row.sidecar_sha256] for row in sources]
+        return AnnotateUnit(unit_id("annotate", inputs, self.fingerprint), tuple(sources))
+
+    def annotate(self, unit: AnnotateUnit) -> str:
+        """Annotates and commits a unit in this process; returns its id."""
+        started = time.monotonic()
+        rows = [clip for source in unit.sources for clip in self.clips_of(source)]
+        return self.commit(unit, rows, {"seconds": round(time.monotonic() - started, 3)})
+
+    def clips_of(self, source: PlannedSource) -> list[Clip]:
+        """The rows of one file: its clips, or one row that says why there are none."""
+        try:
+            return self._annotate(source)
+        except (DecodeError, SidecarError) as error:
+            return [failed_source(source.source_id, source.uri, f"error:{error.kind}")]
+
+    def commit(self, unit: AnnotateUnit, rows: list[Clip], run: dict[str, Any]) -> str:
+        """Publishes the rows of a unit."""
+        part = self.store.write_part(
+            unit.id, ".parquet", lambda file: clips_to_parquet(rows, file)
+        )
+        statistics = empty_statistics()
+        outcomes = Counter(row.outcome or "kept" for row in rows)
+        for outcome, count in sorted(outcomes.items()):
+            add_outcome(statistics, outcome, count)
+        result = {
+            "phase": "annotate",
+            "fingerprint": self.fingerprint,
+            "parts": [asdict(part)],
+            "num_sources": len(unit.sources),
+            **accounts(outcomes),
+            "statistics": statistics,
+        }
+        self.store.commit(unit.id, result, run | worker_facts())
+        return unit.id
+
+    def rows(self, unit: AnnotateUnit) -> list[Clip]:
+        """The rows of a committed unit."""
+        (part,) = self.store.read(unit.id)["result"]["parts"]
+        return clips_from_parquet(self.store.root / part["path"])
+
+    def _annotate(self, source: PlannedSource) -> list[Clip]:
+        config = self.config
+        sidecar = read_sidecar(Path(source.sidecar_path)) if source.sidecar_path else None
+        decoder = open_decoder(config.decoder, config.limits)
+        probe = decoder.probe(source.path)
+        small = list(decoder.scan(source.path))
+        if not small:
+            raise DecodeError("empty", f"{source.uri}: no frames")
+        pts = np.array([frame.pts for frame in small], dtype=np.int64)
+        frames = np.stack([frame.frame for frame in small])
+        found = shots.find_shots(pts, frames, probe.time_base, config.shots)
+        template = Clip(
+            clip_id="",
+            source_id=source.source_id,
+            uri=source.uri,
+            license=sidecar.license if sidecar else None,
+            consent=sidecar.consent if sidecar else None,
+        )
+        buckets = make_buckets(parse_bucket(text) for text in config.clips.buckets)
+        clips = [
+            clip
+            for shot in found
+            for clip in cut_windows(
+                template, probe, shot.start_pts, shot.end_pts, config.clips.fps, buckets
+            )
+        ]
+        return [self._described(clip, probe, pts, frames, sidecar) for clip in clips]
+
+    def _described(
+        self,
+        clip: Clip,
+        probe: Probe,
+        pts: np.ndarray,
+        frames: np.ndarray,
+        sidecar: Sidecar | None,
+    ) -> Clip:
+        """The clip with its place in seconds, its scores, label and caption."""
+        numerator, denominator = probe.time_base
+        seconds = (pts - pts[0]) * numerator / denominator
+        first, last = np.searchsorted(pts, [clip.start_pts, clip.end_pts])
+        start, end = (
+            round(float((edge - pts[0]) * numerator / denominator), 6)
+            for edge in (clip.start_pts, clip.end_pts)
+        )
+        values = scores.score_frames(frames[first:last], seconds[first:last])
+        caption, label, attributes = sidecar.for_span(start, end) if sidecar else (None, None, {})
+        by = "sidecar" if caption else None
+        if label is None and self.config.captions.label == "folder":
+            folder = Path(clip.uri).parent.name
+            label = folder or None
+        if caption is None and label is not None and self.config.captions.template:
+            caption = self.config.captions.template.format(label=label)
+            by = "template"
+        return replace(
+            clip,
+            start_seconds=start,
+            end_seconds=end,
+            scores={name: _rounded(value) for name, value in values.items()},
+            label=label,
+            caption=caption,
+            caption_by=by,
+            attributes=dict(attributes or {}),
+        )
+
+
+def accounts(outcomes: Counter[str]) -> dict[str, int]:
+    """n_in, n_kept, n_dropped, n_error of a unit; they add up by construction and by assertion."""
+    kept = outcomes["kept"]
+    dropped = sum(n for outcome, n in outcomes.items() if outcome.startswith("dropped:"))
+    failed = sum(n for outcome, n in outcomes.items() if outcome.startswith("error:"))
+    n_in = sum(outcomes.values())
+    assert n_in == kept + dropped + failed, outcomes
+    return {"n_in": n_in, "n_kept": kept, "n_dropped": dropped, "n_error": failed}
+
+
+def worker_facts() -> dict[str, Any]:
+    """Where this ran, for a commit's `run`."""
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 4)

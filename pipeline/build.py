@@ -1,0 +1,201 @@
+"""Build: the five phases in order, each resumable, each saying what it did.
+
+    build(config, until="select")         plan, annotate, select
+    build_pixels(config)                  pixel shards in OUT/pixels, for tokenizers and judges
+    build(config)                         all five; needs a tokenizer
+
+Whatever is committed is not done again, so the same call continues a build that was killed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.annotate import AnnotateJob, accounts
+from pipeline.caption import CaptionJob, check_weights
+from pipeline.clip import Clip, failed_source
+from pipeline.commit import Store
+from pipeline.config import PHASES, BuildConfig
+from pipeline.encode import EncoderRecipe, code_recipe, frame_recipe
+from pipeline.executor import Executor, make_executor
+from pipeline.finalize import finalize
+from pipeline.plan import PlannedSource, make_plan, read_plan, units_of
+from pipeline.progress import Progress
+from pipeline.report import write_report
+from pipeline.select import read_selection, select_clips, write_selection
+from pipeline.tokenize import TokenizeJob
+from tokenizer.settings import UserError, save_settings
+
+PIXELS_FOLDER = "pixels"
+
+
+def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
+    """Runs the phases up to and including `until`; returns the accounts so far.
+
+    Raises UserError, before anything is decoded, when a tokenizer or a captioner's weights are
+    needed and missing, or when the output folder cannot be written.
+    """
+    weights = check_weights(config.captions)
+    recipe = None
+    if PHASES.index(until) >= PHASES.index("tokenize"):
+        recipe = code_recipe(tokenizer_folder(config), config.tokenize)
+    store = _open_store(config)
+    progress = Progress()
+    plan = make_plan(config, store)
+    units = units_of(plan)
+    duplicates = sum(row.duplicate for row in plan)
+    progress.note(
+        f"plan: {len(plan)} files, {duplicates} of them duplicates, in {len(units)} units"
+    )
+    if until == "plan":
+        return {"n_in": len(plan)}
+    with _LazyExecutor(make_executor(config)) as executor:
+        clips = _annotate(config, store, plan, executor, weights, progress)
+        if until == "annotate":
+            return _count(clips)
+        selection = _select(config, store, clips, progress)
+        if recipe is None:
+            return _count(selection)
+        return _make_shards(
+            config, store, selection, plan, recipe, executor, progress, until == "finalize"
+        )
+
+
+def build_pixels(config: BuildConfig) -> Path:
+    """Pixel shards of the selection in OUT: OUT/pixels, a dataset of its own."""
+    store = Store(config.out)
+    selection = read_selection(store)
+    if selection is None:
+        raise UserError(f"{config.out}: no selection; run `tessera build CONFIG --until select`")
+    pixels = replace(config, out=str(store.root / PIXELS_FOLDER))
+    pixel_store = _open_store(pixels)
+    with _LazyExecutor(make_executor(pixels)) as executor:
+        _make_shards(
+            pixels,
+            pixel_store,
+            selection,
+            read_plan(store),
+            frame_recipe(config.tokenize),
+            executor,
+            Progress(),
+            finish=True,
+        )
+    return pixel_store.root
+
+
+def tokenizer_folder(config: BuildConfig) -> Path:
+    """Where the tokenizer is, or will be put by `tessera tokenizer train`."""
+    return Path(config.tokenize.tokenizer or Path(config.out) / "tokenizer")
+
+
+def _open_store(config: BuildConfig) -> Store:
+    store = Store(config.out)
+    store.prepare()
+    save_settings(config, store.root / "config.yaml")
+    return store
+
+
+def _annotate(
+    config: BuildConfig,
+    store: Store,
+    plan: list[PlannedSource],
+    executor: _LazyExecutor,
+    weights: str | None,
+    progress: Progress,
+) -> list[Clip]:
+    """The rows of all files, captions included, in plan order."""
+    job = AnnotateJob(config, store.root)
+    units = [job.unit(sources) for sources in units_of(plan)]
+    todo = [unit for unit in units if not store.has(unit.id)]
+    with progress.phase("annotate", len(units), len(units) - len(todo)) as advance:
+        for _ in executor.get().annotate(job, todo) if todo else ():
+            advance()
+    clips = [clip for unit in units for clip in job.rows(unit)]
+    if weights is not None:
+        captioner = CaptionJob(config, store.root, weights)
+        caption_units = captioner.units(clips, plan)
+        waiting = [unit for unit in caption_units if not store.has(unit.id)]
+        with progress.phase(
+            "caption", len(caption_units), len(caption_units) - len(waiting)
+        ) as advance:
+            for _ in executor.get().run_clips(captioner, waiting) if waiting else ():
+                advance()
+        clips = captioner.captioned(clips, caption_units)
+    return clips + [
+        failed_source(row.source_id, row.uri, "dropped:duplicate") for row in plan if row.duplicate
+    ]
+
+
+def _select(
+    config: BuildConfig, store: Store, clips: Sequence[Clip], progress: Progress
+) -> list[Clip]:
+    selection = select_clips(clips, config.select)
+    write_selection(selection, store)
+    counts = Counter(clip.outcome for clip in selection)
+    listed = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+    progress.note(f"select: {len(selection)} clips considered: {listed or 'none'}")
+    return selection
+
+
+def _make_shards(
+    config: BuildConfig,
+    store: Store,
+    selection: Sequence[Clip],
+    plan: Sequence[PlannedSource],
+    recipe: EncoderRecipe,
+    executor: _LazyExecutor,
+    progress: Progress,
+    finish: bool,
+) -> dict[str, int]:
+    """The tokenize phase, and finalize when `finish`."""
+    if not any(clip.outcome == "kept" for clip in selection):
+        raise UserError(
+            f"{config.out}: no clip was kept of {len(selection)}; "
+            "loosen the rules under select.drop, or look at manifest with `tessera stats`"
+        )
+    job = TokenizeJob(config, store.root, recipe)
+    units = job.units(selection, plan)
+    todo = [unit for unit in units if not store.has(unit.id)]
+    with progress.phase("tokenize", len(units), len(units) - len(todo)) as advance:
+        for _ in executor.get().run_clips(job, todo) if todo else ():
+            advance()
+    if not finish:
+        return _count(selection)
+    directory = Path(recipe.directory) if recipe.directory else None
+    totals = finalize(config, store, selection, units, directory)
+    write_report(store.root)
+    progress.note(
+        f"finalize: {totals['n_kept']} samples in {len(units)} shards under {store.root}, "
+        f"{totals['n_dropped']} dropped, {totals['n_error']} unreadable"
+    )
+    return totals
+
+
+def _count(clips: Sequence[Clip]) -> dict[str, int]:
+    return accounts(Counter(clip.outcome or "kept" for clip in clips))
+
+
+class _LazyExecutor:
+    """Starts the executor when the first unit needs it: a build with nothing to do starts no Ray."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._entered = False
+
+    def get(self) -> Executor:
+        if not self._entered:
+            self._executor.__enter__()
+            self._entered = True
+        return self._executor
+
+    def __enter__(self) -> _LazyExecutor:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._entered:
+            self._executor.__exit__(*error)
+

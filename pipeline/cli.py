@@ -1,0 +1,130 @@
+"""The command `tessera`: videos in, token shards, a trained generator, new videos out.
+
+Each package owns its commands in its `cli` module; those of `training` are loaded by name, because
+`pipeline` does not import it. Help loads neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import tokenizer.cli
+from pipeline import inspection_cli, submit_cli
+from pipeline.config import PHASES, BuildConfig
+from tokenizer.settings import UserError, add_flags, given_flags, read_settings
+
+_BUILD_EXAMPLE = """\
+examples:
+  tessera build build.yaml                       all five phases; run it again to continue
+  tessera build build.yaml --until select        stop before a tokenizer is needed
+  tessera build build.yaml --select.val_share 0.2 --executor inline
+
+phases: plan (list, identify) > annotate (shots, scores, captions) > select (rules, splits)
+        > tokenize (decode, encode, shards) > finalize (manifest, index, report)
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; a UserError is one line on stderr and exit code 2."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not hasattr(arguments, "run"):
+        parser.print_help()
+        return 2
+    try:
+        return int(arguments.run(arguments) or 0)
+    except UserError as error:
+        print(f"tessera: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tessera: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="tessera",
+        description="Raw video to multi-scale token shards, and token shards to video generators.",
+        epilog="`tessera COMMAND --help` shows every setting and an example.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    _register_demo(commands)
+    _register_build(commands)
+    tokenizer_commands = tokenizer.cli.register(commands)
+    importlib.import_module("training.cli").register(commands, tokenizer_commands, prepare_pixels)
+    inspection_cli.register(commands)
+    submit_cli.register(commands)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, as everywhere else."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def prepare_pixels(data: str) -> Path:
+    """Pixel shards of the build in `data`, made when they are missing; for `tokenizer train`."""
+    from pipeline.build import build_pixels
+
+    config_file = Path(data) / "config.yaml"
+    if not config_file.exists():
+        raise UserError(f"{data}: no build here; run `tessera build CONFIG --until select` first")
+    return build_pixels(read_settings(BuildConfig, config_file, {"out": data}))
+
+
+def _register_build(commands: argparse._SubParsersAction) -> None:
+    phase_help = "all phases" + ": sources to token shards, resumable"
+    for name in ("build", *PHASES):
+        parser = commands.add_parser(
+            name,
+            help=phase_help if name == "build" else f"the build up to phase '{name}'",
+            description="Makes a dataset of token shards from videos and images."
+            if name == "build"
+            else f"Runs the build up to and including its phase '{name}'.",
+            epilog=_BUILD_EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("config", metavar="CONFIG", help="YAML file with the build's settings")
+        if name == "build":
+            parser.add_argument(
+                "--until", choices=PHASES, default=PHASES[-1], help="last phase to run"
+            )
+        add_flags(parser, BuildConfig)
+        parser.set_defaults(run=_build, phase=None if name == "build" else name)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from pipeline.build import build
+
+    config = read_settings(BuildConfig, arguments.config, given_flags(arguments))
+    build(config, arguments.phase or arguments.until)
+    return 0
+
+
+def _register_demo(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="the main job from start to end, on clips that it draws or on yours",
+        description="Draws a corpus of moving handwritten digits (or takes your videos), builds "
+        "shards, trains a tokenizer and a generator, samples, and judges the samples.",
+        epilog="examples:\n  tessera demo\n  tessera demo --videos ~/videos --out runs/mine\n\n"
+        "a clip's label is its parent folder: ~/videos/cat/a.mp4 is 'a video of cat'",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", default="runs/demo", help="folder of all results")
+    parser.add_argument("--videos", default=None, help="your own videos, one folder per label")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the corpus and the training")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from pipeline.demo import run_demo
+
+    return run_demo(Path(arguments.out), arguments.videos, arguments.seed)

@@ -1,0 +1,190 @@
+"""The settings of a build: one YAML file, every key a flag.
+
+Each phase's fingerprint covers the sections it reads, so a changed setting makes new work for just
+the phases that it affects.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.decode.decoder import DecodeLimits
+from pipeline.shots import ShotSettings
+from tokenizer.settings import section, setting
+
+PHASES = ("plan", "annotate", "select", "tokenize", "finalize")
+SCORES = ("brightness", "sharpness", "motion", "num_frames", "duration_seconds", "width", "height")
+_RULE = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[0-9.]+(?:e-?[0-9]+)?)\s*")
+_BUCKET = re.compile(r"([0-9]+)x([0-9]+)x([0-9]+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    fps: float = setting(8.0, "frames per second of a clip, resampled by presentation time")
+    buckets: tuple[str, ...] = setting(
+        ("9x64x64", "1x64x64"),
+        "shapes as FRAMESxHEIGHTxWIDTH; a shot is cut into windows of the longest that fits, "
+        "with the nearest aspect; a shape of 1 frame takes images",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps <= 240:
+            raise ValueError(f"fps ({self.fps}) must be above 0 and at most 240")
+        if not self.buckets:
+            raise ValueError("buckets must name at least one shape")
+        for bucket in self.buckets:
+            parse_bucket(bucket)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings:
+    label: Literal["folder", "none"] = setting(
+        "folder", "the label of a file without one in its sidecar: its parent folder, or none"
+    )
+    template: str | None = setting(
+        "a video of {label}", "caption of a clip that has a label but no caption; null for none"
+    )
+    coca: bool = setting(False, "caption what is left without one by open_clip's CoCa")
+    coca_model: str = setting("coca_ViT-B-32", "open_clip's name of the CoCa model")
+    coca_weights: str | None = setting(None, "file with the CoCa weights (.safetensors or .pt)")
+    coca_device: str = setting("cpu", "device of the captioner: cpu or cuda")
+
+    def __post_init__(self) -> None:
+        if self.template is not None and "{label}" not in self.template:
+            raise ValueError(f"template ({self.template!r}) must contain {{label}}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateSettings:
+    sources_per_unit: int = setting(8, "files that are scanned and committed together")
+    timeout_seconds: float = setting(600.0, "a unit that takes longer is killed, then isolated")
+
+    def __post_init__(self) -> None:
+        if self.sources_per_unit < 1:
+            raise ValueError(f"sources_per_unit ({self.sources_per_unit}) must be at least 1")
+        if self.timeout_seconds <= 0:
+            raise ValueError(f"timeout_seconds ({self.timeout_seconds}) must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Drops a clip whose score compares so with the bound; a missing score never drops."""
+
+    score: str
+    comparison: str
+    bound: float
+
+    def drops(self, value: float | None) -> bool:
+        if value is None:
+            return False
+        return {
+            "<": value < self.bound,
+            "<=": value <= self.bound,
+            ">": value > self.bound,
+            ">=": value >= self.bound,
+        }[self.comparison]
+
+
+def _default_rules() -> dict[str, str]:
+    return {
+        "too_dark": "brightness < 8",
+        "too_bright": "brightness > 247",
+        "too_blurred": "sharpness < 2",
+        "too_static": "motion < 0.5",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectSettings:
+    drop: dict[str, str] = setting(
+        default_factory=_default_rules,
+        help="rules in order, name: 'score < bound'; the first that holds drops the clip; scores: "
+        + ", ".join(SCORES),
+    )
+    val_share: float = setting(0.1, "share of the sources held out as split 'val', by hash")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_share < 1:
+            raise ValueError(f"val_share ({self.val_share}) must lie in [0, 1)")
+        _ = self.rules
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """The parsed rules; raises ValueError naming the rule that is wrong."""
+        parsed = {}
+        for name, text in self.drop.items():
+            match = _RULE.fullmatch(text)
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(f"drop.{name}: a rule's name is lower-case letters, digits and _")
+            if match is None or match[1] not in SCORES:
+                raise ValueError(
+                    f"drop.{name} ({text!r}) must read 'score < bound' with one of "
+                    f"< <= > >= and a score of {', '.join(SCORES)}"
+                )
+            parsed[name] = Rule(score=match[1], comparison=match[2], bound=float(match[3]))
+        return parsed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeSettings:
+    tokenizer: str | None = setting(
+        None, "folder of the tokenizer; default: OUT/tokenizer, where `tokenizer train` puts it"
+    )
+    samples_per_shard: int = setting(1024, "samples in a shard; a shard is the unit of work")
+    batch_size: int = setting(32, "clips per encoder batch, padded to exactly this many")
+    num_encoders: int = setting(1, "encoder actors")
+    device: str = setting("cpu", "device of the encoder: cpu or cuda")
+    threads: int = setting(1, "torch threads of an encoder on the CPU")
+    clips_per_decode: int = setting(16, "clips of one file that a decode task takes at most")
+    decode_ahead_bytes: int = setting(256 << 20, "decoded frames in flight per encoder, in bytes")
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_shard", "batch_size", "num_encoders", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.clips_per_decode < 1:
+            raise ValueError(f"clips_per_decode ({self.clips_per_decode}) must be at least 1")
+        if self.decode_ahead_bytes < 1 << 20:
+            raise ValueError(f"decode_ahead_bytes ({self.decode_ahead_bytes}) must be >= 1048576")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """`tessera build CONFIG`: where the videos are, what a clip is, what is kept, how it runs."""
+
+    sources: tuple[str, ...] = setting(help="folders, files or globs of videos and images")
+    out: str = setting(help="the dataset folder to make or continue")
+    decoder: Literal["pyav", "decord"] = setting("pyav", "library that decodes videos")
+    executor: Literal["ray", "inline"] = setting(
+        "ray", "ray: processes that may die, many machines; inline: a plain loop, for debugging"
+    )
+    ray_address: str | None = setting(
+        None, "a running cluster; default: RAY_ADDRESS, else a local Ray is started"
+    )
+    num_cpus: int | None = setting(None, "CPUs of a local Ray; default: all")
+    limits: DecodeLimits = section(DecodeLimits)
+    shots: ShotSettings = section(ShotSettings)
+    clips: ClipSettings = section(ClipSettings)
+    annotate: AnnotateSettings = section(AnnotateSettings)
+    captions: CaptionSettings = section(CaptionSettings)
+    select: SelectSettings = section(SelectSettings)
+    tokenize: TokenizeSettings = section(TokenizeSettings)
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources must name at least one folder, file or glob")
+        if not self.out:
+            raise ValueError("out must name a folder")
+        if self.num_cpus is not None and self.num_cpus < 1:
+            raise ValueError(f"num_cpus ({self.num_cpus}) must be at least 1")
+
+
+def parse_bucket(text: str) -> tuple[int, int, int]:
+    """(num_frames, height, width) of "9x64x64"; raises ValueError."""
+    match = _BUCKET.fullmatch(text)
+    if match is None or min(int(part) for part in match.groups()) < 1:
+        raise ValueError(f"buckets: {text!r} must read FRAMESxHEIGHTxWIDTH, such as 9x64x64")
+    num_frames, height, width = (int(part) for part in match.groups())
+    return num_frames, height, width

@@ -1,0 +1,135 @@
+"""Encoders: what turns a batch of clips into the arrays of a token set.
+
+Two kinds: `codes` runs a tokenizer, `frames` keeps the pixels (shards that train tokenizers and
+judges). Batches have one fixed size, padded, and hold clips of one unit in unit order, so a clip's
+codes do not depend on who encoded what beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.commit import fingerprint_of
+from pipeline.config import TokenizeSettings
+from pipeline.shards.format import Bucket, TokenSet
+from tokenizer.scales import Schedule
+from tokenizer.settings import UserError
+
+ENCODE_VERSION = 1  # raise it when the same clips and tokenizer give other arrays
+
+
+class Encoder(Protocol):
+    """Turns frames into the arrays of `token_set`."""
+
+    token_set: TokenSet
+    batch_size: int
+
+    def schedule(self, bucket: Bucket) -> Schedule | None:
+        """How the codes of a bucket's clips are laid out; None for pixels."""
+        ...
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """Arrays [b, ...] of frames uint8 [b, t, h, w, 3], b <= batch_size."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncoderRecipe:
+    """How to make an encoder, and its identity; picklable and light: no torch until `load`."""
+
+    kind: str
+    directory: str | None
+    settings: TokenizeSettings
+    fingerprint: str
+
+    def load(self) -> Encoder:
+        if self.kind == "frames":
+            return FrameEncoder(self.settings.batch_size)
+        assert self.directory is not None
+        return CodeEncoder(Path(self.directory), self.settings)
+
+
+def frame_recipe(settings: TokenizeSettings) -> EncoderRecipe:
+    """Pixel shards."""
+    return EncoderRecipe("frames", None, settings, fingerprint_of({"frames": ENCODE_VERSION}))
+
+
+def code_recipe(directory: Path, settings: TokenizeSettings) -> EncoderRecipe:
+    """Code shards of the tokenizer in `directory`; UserError when there is none."""
+    from importlib.metadata import version
+
+    try:
+        declared = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        identity = str(declared["fingerprint"])
+    except FileNotFoundError:
+        raise UserError(
+            f"{directory}: no tokenizer here; train one with `tessera tokenizer train --data OUT`, "
+            "or name one with --tokenize.tokenizer"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory}: tokenizer.json is damaged ({error!r})") from None
+    fingerprint = fingerprint_of(
+        {
+            "codes": ENCODE_VERSION,
+            "tokenizer": identity,
+            "batch_size": settings.batch_size,
+            "threads": settings.threads,
+            "device": settings.device,
+            "torch": version("torch"),
+        }
+    )
+    return EncoderRecipe("codes", str(directory), settings, fingerprint)
+
+
+class FrameEncoder:
+    """Keeps pixels as they are."""
+
+    token_set = TokenSet(name="frames", kind="frames", dtype="uint8")
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def schedule(self, bucket: Bucket) -> Schedule | None:
+        return None
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        return frames
+
+
+class CodeEncoder:
+    """Runs a tokenizer, float32, on padded batches."""
+
+    def __init__(self, directory: Path, settings: TokenizeSettings) -> None:
+        import torch
+
+        from tokenizer.model import load_tokenizer
+
+        torch.set_num_threads(settings.threads)
+        self.batch_size = settings.batch_size
+        self._device = settings.device
+        self._tokenizer = load_tokenizer(directory, device=settings.device)
+        size = self._tokenizer.codebook_size
+        self.token_set = TokenSet(
+            name="codes",
+            kind="codes",
+            dtype="uint16" if size <= 65536 else "uint32",
+            codebook_size=size,
+            tokenizer=self._tokenizer.fingerprint,
+        )
+
+    def schedule(self, bucket: Bucket) -> Schedule | None:
+        return self._tokenizer.schedule_for(bucket.num_frames, bucket.height, bucket.width)
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        import torch
+
+        padded = np.zeros((self.batch_size, *frames.shape[1:]), dtype=np.uint8)
+        padded[: len(frames)] = frames
+        with torch.inference_mode():
+            codes = self._tokenizer.encode(torch.from_numpy(padded).to(self._device))
+        return codes[: len(frames)].cpu().numpy().astype(self.token_set.dtype)

@@ -1,0 +1,44 @@
+"""Where work runs. Both executors run the same functions and so give the same bytes.
+
+    inline   a plain loop in this process, for tests and debugging
+    ray      tasks and actors in processes that may die, on one machine or many
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from pipeline.annotate import AnnotateJob, AnnotateUnit
+from pipeline.config import BuildConfig
+from pipeline.tokenize import ClipUnit, DecodedClips
+
+
+class ClipJob(Protocol):
+    """Work of one model on units of decoded clips: tokenizing, captioning."""
+
+    config: BuildConfig
+
+    def load_model(self) -> Any: ...
+
+    def run(self, unit: ClipUnit, decoded: DecodedClips, model: Any) -> str: ...
+
+
+class Executor(AbstractContextManager, Protocol):
+    """Runs units that are not committed yet; yields the id of each as it is committed."""
+
+    def annotate(self, job: AnnotateJob, units: Sequence[AnnotateUnit]) -> Iterator[str]: ...
+
+    def run_clips(self, job: ClipJob, units: Sequence[ClipUnit]) -> Iterator[str]: ...
+
+
+def make_executor(config: BuildConfig) -> Executor:
+    """The executor that the config names; nothing is started before it is entered."""
+    if config.executor == "inline":
+        from pipeline.executor.inline import InlineExecutor
+
+        return InlineExecutor()
+    from pipeline.executor.ray import RayExecutor
+
+    return RayExecutor(config.ray_address, config.num_cpus)

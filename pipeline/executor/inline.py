@@ -1,0 +1,36 @@
+"""The plain loop: everything in this process, one thing after the other.
+
+No isolation: a file that crashes the decoder crashes the build. For tests and debugging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from pipeline.annotate import AnnotateJob, AnnotateUnit
+from pipeline.executor import ClipJob
+from pipeline.feed import clips_in_order, decode_chunk
+from pipeline.tokenize import ClipUnit
+
+
+class InlineExecutor:
+    def __enter__(self) -> InlineExecutor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+    def annotate(self, job: AnnotateJob, units: Sequence[AnnotateUnit]) -> Iterator[str]:
+        for unit in units:
+            yield job.annotate(unit)
+
+    def run_clips(self, job: ClipJob, units: Sequence[ClipUnit]) -> Iterator[str]:
+        model = job.load_model() if units else None
+        for unit in units:
+            yield job.run(unit, clips_in_order(unit.chunks, map(decode_chunk, unit.chunks)), model)

@@ -1,0 +1,98 @@
+"""Feed: the decoded frames of a unit's clips, in unit order, a few files ahead.
+
+A *chunk* is a run of clips of one file; decoding it is one task. Whoever runs tasks (a plain loop,
+Ray) maps chunks to results; the unit reads clips from them in order and never sees the difference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.clip import Clip
+from pipeline.decode import open_decoder
+from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits
+
+_MAX_CHUNK_BYTES = 64 << 20  # decoded frames that cross between processes in one piece
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Clips of one file to decode in one task."""
+
+    path: str
+    requests: tuple[ClipRequest, ...]
+    decoder: str
+    limits: DecodeLimits
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(request_bytes(request) for request in self.requests)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A chunk's frames, one array [t, h, w, 3] a clip, or the error class that ended it."""
+
+    clips: tuple[np.ndarray, ...]
+    error: str | None
+    pid: int
+
+
+def make_chunks(
+    clips: Sequence[Clip],
+    requests: Sequence[ClipRequest],
+    paths: dict[str, str],
+    decoder: str,
+    limits: DecodeLimits,
+    clips_per_chunk: int,
+) -> list[Chunk]:
+    """Consecutive clips of one file, at most `clips_per_chunk` and 64 MiB of frames a chunk."""
+    chunks: list[Chunk] = []
+    run: list[ClipRequest] = []
+    run_bytes = 0
+    for index, (clip, request) in enumerate(zip(clips, requests)):
+        run.append(request)
+        run_bytes += request_bytes(request)
+        following = clips[index + 1] if index + 1 < len(clips) else None
+        if (
+            following is None
+            or following.source_id != clip.source_id
+            or len(run) == clips_per_chunk
+            or run_bytes + request_bytes(requests[index + 1]) > _MAX_CHUNK_BYTES
+        ):
+            chunks.append(Chunk(paths[clip.source_id], tuple(run), decoder, limits))
+            run, run_bytes = [], 0
+    return chunks
+
+
+def decode_chunk(chunk: Chunk) -> Decoded:
+    """Decodes a chunk in this process; clips that came before an error are kept."""
+    frames: list[np.ndarray] = []
+    error = None
+    try:
+        decoder = open_decoder(chunk.decoder, chunk.limits)
+        for clip in decoder.clips(chunk.path, chunk.requests):
+            frames.append(clip)
+    except DecodeError as failure:
+        error = failure.kind
+    return Decoded(tuple(frames), error, os.getpid())
+
+
+def clips_in_order(
+    chunks: Sequence[Chunk], results: Iterator[Decoded]
+) -> Iterator[tuple[np.ndarray | None, str | None, int]]:
+    """(frames, None, decoder pid), or (None, error class, pid), for each clip of the chunks."""
+    for chunk, decoded in zip(chunks, results):
+        for index in range(len(chunk.requests)):
+            if index < len(decoded.clips):
+                yield decoded.clips[index], None, decoded.pid
+            else:
+                yield None, decoded.error or "empty", decoded.pid
+
+
+def request_bytes(request: ClipRequest) -> int:
+    return request.num_frames * request.height * request.width * 3

@@ -1,0 +1,65 @@
+"""Select: which clips are kept, in which split and shard. Seconds; no decoding, no GPU.
+
+Rules are read from the config and applied to stored scores, so a threshold can be changed after the
+fact. Splits go by a hash of the source, so that no video is on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from pipeline.clip import KEPT, Clip, clips_from_parquet, clips_to_parquet
+from pipeline.commit import Store
+from pipeline.config import Rule, SelectSettings
+
+SELECTION_FILE = "selection.parquet"
+
+
+def select_clips(clips: Iterable[Clip], settings: SelectSettings) -> list[Clip]:
+    """Every clip with its outcome decided and, when kept, its split."""
+    rules = settings.rules
+    selected = []
+    for clip in clips:
+        outcome = clip.outcome or outcome_of(clip, rules)
+        split = split_of(clip.source_id, settings.val_share) if outcome == KEPT else ""
+        selected.append(replace(clip, outcome=outcome, split=split))
+    return selected
+
+
+def outcome_of(clip: Clip, rules: dict[str, Rule]) -> str:
+    """`kept`, or `dropped:<the first rule that holds>`."""
+    for name, rule in rules.items():
+        if rule.drops(clip.score(rule.score)):
+            return f"dropped:{name}"
+    return KEPT
+
+
+def split_of(source_id: str, val_share: float) -> str:
+    """'val' for about `val_share` of all sources, by hash; stable as the collection grows."""
+    digest = hashlib.sha256(f"split {source_id}".encode()).digest()
+    return "val" if int.from_bytes(digest[:8], "big") < val_share * 2**64 else "train"
+
+
+def group_for_shards(clips: Sequence[Clip], samples_per_shard: int) -> list[list[Clip]]:
+    """Kept clips cut into shards: one split and bucket each, in plan order."""
+    groups: dict[tuple[str, str], list[Clip]] = {}
+    for clip in clips:
+        if clip.outcome == KEPT:
+            groups.setdefault((clip.split, clip.bucket), []).append(clip)
+    return [
+        members[start : start + samples_per_shard]
+        for _, members in sorted(groups.items())
+        for start in range(0, len(members), samples_per_shard)
+    ]
+
+
+def write_selection(clips: Sequence[Clip], store: Store) -> None:
+    store.write_file(SELECTION_FILE, lambda file: clips_to_parquet(clips, file))
+
+
+def read_selection(store: Store) -> list[Clip] | None:
+    """The selection on disk; None when `select` has not run."""
+    path = store.root / SELECTION_FILE
+    return clips_from_parquet(path) if path.exists() else None
