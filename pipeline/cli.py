@@ -14,7 +14,9 @@ from pathlib import Path
 import tokenizer.cli
 from pipeline import inspection_cli, submit_cli
 from pipeline.config import PHASES, BuildConfig
-from tokenizer.settings import UserError, add_flags, given_flags, read_settings
+from tokenizer.settings import UserError, add_flags, config_file, given_flags, read_settings
+
+PRESETS = Path(__file__).parent / "presets"
 
 _BUILD_EXAMPLE = """\
 examples:
@@ -91,7 +93,7 @@ def _register_build(commands: argparse._SubParsersAction) -> None:
             epilog=_BUILD_EXAMPLE,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument("config", metavar="CONFIG", help="YAML file with the build's settings")
+        parser.add_argument("config", metavar="CONFIG", help="YAML file with the build's settings, or a preset: demo")
         if name == "build":
             parser.add_argument(
                 "--until", choices=PHASES, default=PHASES[-1], help="last phase to run"
@@ -103,7 +105,8 @@ def _register_build(commands: argparse._SubParsersAction) -> None:
 def _build(arguments: argparse.Namespace) -> int:
     from pipeline.build import build
 
-    config = read_settings(BuildConfig, arguments.config, given_flags(arguments))
+    path = config_file(arguments.config, PRESETS)
+    config = read_settings(BuildConfig, path, given_flags(arguments))
     build(config, arguments.phase or arguments.until)
     return 0
 

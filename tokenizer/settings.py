@@ -66,6 +66,18 @@ def read_settings(
     return from_dict(cls, values, where)
 
 
+def config_file(name: str, presets: Path) -> Path:
+    """The YAML file that CONFIG on a command line means: a path, or the name of a preset."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    preset = presets / f"{name}.yaml"
+    if preset.exists():
+        return preset
+    known = sorted(each.stem for each in presets.glob("*.yaml"))
+    raise UserError(f"{name}: no such file, and not a preset; presets: {', '.join(known)}")
+
+
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """`cls` from nested dictionaries, checked as `read_settings` does; `where` begins each error."""
     return _build(cls, values, where, "")

@@ -1,0 +1,219 @@
+"""The shard format: what is written is read, by us and by stock webdataset, and damage is named."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from pipeline.shards import open_dataset
+from pipeline.shards.format import (
+    Bucket,
+    ShardEntry,
+    ShardError,
+    TokenSet,
+    dump_declaration,
+    parse_declaration,
+)
+from pipeline.shards.order import shuffled
+from pipeline.shards.sidecar import parse_sidecar
+from pipeline.shards.writer import ShardWriter
+from tokenizer.scales import image_and_clip
+from tokenizer.settings import UserError
+
+SCHEDULE = image_and_clip(3, (1, 2))
+CODES = TokenSet(name="codes", kind="codes", dtype="uint16", codebook_size=512, tokenizer="t")
+FRAMES = TokenSet(name="frames", kind="frames", dtype="uint8")
+
+
+def shard_bytes(arrays: np.ndarray, member: str, first: int = 0) -> tuple[bytes, bytes]:
+    stream = io.BytesIO()
+    writer = ShardWriter(stream, (member,))
+    for index, array in enumerate(arrays):
+        writer.write(f"clip_{first + index:04d}", {member: array}, {"number": first + index})
+    sidecar = writer.close()
+    return stream.getvalue(), sidecar
+
+
+def make_dataset(root: Path, token_set: TokenSet, arrays: np.ndarray, per_shard: int = 5) -> Path:
+    (root / "parts").mkdir(parents=True)
+    index, entries = b"", []
+    for number, start in enumerate(range(0, len(arrays), per_shard)):
+        chunk = arrays[start : start + per_shard]
+        tar, sidecar = shard_bytes(chunk, token_set.member, start)
+        path = f"parts/{number}.tar"
+        (root / path).write_bytes(tar)
+        entries.append(
+            ShardEntry(
+                path=path,
+                sha256=hashlib.sha256(tar).hexdigest(),
+                size_bytes=len(tar),
+                num_samples=len(chunk),
+                bucket="t9_h64_w64",
+                split="train",
+                index_offset=len(index),
+                index_bytes=len(sidecar),
+            )
+        )
+        index += sidecar
+    schedule = SCHEDULE if token_set.kind == "codes" else None
+    bucket = Bucket(name="t9_h64_w64", num_frames=9, height=64, width=64, schedule=schedule)
+    (root / "index.bin").write_bytes(index)
+    (root / "shards.json").write_text(dump_declaration([token_set], [bucket], entries))
+    (root / "_SUCCESS").touch()
+    return root
+
+
+@pytest.fixture
+def codes() -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 512, (23, SCHEDULE.num_tokens), dtype=np.uint16)
+
+
+def test_stock_webdataset_reads_a_shard(tmp_path: Path, codes: np.ndarray) -> None:
+    tar, _ = shard_bytes(codes, "codes.npy")
+    (tmp_path / "shard.tar").write_bytes(tar)
+    samples = list(webdataset.WebDataset(str(tmp_path / "shard.tar"), shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in samples] == [f"clip_{i:04d}" for i in range(23)]
+    assert all(np.array_equal(s["codes.npy"], row) for s, row in zip(samples, codes))
+    assert samples[7]["json"] == {"number": 7}
+
+
+def test_the_same_samples_give_the_same_bytes(codes: np.ndarray) -> None:
+    assert shard_bytes(codes, "codes.npy") == shard_bytes(codes.copy(), "codes.npy")
+
+
+def test_members_are_adjacent_plain_files_without_owner_or_time(codes: np.ndarray) -> None:
+    tar, _ = shard_bytes(codes, "codes.npy")
+    members = tarfile.open(fileobj=io.BytesIO(tar)).getmembers()
+    keys = [member.name.split(".", 1)[0] for member in members]
+    assert keys == sorted(keys)
+    assert all(member.isreg() for member in members)
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
+
+
+@pytest.mark.parametrize("token_set", [CODES, FRAMES])
+def test_gather_gives_the_rows_asked_for_in_any_order(
+    tmp_path: Path, codes: np.ndarray, token_set: TokenSet
+) -> None:
+    arrays = codes
+    if token_set.kind == "frames":
+        arrays = np.random.default_rng(1).integers(0, 256, (23, 9, 64, 64, 3), dtype=np.uint8)
+    samples = open_dataset(make_dataset(tmp_path, token_set, arrays)).samples("train")
+    wanted = [22, 0, 5, 4, 5, 17]
+    assert np.array_equal(samples.gather(wanted), arrays[wanted])
+    assert [each["number"] for each in samples.metadata(wanted)] == wanted
+    assert len(samples) == 23
+
+
+def test_a_damaged_sample_is_named_when_it_is_first_read(
+    tmp_path: Path, codes: np.ndarray
+) -> None:
+    make_dataset(tmp_path, CODES, codes)
+    data = bytearray((tmp_path / "parts/1.tar").read_bytes())
+    places = parse_sidecar((tmp_path / "index.bin").read_bytes()[: _first(tmp_path)], "index")
+    offset = int(places.records["offset"][2, 0]) + 130
+    data[offset] ^= 1
+    (tmp_path / "parts/1.tar").write_bytes(data)
+    samples = open_dataset(tmp_path).samples("train")
+    assert np.array_equal(samples.gather([5, 6]), codes[[5, 6]])
+    with pytest.raises(ShardError, match=r"1\.tar: sample 2 at byte \d+ is damaged"):
+        samples.gather([7])
+
+
+def test_a_shard_cut_short_or_missing_is_refused(tmp_path: Path, codes: np.ndarray) -> None:
+    make_dataset(tmp_path, CODES, codes)
+    shard = tmp_path / "parts/0.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(ShardError, match="bytes, the index says"):
+        open_dataset(tmp_path).samples("train")
+    shard.unlink()
+    with pytest.raises(ShardError, match="missing shard"):
+        open_dataset(tmp_path).samples("train")
+
+
+def test_a_path_out_of_the_folder_is_refused(tmp_path: Path, codes: np.ndarray) -> None:
+    make_dataset(tmp_path, CODES, codes)
+    declared = json.loads((tmp_path / "shards.json").read_text())
+    declared["shards"][0]["path"] = "../outside.tar"
+    with pytest.raises(ShardError, match="leaves the folder"):
+        parse_declaration(json.dumps(declared), "shards.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format_version", 2, "format version 2"),
+        ("token_sets", [{"name": "a", "kind": "sound", "dtype": "uint8"}], "unknown kind 'sound'"),
+        ("token_sets", [{"name": "a", "kind": "codes", "dtype": "object"}], "unknown dtype"),
+        ("shards", [{"path": "a.tar"}], "not a valid shard list"),
+        ("buckets", 3, "not a valid shard list"),
+    ],
+)
+def test_an_unknown_version_kind_or_dtype_is_an_error(
+    tmp_path: Path, codes: np.ndarray, key: str, value: object, message: str
+) -> None:
+    declared = json.loads((make_dataset(tmp_path, CODES, codes) / "shards.json").read_text())
+    declared[key] = value
+    with pytest.raises(ShardError, match=message):
+        parse_declaration(json.dumps(declared), "shards.json")
+
+
+def test_garbage_sidecars_are_errors(tmp_path: Path, codes: np.ndarray) -> None:
+    _, good = shard_bytes(codes, "codes.npy")
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        bad = bytearray(good)
+        for place in generator.integers(0, len(good), 3):
+            bad[place] = generator.integers(0, 256)
+        cut = bad[: generator.integers(0, len(bad) + 1)]
+        try:
+            sidecar = parse_sidecar(bytes(cut), "index")
+        except ShardError:
+            continue
+        assert sidecar.records.shape[1] == len(sidecar.members)
+
+
+def test_an_unfinished_or_missing_dataset_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such dataset folder"):
+        open_dataset(tmp_path / "nothing")
+    with pytest.raises(UserError, match="not a finished dataset"):
+        open_dataset(tmp_path)
+
+
+def test_an_unknown_bucket_or_split_names_what_there_is(
+    tmp_path: Path, codes: np.ndarray
+) -> None:
+    dataset = open_dataset(make_dataset(tmp_path, CODES, codes))
+    with pytest.raises(UserError, match="there are t9_h64_w64"):
+        dataset.samples("train", "t1_h8_w8")
+    with pytest.raises(UserError, match="no samples in split 'val'"):
+        dataset.samples("val")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 23, 64, 1000, 4097])
+def test_shuffling_is_a_bijection_that_changes_with_seed_and_epoch(length: int) -> None:
+    order = shuffled(np.arange(length), length, seed=3, epoch=1)
+    assert sorted(order) == list(range(length))
+    if length >= 64:
+        assert not np.array_equal(order, shuffled(np.arange(length), length, seed=3, epoch=2))
+        assert not np.array_equal(order, shuffled(np.arange(length), length, seed=4, epoch=1))
+
+
+def test_any_position_can_be_asked_for_alone() -> None:
+    order = shuffled(np.arange(997), 997, seed=0, epoch=5)
+    assert [int(shuffled([p], 997, seed=0, epoch=5)[0]) for p in (0, 500, 996)] == [
+        order[0],
+        order[500],
+        order[996],
+    ]
+
+
+def _first(root: Path) -> int:
+    return json.loads((root / "shards.json").read_text())["shards"][0]["index_bytes"]
