@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from pipeline.annotate import AnnotateJob, AnnotateUnit
+from pipeline.cluster import prepare_environment
 from pipeline.config import BuildConfig
 from pipeline.tokenize import ClipUnit, DecodedClips
 
@@ -39,6 +41,8 @@ def make_executor(config: BuildConfig) -> Executor:
         from pipeline.executor.inline import InlineExecutor
 
         return InlineExecutor()
+    if config.ray_address or os.environ.get("RAY_ADDRESS"):
+        prepare_environment()  # Ray reads its token settings when it is imported
     from pipeline.executor.ray import RayExecutor
 
     return RayExecutor(config.ray_address, config.num_cpus)
