@@ -1,0 +1,333 @@
+"""Evaluation of a run: a judge trained on real clips says what its samples show.
+
+    report = evaluate("runs/demo/run", EvaluateConfig())
+
+Measured, each beside what real clips give: accuracy per attribute of real held-out clips, of their
+reconstructions by the tokenizer, and of samples; PSNR of the reconstructions beside that of each
+clip's mean color; Frechet distance in the judge's features beside the distance between two sets of
+real clips; the share of samples that copy a training clip code for code; and the training clip
+nearest to each sample, drawn into RUN/nearest.png. The report is RUN/evaluation.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from pipeline.shards import Dataset, ShardError, open_dataset
+from tokenizer.metrics import frechet_distance
+from tokenizer.model import Tokenizer
+from tokenizer.settings import UserError, to_dict
+from training.config import SampleConfig
+from training.draws import numpy_generator
+from training.evaluate_config import EvaluateConfig
+from training.judge import (
+    Judge,
+    agreement,
+    attribute_values,
+    judge_key,
+    load_judge,
+    save_judge,
+    train_judge,
+)
+from training.likeness import copy_share, mean_color, mean_psnr, nearest
+from training.pictures import contact_sheet, save_png
+from training.run import OpenedRun, open_run, pick_device
+from training.sampler import is_guided
+from training.samples import Generated, generate
+
+REPORT_FILE = "evaluation.json"
+NEAREST_FILE = "nearest.png"
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips of one split: uint8 frames (n, t, h, w, 3) and what each is said to show."""
+
+    frames: np.ndarray
+    attributes: list[dict[str, str]]
+    prompts: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def evaluate(
+    run_dir: str | Path,
+    config: EvaluateConfig,
+    prepare_pixels: Callable[[str], Path] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Judges the run, writes its report and picture, and returns the report.
+
+    The real clips are the dataset's `pixels`, which `prepare_pixels` makes when they are missing.
+    Raises UserError when run, dataset and pixel shards do not belong together.
+    """
+    run_dir = Path(run_dir)
+    run = open_run(run_dir, device=pick_device(config.sample.device))
+    data_dir = _data_dir(run, config)
+    codes, pixels = _datasets(run, data_dir, prepare_pixels)
+    bucket = config.sample.bucket or next(iter(run.record.shapes))
+    kind = run.vocabulary.kind
+    train = read_clips(pixels, "train", bucket, config.num_real, kind)
+    held_out = read_clips(pixels, "val", bucket, config.num_real, kind)
+    say(f"{len(train)} real clips to learn from, {len(held_out)} held out")
+    judge, key = _judge(run_dir, train, pixels.fingerprint, config, say)
+    rebuilt = reconstruct(run.tokenizer, held_out.frames)
+    wanted = intended(run, train)
+    samples = generate(run, _prompts(wanted, config), _settings(run, config))
+    say(f"{len(samples.codes)} samples in {samples.seconds:.1f} s, {samples.num_steps} steps each")
+    neighbours, similarity = nearest(samples.frames, train.frames)
+    _, real_similarity = nearest(held_out.frames, train.frames)
+    report: dict[str, Any] = {
+        "psnr": mean_psnr(rebuilt, held_out.frames),
+        "psnr_mean_color": mean_psnr(mean_color(held_out.frames), held_out.frames),
+        "copy_share": copy_share(samples.codes, _train_codes(codes, bucket)),
+        "distinct_share": len({row.tobytes() for row in samples.codes}) / len(samples.codes),
+        "nearest_psnr": {
+            "samples": float(np.median(similarity)),
+            "real_held_out": float(np.median(real_similarity)),
+        },
+        **_judged(judge, train, held_out, rebuilt, samples, wanted),
+    }
+    report = {
+        "summary": _summary(report, run, samples),
+        **report,
+        "num_train": len(train),
+        "num_held_out": len(held_out),
+        "num_samples": len(samples.codes),
+        "sample_seconds": samples.seconds,
+        "made_by": {
+            "run": run.fingerprint,
+            "step": run.step,
+            "dataset": codes.fingerprint,
+            "pixels": pixels.fingerprint,
+            "judge": key,
+            "bucket": bucket,
+            "settings": to_dict(config),
+        },
+    }
+    _draw_nearest(run_dir, run, samples, train, neighbours, config)
+    partial = run_dir / f".{REPORT_FILE}.partial"
+    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, run_dir / REPORT_FILE)
+    return report
+
+
+def read_clips(dataset: Dataset, split: str, bucket: str, limit: int, kind: str) -> Clips:
+    """At most `limit` clips of a split, spread evenly over it; prompts as the condition needs."""
+    try:
+        samples = dataset.samples(split=split, bucket=bucket)
+    except ShardError as error:
+        raise UserError(str(error)) from None
+    count = min(len(samples), limit)
+    chosen = np.arange(count) * len(samples) // count
+    metadata = samples.metadata(chosen)
+    prompt = {"class": "label", "text": "caption"}.get(kind)
+    return Clips(
+        frames=samples.gather(chosen),
+        attributes=[_attributes(each) for each in metadata],
+        prompts=[each.get(prompt) if prompt else None for each in metadata],
+    )
+
+
+def reconstruct(
+    tokenizer: Tokenizer, frames: UInt8[np.ndarray, "n t h w c"]
+) -> UInt8[np.ndarray, "n t h w c"]:
+    """The clips after a round trip through the tokenizer's codes."""
+    schedule = tokenizer.schedule_for(*frames.shape[1:4])
+    parts = [
+        tokenizer.decode(tokenizer.encode(frames[start : start + _BATCH]), schedule)
+        for start in range(0, len(frames), _BATCH)
+    ]
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+def intended(run: OpenedRun, train: Clips) -> dict[str | None, dict[str, str]]:
+    """The training clips' prompts, and what all clips with a prompt have in common."""
+    shared: dict[str | None, dict[str, str]] = {}
+    for prompt, attributes in zip(train.prompts, train.attributes):
+        if prompt is None and run.vocabulary.kind != "none":
+            continue
+        known = shared.setdefault(prompt, dict(attributes))
+        shared[prompt] = {
+            name: value for name, value in known.items() if attributes.get(name) == value
+        }
+    return {prompt: shared[prompt] for prompt in shared if _fits(run, prompt)}
+
+
+def _fits(run: OpenedRun, prompt: str | None) -> bool:
+    try:
+        run.vocabulary.encode(prompt)
+    except UserError:  # longer than the run takes
+        return False
+    return True
+
+
+def _prompts(wanted: dict[str | None, dict[str, str]], config: EvaluateConfig) -> list[str | None]:
+    """Every prompt in turn, in an order of the seed."""
+    distinct = sorted(wanted, key=lambda prompt: prompt or "")
+    order = numpy_generator(config.sample.seed, "evaluate").permutation(len(distinct))
+    return [distinct[order[index % len(order)]] for index in range(config.num_samples)]
+
+
+def _settings(run: OpenedRun, config: EvaluateConfig) -> SampleConfig:
+    if run.vocabulary.kind == "none" and is_guided(config.sample.guidance):
+        return replace(config.sample, guidance=replace(config.sample.guidance, scale=1.0))
+    return config.sample
+
+
+def _data_dir(run: OpenedRun, config: EvaluateConfig) -> Path:
+    path = config.data or run.config.data.path
+    if path is None:
+        raise UserError("the run does not say where its dataset is; give --data DIR")
+    return Path(path)
+
+
+def _datasets(
+    run: OpenedRun, data_dir: Path, prepare_pixels: Callable[[str], Path] | None
+) -> tuple[Dataset, Dataset]:
+    pixels_dir = data_dir / "pixels"
+    try:
+        codes = open_dataset(data_dir)
+        if prepare_pixels is not None and not (pixels_dir / "_SUCCESS").exists():
+            pixels_dir = prepare_pixels(str(data_dir))
+        pixels = open_dataset(pixels_dir)
+    except ShardError as error:
+        raise UserError(str(error)) from None
+    if codes.primary.tokenizer != run.record.tokenizer:
+        raise UserError(
+            f"{data_dir}: made by another tokenizer than the run's; give --data the dataset that "
+            "the run was trained on"
+        )
+    if pixels.primary.kind != "frames":
+        raise UserError(f"{pixels_dir}: holds {pixels.primary.kind}, not frames of real clips")
+    return codes, pixels
+
+
+def _attributes(metadata: dict[str, Any]) -> dict[str, str]:
+    if metadata.get("attributes"):
+        return dict(metadata["attributes"])
+    return {"class": metadata["label"]} if metadata.get("label") is not None else {}
+
+
+def _judge(
+    run_dir: Path,
+    train: Clips,
+    fingerprint: str,
+    config: EvaluateConfig,
+    say: Callable[[str], None],
+) -> tuple[Judge | None, str | None]:
+    if not attribute_values(train.attributes):
+        say("no judge: the clips have no labels to tell apart")
+        return None, None
+    key = judge_key(fingerprint, len(train), config.judge)
+    judge = load_judge(run_dir / "judge", key)
+    if judge is not None:
+        say(f"judge: the one of these clips and settings in {run_dir / 'judge'}")
+        return judge, key
+    started = time.process_time()
+    judge = train_judge(train.frames, train.attributes, config.judge)
+    save_judge(judge, run_dir / "judge", key)
+    say(
+        f"judge: trained {config.judge.num_steps} steps in "
+        f"{time.process_time() - started:.0f} CPU-seconds"
+    )
+    return judge, key
+
+
+def _judged(
+    judge: Judge | None,
+    train: Clips,
+    held_out: Clips,
+    rebuilt: np.ndarray,
+    samples: Generated,
+    seed: int,
+) -> dict[str, Any]:
+    """Accuracies, and Frechet distances of equally many clips to one set of real clips."""
+    if judge is None:
+        return {"accuracy": {}, "frechet": {}}
+    real, real_values = judge.look(held_out.frames)
+    copied, copied_values = judge.look(rebuilt)
+    made, made_values = judge.look(samples.frames)
+    known, _ = judge.look(train.frames)
+    known = known[numpy_generator(0, "frechet").permutation(len(known))]
+    size = min(len(made), len(real), len(known) // 2)
+    reference, other = known[size:], known[:size]
+    return {
+        "accuracy": {
+            "real_held_out": agreement(real_values, held_out.attributes),
+            "reconstructions": agreement(copied_values, held_out.attributes),
+            "samples": agreement(made_values, [wanted[prompt] for prompt in samples.prompts]),
+        },
+        "frechet": {
+            "samples": frechet_distance(made[:size], reference),
+            "reconstructions": frechet_distance(copied[:size], reference),
+            "real_held_out": frechet_distance(real[:size], reference),
+            "real_train": frechet_distance(other, reference),
+            "num_clips": size,
+        },
+    }
+
+
+def _summary(report: dict[str, Any], run: OpenedRun, samples: Generated) -> dict[str, Any]:
+    """The figures that decide, flat: what the demo's result.json holds."""
+    accuracy = report["accuracy"]
+    summary: dict[str, Any] = {
+        "method": run.record.method,
+        "num_parameters": run.record.num_parameters,
+        "psnr": report["psnr"],
+        "psnr_mean_color": report["psnr_mean_color"],
+    }
+    for name, share in accuracy.get("samples", {}).items():
+        summary[f"{name}_accuracy"] = share
+    for name, share in accuracy.get("real_held_out", {}).items():
+        summary[f"real_{name}_accuracy"] = share
+    if report["frechet"]:
+        summary["frechet"] = report["frechet"]["samples"]
+        summary["frechet_floor"] = report["frechet"]["real_held_out"]
+    summary["copy_share"] = report["copy_share"]
+    summary["steps_per_clip"] = samples.num_steps
+    return summary
+
+
+def _train_codes(dataset: Dataset, bucket: str) -> Int[np.ndarray, "m l"]:
+    samples = dataset.samples(split="train", bucket=bucket)
+    return samples.gather(np.arange(len(samples)))
+
+
+def _draw_nearest(
+    run_dir: Path,
+    run: OpenedRun,
+    samples: Generated,
+    train: Clips,
+    neighbours: np.ndarray,
+    config: EvaluateConfig,
+) -> None:
+    shown = range(min(config.num_shown, len(samples.frames)))
+    rows: list[tuple[str, Sequence[np.ndarray]]] = [
+        (samples.prompts[index] or "", [samples.frames[index], train.frames[neighbours[index]]])
+        for index in shown
+    ]
+    sheet = contact_sheet(
+        rows,
+        title="Samples and their nearest training clips",
+        columns=("generated", "nearest training clip"),
+        frames_per_clip=9,
+    )
+    metadata = {
+        "generated": "true",
+        "model": run.fingerprint,
+        "seed": str(config.sample.seed),
+        "training_clips": "right column",
+    }
+    save_png(sheet, run_dir / NEAREST_FILE, metadata)

@@ -1,0 +1,81 @@
+"""The command that judges: `tessera evaluate RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizer.settings import add_flags, given_flags, read_settings
+from training.evaluate_config import EvaluateConfig
+
+_EXAMPLE = """\
+examples:
+  tessera evaluate runs/demo/run
+  tessera evaluate runs/demo/run --num_samples 400 --sample.guidance.scale 2
+  tessera evaluate runs/demo/run --data /elsewhere/data
+
+writes RUN/evaluation.json, RUN/nearest.png and the trained judge in RUN/judge
+"""
+_NOT_FLAGS = ("sample.out", "sample.count", "sample.max_prompts", "sample.prompts", "sample.fps")
+
+
+def register(commands: Any, prepare_pixels: Callable[[str], Path] | None = None) -> None:
+    """Adds `evaluate`; `prepare_pixels` makes the real clips of a dataset when they are missing."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="how good a run's samples are: a judge of real clips, distances, copies",
+        description="Trains a small classifier on the real clips of the run's dataset and lets it "
+        "say what samples show; compares them with real clips and looks for copies.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dir", metavar="RUN", help="the folder that `tessera train` made")
+    add_flags(parser, EvaluateConfig, leave_out=_NOT_FLAGS)
+    parser.set_defaults(run=_evaluate, prepare_pixels=prepare_pixels)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from training.evaluate import evaluate
+
+    config = read_settings(EvaluateConfig, None, given_flags(arguments))
+    report = evaluate(
+        arguments.run_dir,
+        config,
+        prepare_pixels=arguments.prepare_pixels,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    _print_table(report)
+    print(Path(arguments.run_dir) / "evaluation.json")
+    print(Path(arguments.run_dir) / "nearest.png")
+    return 0
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    groups = ("real_held_out", "reconstructions", "samples")
+    table = Table(title=f"{report['num_samples']} samples beside real clips", title_justify="left")
+    table.add_column("")
+    for group in groups:
+        table.add_column(group.replace("_", " "), justify="right")
+    accuracy = report["accuracy"]
+    for name in accuracy.get("real_held_out", {}):
+        shares = [accuracy[group].get(name) for group in groups]
+        table.add_row(
+            f"{name} as judged", *("" if share is None else f"{share:.1%}" for share in shares)
+        )
+    if report["frechet"]:
+        distances = [f"{report['frechet'][group]:.2f}" for group in groups]
+        table.add_row("Frechet distance to real", *distances)
+    table.add_row("PSNR, dB", "", f"{report['psnr']:.1f}", "")
+    table.add_row("PSNR of the mean color, dB", "", f"{report['psnr_mean_color']:.1f}", "")
+    near = report["nearest_psnr"]
+    table.add_row(
+        "nearest training clip, dB", f"{near['real_held_out']:.1f}", "", f"{near['samples']:.1f}"
+    )
+    table.add_row("copies of training clips", "", "", f"{report['copy_share']:.1%}")
+    Console().print(table)

@@ -1,0 +1,47 @@
+"""Settings of the judge and of the evaluation, torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenizer.settings import section, setting
+from training.config import SampleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    num_steps: int = setting(330, "optimizer steps of the judge")
+    batch_size: int = setting(32, "clips per step")
+    learning_rate: float = setting(6e-3, "peak learning rate (AdamW, one cycle)")
+    weight_decay: float = setting(0.05, "decoupled weight decay")
+    label_smoothing: float = setting(0.05, "share of the target spread over all values")
+    shift: float = setting(0.15, "largest move, as a share of half the frame")
+    turn: float = setting(0.3, "largest rotation, in radians")
+    stretch: float = setting(0.2, "largest change of size per axis, as a natural logarithm")
+    slant: float = setting(0.25, "largest shear")
+    noise: float = setting(0.05, "standard deviation of noise on pixels in [-1, 1]")
+    seed: int = setting(0, "first weights, order of clips and changes follow from it")
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps ({self.num_steps}) must be at least 1")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size ({self.batch_size}) must be at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    data: str | None = setting(None, "the dataset of the run (default: where it was trained)")
+    num_samples: int = setting(160, "clips to generate and judge")
+    num_real: int = setting(2000, "most real clips of a split to read")
+    num_shown: int = setting(12, "samples in nearest.png, each beside its nearest training clip")
+    judge: JudgeConfig = section(JudgeConfig)
+    sample: SampleConfig = section(SampleConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 2:
+            raise ValueError(f"num_samples ({self.num_samples}) must be at least 2")
+        if self.num_real < 4:
+            raise ValueError(f"num_real ({self.num_real}) must be at least 4")
+        if self.num_shown < 1:
+            raise ValueError(f"num_shown ({self.num_shown}) must be at least 1")
