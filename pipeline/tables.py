@@ -7,6 +7,7 @@ control characters are replaced.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from pipeline.summary import Summary, describe, distributions
 MAX_GROUP_ROWS = 12
 MAX_FAILURE_ROWS = 10
 MAX_CODES_SHOWN = 12
+PIPE_WIDTH = 1000
 
 
 def print_summary(summary: Summary) -> None:
@@ -224,7 +226,9 @@ def _print_table(
 
 
 def _console() -> Console:
-    return Console(soft_wrap=True, highlight=False)
+    """As wide as the terminal; in a pipe, as wide as the table, so that lines can be searched."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(soft_wrap=True, highlight=False, width=width)
 
 
 def _line(text: str) -> Text:

@@ -1,0 +1,345 @@
+"""What `stats`, `inspect` and the report say, and that a hostile shard is one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import struct
+import subprocess
+import sys
+import tarfile
+import xml.etree.ElementTree
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.commit import Store
+from pipeline.inspection import open_shard
+from pipeline.report import write_report
+from pipeline.shards.format import Bucket, ShardEntry, ShardError, dump_declaration
+from pipeline.shards.format import TokenSet as Set
+from pipeline.shards.writer import ShardWriter
+from pipeline.statistics import add_outcome, add_sample, empty_statistics
+from pipeline.summary import summarize, to_json
+from tokenizer.scales import image_and_clip
+from tokenizer.settings import UserError
+
+SCHEDULE = image_and_clip(3, sizes=(1, 2, 4))
+CODEBOOK_SIZE = 64
+NUM_SHARDS, SAMPLES_PER_SHARD = 3, 5
+CONFIG = """\
+sources: [videos]
+out: data
+select:
+  drop: {too_static: motion < 0.5}
+"""
+
+
+def tessera(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The commands of this area through a parser of their own: fast, and exit codes as they are."""
+    code = (
+        "import argparse, sys\n"
+        "from pipeline import inspection_cli\n"
+        "from tokenizer.settings import UserError\n"
+        "parser = argparse.ArgumentParser()\n"
+        "inspection_cli.register(parser.add_subparsers())\n"
+        "arguments = parser.parse_args()\n"
+        "try: status = arguments.run(arguments)\n"
+        "except UserError as error: print(error, file=sys.stderr); status = 2\n"
+        "heavy = {'torch', 'ray', 'av'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(status)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+def sample_metadata(index: int) -> dict[str, Any]:
+    return {
+        "key": f"{index:04d}_0_9_0",
+        "uri": f"videos/{index}.mp4",
+        "num_frames": 9,
+        "fps": 8.0,
+        "height": 64,
+        "width": 64,
+        "start_seconds": 0.0,
+        "end_seconds": 1.125,
+        "label": str(index % 3),
+        "caption": f"a red {index % 3} moving left",
+        "caption_by": "template",
+        "scores": {"brightness": 100.0 + index, "motion": 0.5 + index / 10},
+        "split": "val" if index < SAMPLES_PER_SHARD else "train",
+        "bucket": "t9_h64_w64",
+    }
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished dataset of three shards, made with the pipeline's own writer and commits."""
+    root = tmp_path_factory.mktemp("dataset")
+    store = Store(root)
+    store.prepare()
+    token_set = Set(name="codes", kind="codes", dtype="uint16", codebook_size=CODEBOOK_SIZE)
+    entries, rows = [], []
+    for number in range(NUM_SHARDS):
+        indices = range(number * SAMPLES_PER_SHARD, (number + 1) * SAMPLES_PER_SHARD)
+        statistics = empty_statistics()
+
+        def write(file: Any, indices: range = indices, statistics: Any = statistics) -> None:
+            writer = ShardWriter(file, ("codes.npy",))
+            for index in indices:
+                metadata = sample_metadata(index)
+                codes = np.random.default_rng(index).integers(0, 32, SCHEDULE.num_tokens)
+                codes = codes.astype(np.uint16)
+                writer.write(metadata["key"], {"codes.npy": codes}, metadata)
+                scales = SCHEDULE.scale_of_token
+                add_sample(statistics, metadata, codes, scales, CODEBOOK_SIZE, codes.nbytes)
+                add_outcome(statistics, "kept")
+            writer.close()
+
+        part = store.write_part(f"shard-{number}", ".tar", write)
+        result = {"parts": [asdict(part)], "statistics": statistics}
+        store.commit(f"tokenize-{number}", result, {"host": "here"})
+        split = "val" if number == 0 else "train"
+        entries.append(
+            ShardEntry(
+                path=part.path,
+                sha256=part.sha256,
+                size_bytes=part.size_bytes,
+                num_samples=SAMPLES_PER_SHARD,
+                bucket="t9_h64_w64",
+                split=split,
+                index_offset=0,
+                index_bytes=0,
+            )
+        )
+        rows += [sample_metadata(index) | {"outcome": "kept"} for index in indices]
+    for index in range(20, 24):
+        motion = {"brightness": 90.0, "motion": 0.1}
+        outcome = "dropped:too_static"
+        rows.append(sample_metadata(index) | {"outcome": outcome, "scores": motion})
+    nothing = {"caption": None, "scores": {}, "outcome": "error:open", "uri": "videos/<b>.mp4"}
+    rows.append(sample_metadata(24) | nothing)
+    for row in rows:
+        row |= {name: row["scores"].get(name) for name in ("brightness", "motion")}
+        del row["scores"]
+    pq.write_table(pa.Table.from_pylist(rows), root / "manifest.parquet")
+    bucket = Bucket(name="t9_h64_w64", num_frames=9, height=64, width=64, schedule=SCHEDULE)
+    (root / "shards.json").write_text(dump_declaration([token_set], [bucket], entries))
+    (root / "config.yaml").write_text(CONFIG)
+    (root / "_SUCCESS").touch()
+    return root
+
+
+def first_shard(dataset: Path) -> Path:
+    return sorted((dataset / "parts").glob("*.tar"))[0]
+
+
+def test_stats_count_every_clip_and_every_code(dataset: Path) -> None:
+    values = to_json(summarize(dataset))
+    totals = [values[name] for name in ("n_in", "n_kept", "n_dropped", "n_error")]
+    assert totals == [20, 15, 4, 1]
+    assert values["failures"] == [{"uri": "videos/<b>.mp4", "outcome": "error:open"}]
+    assert values["shards"] == 3
+    assert values["tokens"] == 15 * SCHEDULE.num_tokens == 15 * 63
+    codes = np.concatenate(
+        [
+            open_shard(path).read(key).arrays["codes.npy"]
+            for path in sorted((dataset / "parts").iterdir())
+            for key in open_shard(path).keys
+        ]
+    )
+    overall = values["codebook"][0]
+    counts = np.bincount(codes, minlength=CODEBOOK_SIZE)
+    shares = counts[counts > 0] / len(codes)
+    assert overall["num_used"] == (counts > 0).sum()
+    assert overall["entropy_bits"] == pytest.approx(-(shares * np.log2(shares)).sum())
+    assert [row["num_tokens"] for row in values["codebook"][1:]] == [
+        *(15, 60, 240, 30, 120, 480),
+    ]
+
+
+def test_stats_print_tables_without_torch_or_ray(dataset: Path) -> None:
+    shown = tessera("stats", str(dataset))
+    assert shown.returncode == 0, shown.stderr
+    for text in ("15 samples in 3 shards", "dropped:too_static", "perplexity", "brightness"):
+        assert text in shown.stdout
+    by_label = tessera("stats", str(dataset), "--by", "label").stdout
+    assert [line.split()[:2] for line in by_label.splitlines()[-3:]] == [
+        ["0", "5"],
+        ["1", "5"],
+        ["2", "5"],
+    ]
+    assert json.loads(tessera("stats", str(dataset), "--json").stdout)["samples"] == 15
+
+
+def test_stats_of_an_unfinished_build_count_what_is_committed(dataset: Path) -> None:
+    (dataset / "_SUCCESS").unlink()
+    try:
+        summary = summarize(dataset)
+    finally:
+        (dataset / "_SUCCESS").touch()
+    assert not summary.is_finished
+    assert summary.statistics["samples"] == 15
+
+
+def test_stats_of_something_else_is_one_line(tmp_path: Path) -> None:
+    for target, message in ((tmp_path / "no", "no such folder"), (tmp_path, "not a dataset")):
+        result = tessera("stats", str(target))
+        assert result.returncode == 2
+        assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_lost_commit_is_named(dataset: Path) -> None:
+    commit = dataset / "_commits" / "tokenize-1.json"
+    hidden = commit.rename(dataset / "hidden.json")
+    try:
+        with pytest.raises(UserError, match=r"no commit for shard parts/.* \(1 of 3 missing\)"):
+            summarize(dataset)
+    finally:
+        hidden.rename(commit)
+
+
+def test_inspect_lists_a_shard_and_shows_a_sample_scale_by_scale(dataset: Path) -> None:
+    path = first_shard(dataset)
+    listed = tessera("inspect", str(path))
+    assert listed.returncode == 0, listed.stderr
+    assert "5 samples" in listed.stdout
+    assert "codes.npy uint16[63]" in listed.stdout
+    shown = tessera("inspect", str(path), "0001_0_9_0")
+    assert '"caption": "a red 1 moving left"' in shown.stdout
+    rows = [line.split() for line in shown.stdout.splitlines() if " to " in line]
+    assert [row[4] for row in rows] == [
+        *("1x1x1", "1x2x2", "1x4x4", "2x1x1", "2x2x2", "2x4x4"),
+    ]
+    missing = tessera("inspect", str(path), "nobody")
+    assert missing.returncode == 2
+    assert "no sample 'nobody'" in missing.stderr
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def npy_that_claims(shape: tuple[int, ...]) -> bytes:
+    header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(8)
+
+
+def tar_of(path: Path, *members: tuple[tarfile.TarInfo | str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, payload in members:
+            info = tarfile.TarInfo(name) if isinstance(name, str) else name
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+    return path
+
+
+def link(kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo("a.codes.npy")
+    info.type, info.linkname = kind, "/etc/passwd"
+    return info
+
+
+JSON = ("a.json", b"{}")
+HOSTILE: dict[str, tuple[tuple[tuple[tarfile.TarInfo | str, bytes], ...], str]] = {
+    "a path outside": ((("../../a.json", b"{}"),), "has a path"),
+    "an absolute path": ((("/tmp/a.json", b"{}"),), "has a path"),
+    "a hidden file": (((".a.json", b"{}"),), "has a path"),
+    "a symbolic link": (((link(tarfile.SYMTYPE), b""),), "not a plain file"),
+    "a hard link": (((link(tarfile.LNKTYPE), b""),), "not a plain file"),
+    "a device": (((link(tarfile.CHRTYPE), b""),), "not a plain file"),
+    "no extension": ((("a", b"{}"),), "not named KEY.EXTENSION"),
+    "a terminal escape": ((("a\x1b[2J.json", b"{}"),), "not named KEY.EXTENSION"),
+    "a member twice": ((JSON, JSON), "in it twice"),
+    "scattered members": ((JSON, ("b.json", b"{}"), ("a.x", b"")), "not beside each other"),
+    "a pickle": ((("a.codes.npy", npy(np.array([{}], dtype=object))),), "not a plain number"),
+    "a huge shape": ((("a.codes.npy", npy_that_claims((10**15,))),), "bytes, not"),
+    "a negative shape": ((("a.codes.npy", npy_that_claims((-4, -1))),), "not"),
+    "no array": ((("a.codes.npy", b"\x93NUMPY"),), "not a sound .npy"),
+    "a strange version": (
+        (("a.codes.npy", b"\x93NUMPY\x09\x00" + bytes(9)),),
+        "not a sound|version",
+    ),
+    "broken json": ((("a.json", b"{"),), "not valid JSON"),
+    "nested json": ((("a.json", b"[" * 200_000),), "not valid JSON|must be"),
+    "json of a list": ((("a.json", b"[]"),), "must be an object"),
+    "large json": ((("a.json", b" " * (1 << 21)),), "at most"),
+    "an empty tar": ((), "an empty tar"),
+}
+
+
+def read_all(path: Path) -> None:
+    shard = open_shard(path)
+    for key in shard.keys:
+        shard.read(key)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_shard_is_a_typed_error(name: str, tmp_path: Path) -> None:
+    members, message = HOSTILE[name]
+    path = tar_of(tmp_path / "shard.tar", *members)
+    with pytest.raises(ShardError, match=message) as error:
+        read_all(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 100, 512, 700, 2000])
+def test_a_truncated_shard_is_a_typed_error(dataset: Path, tmp_path: Path, kept_bytes: int) -> None:
+    path = tmp_path / "short.tar"
+    path.write_bytes(first_shard(dataset).read_bytes()[:kept_bytes])
+    with pytest.raises(ShardError, match=r"short\.tar"):
+        open_shard(path)
+
+
+def test_a_compressed_or_foreign_file_is_a_typed_error(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.json"))
+    (tmp_path / "b.tar").write_bytes(np.random.default_rng(0).bytes(5000))
+    for name in ("a.tar", "b.tar", "missing.tar", "."):
+        with pytest.raises(ShardError):
+            open_shard(tmp_path / name)
+    result = tessera("inspect", str(tmp_path / "b.tar"))
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_damaged_bytes_never_raise_anything_else(dataset: Path, tmp_path: Path) -> None:
+    sound = first_shard(dataset).read_bytes()
+    generator = np.random.default_rng(0)
+    path = tmp_path / "damaged.tar"
+    for _ in range(200):
+        damaged = bytearray(sound)
+        for place in generator.integers(0, len(sound), 3):
+            damaged[place] = int(generator.integers(0, 256))
+        path.write_bytes(damaged)
+        with contextlib.suppress(ShardError):
+            read_all(path)
+
+
+def test_the_report_stands_alone_and_escapes_what_it_shows(dataset: Path) -> None:
+    text = write_report(dataset).read_text(encoding="utf-8")
+    assert write_report(dataset).read_text(encoding="utf-8") == text
+    for outside in ("http://", "https://", "<script", "src=", "@import", "url("):
+        assert outside not in text
+    assert "videos/&lt;b&gt;.mp4" in text
+    assert "too_static: dropped if &lt; 0.5" in text
+    assert "20 considered = 15 kept + 4 dropped + 1 errors" in text
+    for section in ("Captions", "Use of the codebook", "Settings", "could not be read"):
+        assert section in text
+    start = 0
+    while (start := text.find("<svg", start)) >= 0:
+        end = text.index("</svg>", start) + len("</svg>")
+        xml.etree.ElementTree.fromstring(text[start:end])
+        start = end
