@@ -1,0 +1,15 @@
+"""What a token is: pixels to multi-scale codes and back.
+
+    settings        frozen dataclasses from YAML and flags, for all packages
+    scales          schedules: how the codes of a clip are laid out          (no torch)
+    config          settings of a tokenizer, presets                         (no torch)
+    codebook        nearest code, running means, restarts
+    quantizer       multi-scale residual quantization; inputs of next-scale generators
+    autoencoder3d   the causal video autoencoder, by whole clips or by pieces
+    losses          what training minimises
+    model           the tokenizer and its folder: encode, decode, load, save
+    metrics         PSNR, SSIM, Frechet distance, health of a codebook
+    cli             the commands
+
+It imports neither `pipeline` nor `training`; the loop that trains a tokenizer is in `training`.
+"""

@@ -1,0 +1,191 @@
+"""Settings of a tokenizer, torch-free: what it is made of and how it is trained.
+
+`TokenizerConfig()` is the demo's: clips of 9 x 64 x 64 become 3 x 4 x 4 latents and 63 codes.
+`PRESETS` names larger ones. A tokenizer's folder carries its settings, so a dataset does too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenizer.scales import Schedule, image_and_clip
+from tokenizer.settings import UserError, section, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """The causal 3-D autoencoder: pixels fold into channels, then stages halve the grid."""
+
+    patch: int = setting(8, "side of the pixel squares folded into channels before the first stage")
+    spatial_stride: int = setting(16, "pixels per latent cell in height and width")
+    temporal_stride: int = setting(4, "frames per latent frame after the first, which stands alone")
+    channels: tuple[int, ...] = setting((48, 64, 96), "width of each stage, from fine to coarse")
+    blocks: tuple[int, ...] = setting((1, 1, 1), "residual blocks in each stage")
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "spatial_stride", "temporal_stride"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise ValueError(f"{name} ({value}) must be a power of two")
+        if self.patch > self.spatial_stride:
+            raise ValueError(f"patch ({self.patch}) is larger than spatial_stride")
+        stages = len(self.halvings) + 1
+        for name in ("channels", "blocks"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(
+                    f"{name} must list {stages} numbers: patch {self.patch} and strides "
+                    f"{self.spatial_stride} and {self.temporal_stride} make {stages} stages"
+                )
+        if min(self.channels) < 1 or min(self.blocks) < 0:
+            raise ValueError("channels: widths must be at least 1 and blocks not negative")
+
+    @property
+    def halvings(self) -> tuple[tuple[int, int], ...]:
+        """(temporal, spatial) factors, 1 or 2, between consecutive stages of the encoder."""
+        spatial = (self.spatial_stride // self.patch).bit_length() - 1
+        temporal = self.temporal_stride.bit_length() - 1
+        return tuple(
+            (2 if stage < temporal else 1, 2 if stage < spatial else 1)
+            for stage in range(max(spatial, temporal))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig:
+    """The multi-scale residual quantizer and its one codebook."""
+
+    codebook_size: int = setting(512, "number of codes")
+    codebook_dim: int = setting(8, "channels of a code, and of the latents")
+    scales: tuple[int, ...] = setting(
+        (1, 2, 4), "sides of an image's scales; the last stands for the whole latent grid"
+    )
+    clip_scales: tuple[int, ...] | None = setting(
+        None, "sides of a clip pyramid's scales (default: as for an image)"
+    )
+    clip_latent_frames: int | None = setting(
+        None, "latent frames per clip pyramid (default: all after the first)"
+    )
+    upsample: Literal["bicubic", "trilinear"] = setting(
+        "bicubic", "how a coarse scale is enlarged; bicubic works frame by frame, as VAR does"
+    )
+    num_phi: int = setting(3, "3x3 convolutions that refine enlarged scales, shared by ticks (VAR)")
+    phi_ratio: float = setting(0.5, "share of the convolution in (1 - r) x + r conv(x)")
+    ema_decay: float = setting(0.98, "decay of the codes' running means")
+    restart_share: float = setting(
+        0.03, "codes used less than this share of the average are put where data is"
+    )
+
+    def __post_init__(self) -> None:
+        if self.codebook_size < 2 or self.codebook_dim < 1:
+            raise ValueError("codebook_size: at least 2 codes of at least 1 channel are needed")
+        for name in ("scales", "clip_scales"):
+            sides = getattr(self, name)
+            if sides is None:
+                continue
+            if not sides or min(sides) < 1 or list(sides) != sorted(sides):
+                raise ValueError(f"{name} ({list(sides)}) must grow from coarse to fine")
+        if self.clip_latent_frames is not None and self.clip_latent_frames < 1:
+            raise ValueError(f"clip_latent_frames ({self.clip_latent_frames}) must be at least 1")
+        if self.num_phi < 1:
+            raise ValueError(f"num_phi ({self.num_phi}) must be at least 1")
+        for name in ("phi_ratio", "ema_decay", "restart_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the training losses, and the course of the training."""
+
+    l1: float = setting(1.0, "weight of the mean absolute error, pixels in [-1, 1]")
+    mse: float = setting(1.0, "weight of the mean squared error")
+    temporal: float = setting(0.5, "weight of the absolute error of frame differences")
+    quantizer: float = setting(1.0, "weight of the quantizer's loss, the mean over the scales")
+    commitment: float = setting(0.25, "weight in it of the latents moving to their codes")
+    latent_size: float = setting(0.01, "weight of the latents' mean square")
+    unquantized_share: float = setting(
+        0.2, "share of the training before the codebook is made from the latents and used"
+    )
+    reversed_share: float = setting(0.5, "share of clips that are shown backwards in training")
+
+    def __post_init__(self) -> None:
+        for name in ("l1", "mse", "temporal", "quantizer", "commitment", "latent_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
+        for name in ("unquantized_share", "reversed_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must lie in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """A tokenizer: pixels to latents, latents to codes, and how both are learned."""
+
+    autoencoder: AutoencoderConfig = section(AutoencoderConfig, "pixels to latents and back")
+    quantizer: QuantizerConfig = section(QuantizerConfig, "latents to codes and back")
+    loss: LossConfig = section(LossConfig, "what training minimises")
+
+    def schedule_for(self, num_frames: int, height: int, width: int) -> Schedule:
+        """The scales of a clip of this shape in pixels; UserError when the strides do not fit.
+
+        Scale sides stand for shares of the latent grid: with scales 1, 2, 4 a grid of 4 x 6 gets
+        1 x 2, 2 x 3 and 4 x 6 codes.
+        """
+        check_clip_shape(self.autoencoder, num_frames, height, width)
+        stride = self.autoencoder.spatial_stride
+        grid = height // stride, width // stride
+        settings = self.quantizer
+        return image_and_clip(
+            1 + (num_frames - 1) // self.autoencoder.temporal_stride,
+            _fitted(settings.scales, grid),
+            _fitted(settings.clip_scales or settings.scales, grid),
+            settings.clip_latent_frames,
+        )
+
+
+def check_clip_shape(config: AutoencoderConfig, num_frames: int, height: int, width: int) -> None:
+    """UserError unless frames are 1 + a multiple of the temporal stride and sides fit as well."""
+    stride = config.temporal_stride
+    if num_frames < 1 or (num_frames - 1) % stride:
+        below = 1 + max(num_frames - 1, 0) // stride * stride
+        raise UserError(
+            f"num_frames ({num_frames}) must be 1 + a multiple of {stride}; "
+            f"nearest are {below} and {below + stride}"
+        )
+    stride = config.spatial_stride
+    for name, side in (("height", height), ("width", width)):
+        if side < stride or side % stride:
+            below = max(side // stride, 1) * stride
+            raise UserError(
+                f"{name} ({side}) must be a multiple of {stride}; "
+                f"nearest are {below} and {below + stride}"
+            )
+
+
+def _fitted(sides: Sequence[int], grid: tuple[int, int]) -> list[tuple[int, int]]:
+    finest = sides[-1]
+    return [(_share(side, finest, grid[0]), _share(side, finest, grid[1])) for side in sides]
+
+
+def _share(side: int, finest: int, cells: int) -> int:
+    return max(1, (2 * side * cells + finest) // (2 * finest))
+
+
+PRESETS: dict[str, TokenizerConfig] = {
+    "tiny": TokenizerConfig(),
+    "small": TokenizerConfig(
+        autoencoder=AutoencoderConfig(patch=4, channels=(96, 192, 256), blocks=(2, 2, 2)),
+        quantizer=QuantizerConfig(
+            codebook_size=4096, codebook_dim=16, scales=(1, 2, 3, 4, 6, 8), num_phi=4
+        ),
+    ),
+    "base": TokenizerConfig(
+        autoencoder=AutoencoderConfig(patch=2, channels=(128, 256, 384, 512), blocks=(2, 2, 2, 2)),
+        quantizer=QuantizerConfig(
+            codebook_size=16384, codebook_dim=32, scales=(1, 2, 3, 4, 6, 8, 10, 13, 16), num_phi=4
+        ),
+    ),
+}
+"""tiny: the demo, 64 x 64; small: for 128 x 128; base: for 256 x 256."""
