@@ -139,11 +139,13 @@ def _plan(num_clips: int, seed: int) -> Iterator[tuple[dict[str, str], np.ndarra
     motions, colors = list(MOTIONS), list(COLORS)
     for start in range(0, num_clips, CLIPS_PER_VIDEO):
         random = np.random.default_rng([seed, 0, start])
-        size = min(CLIPS_PER_VIDEO, num_clips - start)
-        classes = random.permutation(10)[:size]
-        shown_motions = random.permutation(np.arange(start, start + size) % len(motions))
-        shown_colors = np.cumsum(random.integers(1, len(colors), size)) % len(colors)
-        for label, motion, color in zip(classes, shown_motions, shown_colors):
+        ten = np.arange(start, start + CLIPS_PER_VIDEO)
+        shown = zip(
+            random.permutation(10),
+            random.permutation(ten % len(motions)),
+            np.cumsum(random.integers(1, len(colors), CLIPS_PER_VIDEO)) % len(colors),
+        )
+        for label, motion, color in itertools.islice(shown, num_clips - start):
             attributes = {
                 "class": str(label),
                 "motion": motions[motion],
