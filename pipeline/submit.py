@@ -12,6 +12,7 @@ one `UserError` that says what to do.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -85,6 +86,8 @@ def connect_jobs(given: str | None) -> JobsClient:
     with jobs.explained(), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         from ray.job_submission import JobSubmissionClient
 
+        for name in ("job.sdk", "dashboard_sdk"):  # uploads and closed sockets are no news
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         jobs.ray = JobSubmissionClient(address)
     return jobs
 
@@ -131,6 +134,7 @@ def follow_job(jobs: JobsClient, job_id: str) -> int:
     """Prints a job's output as it comes; 0 when it succeeded, 1 when not, 130 on Ctrl-C."""
     try:
         with jobs.explained():
+            jobs.ray.get_job_status(job_id)  # refuses an unknown id in one clear line
             state = asyncio.run(_stream(jobs.ray, job_id))
             message = jobs.ray.get_job_info(job_id).message or ""
     except KeyboardInterrupt:
@@ -144,8 +148,7 @@ def follow_job(jobs: JobsClient, job_id: str) -> int:
     if state == "SUCCEEDED":
         print(f"job {job_id} succeeded", flush=True)
         return 0
-    reason = f": {message.strip().splitlines()[0]}" if message.strip() else ""
-    print(f"job {job_id} {state.lower()}{reason}", file=sys.stderr)
+    print(f"job {job_id} {state.lower()}{_reason(message)}", file=sys.stderr)
     return 1
 
 
@@ -157,6 +160,8 @@ def stop_job(jobs: JobsClient, job_id: str) -> bool:
 
 async def _stream(client: Any, job_id: str) -> str:
     """Prints the log until the job has ended; a dropped connection resumes where it was."""
+    from aiohttp import ClientError
+
     num_printed = 0
     while True:
         num_seen = 0
@@ -165,13 +170,21 @@ async def _stream(client: Any, job_id: str) -> str:
                 print(chunk[max(num_printed - num_seen, 0) :], end="", flush=True)
                 num_seen += len(chunk)
                 num_printed = max(num_printed, num_seen)
-        except RuntimeError as error:
-            if "closed unexpectedly" not in str(error):
+        except (RuntimeError, ClientError) as error:
+            if isinstance(error, RuntimeError) and "closed unexpectedly" not in str(error):
                 raise
         state = str(client.get_job_status(job_id).value)
         if state in FINAL_STATES:
             return state
         await asyncio.sleep(SECONDS_BETWEEN_CONNECTIONS)
+
+
+def _reason(message: str) -> str:
+    """Ray's message without the log, which was printed already."""
+    if "No module named pipeline" in message:
+        return ": the `python` of the cluster's head has no Tessera; see docs/jobs.md"
+    first = message.strip().partition("\n")[0].partition(", last available logs")[0]
+    return f": {first}" if first else ""
 
 
 @contextmanager

@@ -17,7 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizer.settings import UserError, add_flags, given_flags, read_settings, save_settings
+from tokenizer.settings import (
+    UserError,
+    add_flags,
+    config_file,
+    given_flags,
+    read_settings,
+    save_settings,
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def register(commands: Any) -> None:
     jobs = parser.add_subparsers(dest="job", required=True, metavar="COMMAND")
     for name, submittable in SUBMITTABLE.items():
         job = _add_job(jobs, name, submittable.summary)
-        job.add_argument("target", metavar="CONFIG", help="the command's YAML file")
+        job.add_argument("target", metavar="CONFIG", help="the command's YAML file, or a preset")
         add_flags(job, _config_class(submittable))
         job.set_defaults(run=_submit_config, submittable=submittable)
     stats = _add_job(jobs, "stats", "print what is in a dataset")
@@ -102,7 +109,7 @@ def register(commands: Any) -> None:
         other.set_defaults(run=run)
 
 
-def job_settings(submittable: Submittable, path: str, overrides: Mapping[str, Any]) -> Any:
+def job_settings(submittable: Submittable, path: Path, overrides: Mapping[str, Any]) -> Any:
     """The effective settings of a job, every path absolute; UserError when they are unfit."""
     settings: Any = read_settings(_config_class(submittable), path, overrides)
     for key in submittable.required:
@@ -178,7 +185,8 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
 
 def _submit_config(arguments: argparse.Namespace) -> int:
     submittable: Submittable = arguments.submittable
-    settings = job_settings(submittable, arguments.target, given_flags(arguments))
+    path = config_file(arguments.target, _presets(submittable))
+    settings = job_settings(submittable, path, given_flags(arguments))
     with tempfile.TemporaryDirectory(prefix="tessera-submit-") as folder:
         save_settings(settings, Path(folder) / "config.yaml")
         return _submit(arguments, (*submittable.command, "config.yaml"), Path(folder))
@@ -225,6 +233,11 @@ def _stop(arguments: argparse.Namespace) -> int:
 def _config_class(submittable: Submittable) -> type:
     module, _, name = submittable.config_class.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def _presets(submittable: Submittable) -> Path:
+    module = submittable.config_class.partition(":")[0]
+    return Path(str(importlib.import_module(module).__file__)).parent / "presets"
 
 
 def _get(settings: Any, dotted: str) -> Any:
