@@ -31,7 +31,7 @@ from pipeline.clip import (
 from pipeline.commit import Store, fingerprint_of, unit_id
 from pipeline.config import BuildConfig, parse_bucket
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import DecodeError, Probe
+from pipeline.decode.decoder import DecodeError, Probe, gather_scan
 from pipeline.plan import PlannedSource
 from pipeline.statistics import add_outcome, empty_statistics
 from tokenizer.settings import to_dict
@@ -116,12 +116,10 @@ class AnnotateJob:
         sidecar = read_sidecar(Path(source.sidecar_path)) if source.sidecar_path else None
         decoder = open_decoder(config.decoder, config.limits)
         probe = decoder.probe(source.path)
-        small = list(decoder.scan(source.path))
-        if not small:
-            raise DecodeError("empty", f"{source.uri}: no frames")
-        pts = np.array([frame.pts for frame in small], dtype=np.int64)
-        frames = np.stack([frame.frame for frame in small])
-        found = shots.find_shots(pts, frames, probe.time_base, config.shots)
+        scan = gather_scan(decoder.scan(source.path))
+        if not len(scan.pts):
+            raise scan.error or DecodeError("empty", f"{source.uri}: no frames")
+        found = shots.find_shots(scan.pts, scan.frames, config.shots)
         template = Clip(
             clip_id="",
             source_id=source.source_id,
@@ -137,7 +135,10 @@ class AnnotateJob:
                 template, probe, shot.start_pts, shot.end_pts, config.clips.fps, buckets
             )
         ]
-        return [self._described(clip, probe, pts, frames, sidecar) for clip in clips]
+        rows = [self._described(clip, probe, scan.pts, scan.frames, sidecar) for clip in clips]
+        if scan.error is not None:  # what came before the damage is sound; the rest is one row
+            rows.append(failed_source(source.source_id, source.uri, f"error:{scan.error.kind}"))
+        return rows
 
     def _described(
         self,
