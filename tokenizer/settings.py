@@ -61,7 +61,7 @@ def read_settings(
         where = str(path)
         values = _read_yaml(Path(path))
     for dotted, raw in (overrides or {}).items():
-        value = _parse_override(dotted, raw)
+        value = _parse_override(cls, dotted, raw)
         _assign(values, dotted.split("."), value, dotted)
     return from_dict(cls, values, where)
 
@@ -144,13 +144,30 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _parse_override(dotted: str, raw: Any) -> Any:
+def _parse_override(cls: type, dotted: str, raw: Any) -> Any:
+    """A flag's text as YAML; where text is wanted, text that YAML would read otherwise stays."""
     if not isinstance(raw, str):
         return raw
     try:
-        return yaml.safe_load(raw)
+        value = yaml.safe_load(raw)
     except yaml.YAMLError:
+        if _wants_text(cls, dotted):
+            return raw
         raise UserError(f"--{dotted}: {raw!r} is not a valid value") from None
+    if _wants_text(cls, dotted) and value is not None and not isinstance(value, str):
+        return raw
+    return value
+
+
+def _wants_text(cls: Any, dotted: str) -> bool:
+    for key in dotted.split("."):
+        if not dataclasses.is_dataclass(cls):
+            return False
+        cls = typing.get_type_hints(cls).get(key)
+    return cls is str or (
+        typing.get_origin(cls) in (typing.Union, types.UnionType)
+        and set(typing.get_args(cls)) <= {str, type(None)}
+    )
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any, dotted: str) -> None:
@@ -172,9 +189,7 @@ def _build(cls: type[T], values: Mapping[str, Any], where: str, prefix: str) -> 
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
             hint = (
-                f"did you mean '{prefix}{near[0]}'?"
-                if near
-                else f"valid keys: {', '.join(fields)}"
+                f"did you mean '{prefix}{near[0]}'?" if near else f"valid keys: {', '.join(fields)}"
             )
             raise UserError(f"{where}: unknown key '{prefix}{key}'; {hint}")
     arguments: dict[str, Any] = {}
