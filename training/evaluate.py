@@ -15,15 +15,17 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int, UInt8
+from torch import Tensor
 
 from pipeline.shards import Dataset, ShardError, open_dataset
-from tokenizer.metrics import frechet_distance
+from tokenizer.metrics import frechet_distance, mean_color, psnr
 from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError, to_dict
 from training.config import SampleConfig
@@ -38,8 +40,9 @@ from training.judge import (
     save_judge,
     train_judge,
 )
-from training.likeness import copy_share, mean_color, mean_psnr, nearest
+from training.likeness import copy_share, nearest
 from training.pictures import contact_sheet, save_png
+from training.real_clips import Clips, intended, read_clips
 from training.run import OpenedRun, open_run, pick_device
 from training.sampler import is_guided
 from training.samples import Generated, generate
@@ -47,18 +50,6 @@ from training.samples import Generated, generate
 REPORT_FILE = "evaluation.json"
 NEAREST_FILE = "nearest.png"
 _BATCH = 32
-
-
-@dataclass(frozen=True)
-class Clips:
-    """Clips of one split: uint8 frames (n, t, h, w, 3) and what each is said to show."""
-
-    frames: np.ndarray
-    attributes: list[dict[str, str]]
-    prompts: list[str | None]
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
 
 def evaluate(
@@ -83,14 +74,15 @@ def evaluate(
     say(f"{len(train)} real clips to learn from, {len(held_out)} held out")
     judge, key = _judge(run_dir, train, pixels.fingerprint, config, say)
     rebuilt = reconstruct(run.tokenizer, held_out.frames)
-    wanted = intended(run, train)
+    originals = torch.from_numpy(held_out.frames)
+    wanted = intended(run.vocabulary, train)
     samples = generate(run, _prompts(wanted, config), _settings(run, config))
     say(f"{len(samples.codes)} samples in {samples.seconds:.1f} s, {samples.num_steps} steps each")
     neighbours, similarity = nearest(samples.frames, train.frames)
     _, real_similarity = nearest(held_out.frames, train.frames)
     report: dict[str, Any] = {
-        "psnr": mean_psnr(rebuilt, held_out.frames),
-        "psnr_mean_color": mean_psnr(mean_color(held_out.frames), held_out.frames),
+        "psnr": _mean_psnr(torch.from_numpy(rebuilt), originals),
+        "psnr_mean_color": _mean_psnr(mean_color(originals), originals),
         "copy_share": copy_share(samples.codes, _train_codes(codes, bucket)),
         "distinct_share": len({row.tobytes() for row in samples.codes}) / len(samples.codes),
         "nearest_psnr": {
@@ -123,54 +115,17 @@ def evaluate(
     return report
 
 
-def read_clips(dataset: Dataset, split: str, bucket: str, limit: int, kind: str) -> Clips:
-    """At most `limit` clips of a split, spread evenly over it; prompts as the condition needs."""
-    try:
-        samples = dataset.samples(split=split, bucket=bucket)
-    except ShardError as error:
-        raise UserError(str(error)) from None
-    count = min(len(samples), limit)
-    chosen = np.arange(count) * len(samples) // count
-    metadata = samples.metadata(chosen)
-    prompt = {"class": "label", "text": "caption"}.get(kind)
-    return Clips(
-        frames=samples.gather(chosen),
-        attributes=[_attributes(each) for each in metadata],
-        prompts=[each.get(prompt) if prompt else None for each in metadata],
-    )
-
-
 def reconstruct(
     tokenizer: Tokenizer, frames: UInt8[np.ndarray, "n t h w c"]
 ) -> UInt8[np.ndarray, "n t h w c"]:
     """The clips after a round trip through the tokenizer's codes."""
     schedule = tokenizer.schedule_for(*frames.shape[1:4])
-    parts = [
-        tokenizer.decode(tokenizer.encode(frames[start : start + _BATCH]), schedule)
-        for start in range(0, len(frames), _BATCH)
-    ]
-    return np.concatenate([np.asarray(part) for part in parts])
-
-
-def intended(run: OpenedRun, train: Clips) -> dict[str | None, dict[str, str]]:
-    """The training clips' prompts, and what all clips with a prompt have in common."""
-    shared: dict[str | None, dict[str, str]] = {}
-    for prompt, attributes in zip(train.prompts, train.attributes):
-        if prompt is None and run.vocabulary.kind != "none":
-            continue
-        known = shared.setdefault(prompt, dict(attributes))
-        shared[prompt] = {
-            name: value for name, value in known.items() if attributes.get(name) == value
-        }
-    return {prompt: shared[prompt] for prompt in shared if _fits(run, prompt)}
-
-
-def _fits(run: OpenedRun, prompt: str | None) -> bool:
-    try:
-        run.vocabulary.encode(prompt)
-    except UserError:  # longer than the run takes
-        return False
-    return True
+    device = next(tokenizer.parameters()).device
+    rebuilt = []
+    for start in range(0, len(frames), _BATCH):
+        clips = torch.from_numpy(frames[start : start + _BATCH]).to(device)
+        rebuilt.append(tokenizer.decode(tokenizer.encode(clips), schedule).cpu().numpy())
+    return np.concatenate(rebuilt)
 
 
 def _prompts(wanted: dict[str | None, dict[str, str]], config: EvaluateConfig) -> list[str | None]:
@@ -214,12 +169,6 @@ def _datasets(
     return codes, pixels
 
 
-def _attributes(metadata: dict[str, Any]) -> dict[str, str]:
-    if metadata.get("attributes"):
-        return dict(metadata["attributes"])
-    return {"class": metadata["label"]} if metadata.get("label") is not None else {}
-
-
 def _judge(
     run_dir: Path,
     train: Clips,
@@ -251,7 +200,7 @@ def _judged(
     held_out: Clips,
     rebuilt: np.ndarray,
     samples: Generated,
-    seed: int,
+    wanted: dict[str | None, dict[str, str]],
 ) -> dict[str, Any]:
     """Accuracies, and Frechet distances of equally many clips to one set of real clips."""
     if judge is None:
@@ -277,6 +226,11 @@ def _judged(
             "num_clips": size,
         },
     }
+
+
+def _mean_psnr(clips: UInt8[Tensor, "n t h w c"], originals: UInt8[Tensor, "n t h w c"]) -> float:
+    """Mean PSNR in dB; a clip that is exact counts as 100."""
+    return float(psnr(clips, originals).clamp(max=100).mean())
 
 
 def _summary(report: dict[str, Any], run: OpenedRun, samples: Generated) -> dict[str, Any]:

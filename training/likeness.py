@@ -1,4 +1,4 @@
-"""How alike clips are: error against an original, exact copies, the nearest among others."""
+"""How alike clips are: exact copies in codes, and the nearest clip in pixels."""
 
 from __future__ import annotations
 
@@ -8,17 +8,6 @@ from jaxtyping import Float, Int, UInt8
 from training.judge import seen
 
 _BATCH = 32
-
-
-def mean_psnr(
-    clips: UInt8[np.ndarray, "n t h w c"], originals: UInt8[np.ndarray, "n t h w c"]
-) -> float:
-    """Mean over clips of the PSNR in dB of each against its original."""
-    errors = [
-        np.square(clip.astype(np.float32) - original).mean()
-        for clip, original in zip(clips, originals)
-    ]
-    return float(np.mean(_decibels(np.array(errors))))
 
 
 def copy_share(codes: Int[np.ndarray, "n l"], known: Int[np.ndarray, "m l"]) -> float:
@@ -45,12 +34,6 @@ def nearest(
     found = distances.argmin(axis=1)
     least = np.maximum(distances[np.arange(len(found)), found], 0) / vectors[0].shape[1]
     return found, _decibels(least * 127.5**2)
-
-
-def mean_color(frames: UInt8[np.ndarray, "n t h w c"]) -> UInt8[np.ndarray, "n t h w c"]:
-    """Each clip as its one mean color: what a reconstruction must beat."""
-    means = np.stack([clip.mean(axis=(0, 1, 2)) for clip in frames]).round().astype(np.uint8)
-    return np.broadcast_to(means[:, None, None, None], frames.shape)
 
 
 def _decibels(squared_error: np.ndarray) -> np.ndarray:

@@ -1,0 +1,88 @@
+"""Real clips of a dataset with what is said about them, and what a prompt promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.shards import Dataset, ShardError
+from tokenizer.settings import UserError
+from training.judge import attribute_values
+from training.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips of one split: uint8 frames (n, t, h, w, 3) and what each is said to show."""
+
+    frames: np.ndarray
+    attributes: list[dict[str, str]]
+    prompts: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def read_clips(dataset: Dataset, split: str, bucket: str, limit: int, kind: str) -> Clips:
+    """At most `limit` clips of a split, spread evenly over it; prompts as the condition needs."""
+    try:
+        samples = dataset.samples(split=split, bucket=bucket)
+    except ShardError as error:
+        raise UserError(str(error)) from None
+    count = min(len(samples), limit)
+    chosen = np.arange(count) * len(samples) // count
+    metadata = samples.metadata(chosen)
+    prompt = {"class": "label", "text": "caption"}.get(kind)
+    return Clips(
+        frames=samples.gather(chosen),
+        attributes=[_attributes(each) for each in metadata],
+        prompts=[each.get(prompt) if prompt else None for each in metadata],
+    )
+
+
+def intended(vocabulary: Vocabulary, train: Clips) -> dict[str | None, dict[str, str]]:
+    """The training clips' prompts, and what a sample of each should show.
+
+    That is what the training clips with this prompt have in common, of those attributes that most
+    prompts determine: a caption may say the motion, a class does not.
+    """
+    groups: dict[str | None, list[dict[str, str]]] = {}
+    for prompt, attributes in zip(train.prompts, train.attributes):
+        if (prompt is not None or vocabulary.kind == "none") and _fits(vocabulary, prompt):
+            groups.setdefault(prompt, []).append(attributes)
+    shared = {prompt: _common(group) for prompt, group in groups.items()}
+    several = [prompt for prompt, group in groups.items() if len(group) > 1]
+    vague = {
+        name
+        for name in attribute_values(train.attributes)
+        if 2 * sum(name in shared[prompt] for prompt in several) < len(several)
+    }
+    return {
+        prompt: {name: value for name, value in each.items() if name not in vague}
+        for prompt, each in shared.items()
+    }
+
+
+def _common(group: list[dict[str, str]]) -> dict[str, str]:
+    first, *others = group
+    return {
+        name: value
+        for name, value in first.items()
+        if all(other.get(name) == value for other in others)
+    }
+
+
+def _attributes(metadata: dict[str, Any]) -> dict[str, str]:
+    if metadata.get("attributes"):
+        return dict(metadata["attributes"])
+    return {"class": metadata["label"]} if metadata.get("label") is not None else {}
+
+
+def _fits(vocabulary: Vocabulary, prompt: str | None) -> bool:
+    try:
+        vocabulary.encode(prompt)
+    except UserError:  # longer than the run takes
+        return False
+    return True
