@@ -1,0 +1,171 @@
+"""Commands of training: `train`, `sample`, and `tokenizer train`; torch-free until one runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tokenizer.settings import (
+    UserError,
+    add_flags,
+    config_file,
+    given_flags,
+    read_settings,
+)
+from training import evaluate_cli
+from training.config import GeneratorRun, SampleConfig, TokenizerRun
+
+if TYPE_CHECKING:
+    from training.launch.job import RunConfig
+    from training.trainer import Trained
+
+Config = TypeVar("Config", "GeneratorRun", "TokenizerRun")
+PRESETS = Path(__file__).parent / "presets"
+
+_TRAIN = """\
+examples:
+  tessera train demo --data runs/demo/data --out runs/demo/run
+  tessera train demo --data runs/demo/data --out runs/raster --method.name raster
+  tessera train --out runs/demo/run                 continue an interrupted run
+  tessera train demo --data DATA --out RUN --launch.kind ray --launch.workers 2
+  torchrun --nproc-per-node 2 -m training train demo --data DATA --out RUN
+"""
+
+_SAMPLE = """\
+examples:
+  tessera sample runs/demo/run
+  tessera sample runs/demo/run --prompts '["a red 3 moving left"]' --count 4 --guidance.scale 2
+"""
+
+_TOKENIZER = """\
+examples:
+  tessera build demo --sources '[videos]' --out DATA --until select
+  tessera tokenizer train demo-tokenizer --data DATA
+  tessera build demo --sources '[videos]' --out DATA
+"""
+
+
+def register(
+    commands: argparse._SubParsersAction,
+    tokenizer_commands: argparse._SubParsersAction,
+    prepare_pixels: Callable[[str], Path] | None = None,
+) -> None:
+    """Adds the commands; `prepare_pixels` makes the pixel shards of a build that has none yet."""
+    train = _add(commands, "train", "train a generator on token shards", _TRAIN)
+    _add_training(train, GeneratorRun, "the dataset folder that `tessera build` made")
+    train.set_defaults(run=_train)
+
+    sample = _add(commands, "sample", "sample videos from a trained generator", _SAMPLE)
+    sample.add_argument("folder", metavar="RUN", help="folder of a run of `tessera train`")
+    add_flags(sample, SampleConfig)
+    sample.set_defaults(run=_sample)
+
+    evaluate_cli.register(commands, prepare_pixels)
+
+    name = "train" if tokenizer_commands is not commands else "tokenizer-train"
+    tokenizer = _add(tokenizer_commands, name, "train a tokenizer on pixel shards", _TOKENIZER)
+    _add_training(tokenizer, TokenizerRun, "a build (its pixel shards are made) or pixel shards")
+    tokenizer.set_defaults(run=_train_tokenizer, prepare_pixels=prepare_pixels)
+
+
+def _add(
+    commands: argparse._SubParsersAction, name: str, help: str, epilog: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_training(parser: argparse.ArgumentParser, settings: type, data_help: str) -> None:
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        help="YAML file with the settings, or a preset (default: the settings of the run in OUT)",
+    )
+    parser.add_argument("--data", metavar="DIR", default=None, help=data_help)
+    add_flags(parser, settings, leave_out=("data.path",))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = _settings(arguments, GeneratorRun)
+    if config.out is None:
+        raise UserError("out is required: the folder of the run, for example --out runs/generator")
+    trained = _launch(config, "train")
+    if trained is not None:
+        print(f"trained {trained.step} steps; run: {config.out}; next: tessera sample {config.out}")
+    return 0
+
+
+def _train_tokenizer(arguments: argparse.Namespace) -> int:
+    config = _settings(arguments, TokenizerRun)
+    if config.data.path is None:
+        raise UserError("--data is required: a folder of `tessera build`")
+    data = Path(config.data.path)
+    config = replace(
+        config,
+        out=config.out or str(data / "tokenizer_run"),
+        result=config.result or str(data / "tokenizer"),
+    )
+    if arguments.prepare_pixels is not None and _is_build(data):
+        pixels = arguments.prepare_pixels(str(data))
+        config = replace(config, data=replace(config.data, path=str(pixels)))
+    trained = _launch(config, "tokenizer-train")
+    if trained is not None:
+        print(f"trained {trained.step} steps; tokenizer: {config.result}")
+    return 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from training.samples import write_samples
+
+    settings = read_settings(SampleConfig, None, given_flags(arguments))
+    write_samples(Path(arguments.folder), settings)
+    return 0
+
+
+def _settings(arguments: argparse.Namespace, cls: type[Config]) -> Config:
+    """The settings of this call: a file or preset, else the run's own, and the flags on top."""
+    overrides = given_flags(arguments)
+    if arguments.data is not None:
+        overrides["data.path"] = json.dumps(arguments.data)
+    path = config_file(arguments.config, PRESETS) if arguments.config else None
+    if path is None and "out" in overrides:
+        own = Path(overrides["out"]) / "config.yaml"
+        path = own if own.exists() else None
+    return read_settings(cls, path, overrides)
+
+
+def _launch(config: RunConfig, command: str) -> Trained | None:
+    """Trains by the launcher of the settings; None in all but one of several processes."""
+    from training.launch import torchrun
+
+    if torchrun.under_torchrun():
+        trained = torchrun.join(config)
+        return trained if torchrun.is_first() else None
+    if config.launch.kind == "torchrun":
+        return torchrun.start(config, command)
+    if config.launch.kind == "ray":
+        try:
+            from training.launch import ray
+        except ImportError:
+            raise UserError(
+                "launch.kind is ray, but Ray is not installed: pip install ray"
+            ) from None
+        return ray.launch(config)
+    from training.launch import local
+
+    return local.launch(config)
+
+
+def _is_build(folder: Path) -> bool:
+    """Whether `folder` is a build that can make pixel shards, and not pixel shards themselves."""
+    return (folder / "config.yaml").exists() and (folder / "selection.parquet").exists()

@@ -1,0 +1,213 @@
+"""Settings of training and sampling, torch-free: what a preset file and the flags fill.
+
+`GeneratorRun` and `TokenizerRun` are the two things that the one loop trains; both are saved into
+the run as `config.yaml` and can be given back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenizer.config import TokenizerConfig
+from tokenizer.settings import section, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    path: str | None = setting(None, "the dataset folder that `tessera build` made")
+    buckets: tuple[str, ...] = setting(
+        (), "shapes to train on; several take turns by their number of clips (empty: the longest)"
+    )
+    split: str = setting("train", "split to train on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    name: Literal["next_scale", "raster"] = setting(
+        "next_scale", "the order of generation: a scale a step, or a cell a step"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    norm: Literal["layer", "rms"] = setting("layer", "normalisation before attention and MLP")
+    mlp: Literal["swiglu", "gelu_tanh"] = setting("swiglu", "kind of MLP")
+    mlp_ratio: float = setting(
+        4.0, "parameters of the MLP: those of two matrices width x ratio*width"
+    )
+    qk_norm: bool = setting(True, "normalise queries and keys per head")
+    bias: bool = setting(False, "biases in the linear layers")
+    dropout: float = setting(0.0, "dropout behind attention and MLP")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
+        if self.mlp_ratio <= 0:
+            raise ValueError(f"mlp_ratio ({self.mlp_ratio}) must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    width: int = setting(192, "width of the transformer")
+    depth: int = setting(6, "number of blocks")
+    heads: int = setting(3, "attention heads; must divide the width")
+    block: BlockConfig = section(BlockConfig, "what a block is made of")
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.heads) < 1:
+            raise ValueError("width: width, depth and heads must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionConfig:
+    kind: Literal["none", "class", "text"] = setting("text", "what a clip is generated from")
+    dropout: float = setting(0.1, "share of clips trained without it, which guidance needs")
+    max_pieces: int = setting(64, "longest caption in word pieces; longer ones are cut in training")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1]")
+        if self.max_pieces < 1:
+            raise ValueError(f"max_pieces ({self.max_pieces}) must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    matrices: Literal["muon", "adamw"] = setting("muon", "optimizer of the matrices in the blocks")
+    matrix_learning_rate: float = setting(3e-3, "peak learning rate of those matrices")
+    learning_rate: float = setting(2e-3, "peak learning rate of everything else (AdamW)")
+    beta1: float = setting(0.9, "AdamW: decay of the gradient's mean")
+    beta2: float = setting(0.95, "AdamW: decay of the gradient's square")
+    momentum: float = setting(0.95, "Muon: momentum")
+    newton_schulz_steps: int = setting(4, "Muon: iterations of the orthogonalisation")
+    weight_decay: float = setting(0.0, "decoupled weight decay of matrices")
+    clip_norm: float = setting(1.0, "largest norm of the gradient; 0 leaves it alone")
+
+    def __post_init__(self) -> None:
+        for name in ("matrix_learning_rate", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    kind: Literal["constant", "linear", "cosine", "wsd"] = setting(
+        "wsd", "learning rate over the steps; wsd: warm-up, stable, linear decay"
+    )
+    warmup_steps: int = setting(20, "steps from zero to the peak")
+    stable_share: float = setting(0.4, "wsd: share of the run before the decay begins")
+    final_ratio: float = setting(0.0, "learning rate at the end, relative to the peak")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.stable_share <= 1:
+            raise ValueError(f"stable_share ({self.stable_share}) must lie in [0, 1]")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    num_steps: int = setting(400, "optimizer steps")
+    global_batch_size: int = setting(24, "clips per step, over all ranks")
+    seed: int = setting(0, "everything drawn in training follows from it")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to train")
+    log_every: int = setting(10, "steps between lines of metrics")
+    checkpoint_every: int = setting(200, "steps between checkpoints; the last step always has one")
+    keep_checkpoints: int = setting(2, "checkpoints to keep")
+    tensorboard: bool = setting(True, "also write the metrics for TensorBoard")
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "global_batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.keep_checkpoints < 1:
+            raise ValueError(f"keep_checkpoints ({self.keep_checkpoints}) must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    kind: Literal["local", "torchrun", "ray"] = setting(
+        "local", "one process here, several here under torchrun, or several on a Ray cluster"
+    )
+    workers: int = setting(2, "torchrun, ray: number of processes")
+    address: str | None = setting(None, "ray: the cluster (default: RAY_ADDRESS, else a local Ray)")
+    max_failures: int = setting(0, "ray: restarts from the latest checkpoint before giving up")
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers ({self.workers}) must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRun:
+    """Training of a generator on code shards: `tessera train`."""
+
+    out: str | None = setting(None, "folder of the run")
+    data: DataConfig = section(DataConfig)
+    method: MethodConfig = section(MethodConfig)
+    model: ModelConfig = section(ModelConfig)
+    condition: ConditionConfig = section(ConditionConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    schedule: ScheduleConfig = section(ScheduleConfig)
+    trainer: TrainerConfig = section(TrainerConfig)
+    launch: LaunchConfig = section(LaunchConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRun:
+    """Training of a tokenizer on pixel shards: `tessera tokenizer train`."""
+
+    out: str | None = setting(None, "folder of the run (default: DATA/tokenizer_run)")
+    result: str | None = setting(
+        None, "folder of the finished tokenizer (default: DATA/tokenizer, where a build looks)"
+    )
+    data: DataConfig = section(DataConfig)
+    tokenizer: TokenizerConfig = section(TokenizerConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    schedule: ScheduleConfig = section(ScheduleConfig)
+    trainer: TrainerConfig = section(TrainerConfig)
+    launch: LaunchConfig = section(LaunchConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    kind: Literal["constant", "linear", "ramp", "interval"] = setting(
+        "ramp",
+        "over the steps: the same; linear in the share of cells done; from 1 up to the scale; "
+        "or the scale within [start, end) of the cells done and 1 elsewhere",
+    )
+    scale: float = setting(3.0, "logits = unconditional + scale * (conditional - unconditional)")
+    start: float = setting(0.0, "interval: share of cells done from which on the scale holds")
+    end: float = setting(1.0, "interval: share of cells done up to which the scale holds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    out: str | None = setting(None, "folder for the samples (default: RUN/samples)")
+    prompts: tuple[str, ...] = setting(
+        (), "classes or captions to sample (default: those of the training data)"
+    )
+    count: int = setting(1, "samples per class or prompt")
+    max_prompts: int = setting(20, "how many of the training data's prompts when none are given")
+    bucket: str | None = setting(None, "shape to sample (default: the one trained on)")
+    temperature: float = setting(1.0, "above 1 more varied, below 1 safer; 0 takes the likeliest")
+    top_k: int = setting(0, "sample from the k likeliest codes only; 0: all")
+    top_p: float = setting(1.0, "sample from the likeliest codes of this total probability")
+    guidance: GuidanceConfig = section(GuidanceConfig)
+    seed: int = setting(0, "seed; sample i is the same whatever the batch size")
+    batch_size: int = setting(32, "samples generated together")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to sample")
+    fps: float = setting(8.0, "frames per second of the written videos")
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature ({self.temperature}) must not be negative")
+        if self.top_k < 0:
+            raise ValueError(f"top_k ({self.top_k}) must not be negative")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p ({self.top_p}) must lie in (0, 1]")
+        if self.count < 1 or self.batch_size < 1:
+            raise ValueError("count: count and batch_size must be at least 1")

@@ -1,0 +1,71 @@
+"""Training on Ray: Ray Train starts the processes, the loop in them is the same.
+
+Needs an address (`launch.address` or RAY_ADDRESS) or starts a local Ray. The run folder must be
+seen by all nodes; Ray itself only keeps its own bookkeeping, under RUN/ray. After a failure the
+workers start again from the run's latest checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from tokenizer.settings import UserError, from_dict, to_dict
+from training.checkpoint import latest_checkpoint
+from training.config import GeneratorRun, TokenizerRun
+from training.launch.job import RunConfig, make_task, run_folder, run_job
+from training.trainer import Trained
+
+_KINDS: dict[str, type] = {"generator": GeneratorRun, "tokenizer": TokenizerRun}
+
+
+def launch(config: RunConfig) -> Trained:
+    """Trains on `launch.workers` Ray workers and waits; UserError when they give up."""
+    folder = run_folder(config).resolve()
+    # Settings that do not fit the data are found here, before any worker starts.
+    make_task(config, "cpu", rank=0, world_size=config.launch.workers)
+    kind = "generator" if isinstance(config, GeneratorRun) else "tokenizer"
+    settings = to_dict(config) | {"out": str(folder)}
+    settings["data"]["path"] = str(Path(settings["data"]["path"]).resolve())
+    _connect(config.launch.address, config.launch.workers)
+    on_gpu = config.trainer.device != "cpu" and torch.cuda.is_available()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"kind": kind, "settings": settings},
+        scaling_config=ray.train.ScalingConfig(num_workers=config.launch.workers, use_gpu=on_gpu),
+        run_config=ray.train.RunConfig(
+            name=folder.name,
+            storage_path=str(folder / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=config.launch.max_failures),
+        ),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=300),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"training on Ray failed: {reason}") from error
+    checkpoint = latest_checkpoint(folder)
+    assert checkpoint is not None
+    return Trained(config.trainer.num_steps, checkpoint)
+
+
+def _connect(address: str | None, workers: int) -> None:
+    if ray.is_initialized():
+        return
+    if address or os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, log_to_driver=True)
+    else:
+        ray.init(num_cpus=max(workers, 1), include_dashboard=False)
+
+
+def _worker(task: dict[str, Any]) -> None:
+    """One rank; Ray Train has initialised `torch.distributed`."""
+    config: RunConfig = from_dict(_KINDS[task["kind"]], task["settings"], "settings")
+    run_job(config, local_rank=ray.train.get_context().get_local_rank())

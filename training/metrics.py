@@ -1,0 +1,85 @@
+"""Metrics of a run: JSON lines, TensorBoard if wanted, a bar on a terminal or lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from training.config import TrainerConfig
+
+
+class Metrics:
+    """Writes the metrics of one run; only the first rank has one."""
+
+    def __init__(self, run: Path, config: TrainerConfig, first_step: int) -> None:
+        self._path = run / "metrics.jsonl"
+        self._num_steps = config.num_steps
+        _forget_after(self._path, first_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._writer: Any = None
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step or None)
+        if first_step:
+            print(f"continuing after step {first_step}", file=sys.stderr)
+        self._bar = _bar(first_step, config.num_steps) if sys.stderr.isatty() else None
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._bar is not None:
+            self._bar[0].stop()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """The values after `step` steps; floats are rounded to six significant digits."""
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in rounded.items():
+                self._writer.add_scalar(name, value, step)
+        if self._bar is not None:
+            progress, task = self._bar
+            progress.update(task, completed=step, loss=rounded["loss"])
+        else:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in rounded.items())
+            print(f"step {step}/{self._num_steps}  {shown}", file=sys.stderr, flush=True)
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics, in order."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """A resumed run writes the steps after its checkpoint again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+
+
+def _bar(first_step: int, num_steps: int) -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    progress = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    progress.start()
+    return progress, progress.add_task("", total=num_steps, completed=first_step, loss=float("nan"))

@@ -1,0 +1,160 @@
+"""Run folders: what `tessera train` leaves, and opening one to sample from.
+
+config.yaml       the settings, which can be given back
+run.json          what made it: dataset, tokenizer, method, shapes; see `RunRecord`
+vocabulary.json   the classes or word pieces of its condition
+tokenizer/        the tokenizer of its codes, so that the folder suffices to make videos
+checkpoints/      weights and optimizer state
+metrics.jsonl, tensorboard/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenizer.model import Tokenizer, load_tokenizer
+from tokenizer.scales import Schedule
+from tokenizer.settings import UserError, read_settings, save_settings
+from training.checkpoint import latest_checkpoint, load_weights, read_state
+from training.config import GeneratorRun
+from training.generator import Generator
+from training.vocabulary import Vocabulary, load_vocabulary, save_vocabulary
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Clips of one bucket: frames, pixels, and the schedule of their codes."""
+
+    num_frames: int
+    height: int
+    width: int
+    schedule: list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What made a run, as stored in `run.json`; `shapes` lists the longest first."""
+
+    dataset: str
+    tokenizer: str
+    method: str
+    order: str
+    codebook_size: int
+    feature_channels: int
+    num_parameters: int
+    shapes: dict[str, Shape]
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run ready to sample: everything frozen, on one device."""
+
+    record: RunRecord
+    config: GeneratorRun
+    vocabulary: Vocabulary
+    generator: Generator
+    tokenizer: Tokenizer
+    step: int
+    fingerprint: str
+
+    def schedule(self, bucket: str) -> Schedule:
+        return Schedule.from_list(self.record.shapes[bucket].schedule)
+
+
+def write_run(
+    run: Path,
+    config: GeneratorRun,
+    record: RunRecord,
+    vocabulary: Vocabulary,
+    tokenizer_dir: Path,
+) -> None:
+    """Everything of a run folder but its checkpoints and metrics."""
+    save_settings(config, run / "config.yaml")
+    content = {"format": _FORMAT, **asdict(record)}
+    (run / "run.json").write_text(json.dumps(content, indent=1) + "\n")
+    save_vocabulary(vocabulary, run / "vocabulary.json")
+    if tokenizer_dir.resolve() != (run / "tokenizer").resolve():
+        shutil.copytree(tokenizer_dir, run / "tokenizer", dirs_exist_ok=True)
+
+
+def open_run(run: Path, device: str = "cpu", checkpoint: Path | None = None) -> OpenedRun:
+    """The run at its latest checkpoint, or at `checkpoint`.
+
+    Raises UserError when it is not a run, has no checkpoint yet, or the checkpoint or tokenizer is
+    another one's.
+    """
+    record, config, vocabulary = read_run(run)
+    checkpoint = checkpoint or latest_checkpoint(run)
+    if checkpoint is None:
+        raise UserError(f"{run}: no finished checkpoint yet; run `tessera train` on it first")
+    tokenizer = load_tokenizer(run / "tokenizer", device=device)
+    if tokenizer.fingerprint != record.tokenizer:
+        raise UserError(
+            f"{run / 'tokenizer'}: another tokenizer ({tokenizer.fingerprint[:12]}) than the run "
+            f"was trained with ({record.tokenizer[:12]})"
+        )
+    longest = next(iter(record.shapes.values()))
+    generator = Generator(
+        config.model,
+        record.method,
+        Schedule.from_list(longest.schedule),
+        vocabulary,
+        record.codebook_size,
+        record.feature_channels,
+    )
+    order = generator.layout_for(generator.schedule).order
+    if order.fingerprint != record.order:
+        raise UserError(f"{run}: the order {record.method} has changed since this run was trained")
+    load_weights(checkpoint, generator)
+    return OpenedRun(
+        record=record,
+        config=config,
+        vocabulary=vocabulary,
+        generator=generator.to(device).eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        step=read_state(checkpoint)["step"],
+        fingerprint=_file_hash(checkpoint / "model.safetensors"),
+    )
+
+
+def read_run(run: Path) -> tuple[RunRecord, GeneratorRun, Vocabulary]:
+    """What made a run; UserError when the folder is not one."""
+    if not (run / "run.json").exists():
+        raise UserError(f"{run}: not a run folder (no run.json); `tessera train` makes one")
+    try:
+        content: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        if content.pop("format", None) != _FORMAT:
+            raise UserError(f"{run / 'run.json'}: written by another version of this program")
+        content["shapes"] = {name: Shape(**each) for name, each in content["shapes"].items()}
+        record = RunRecord(**content)
+        vocabulary = load_vocabulary(run / "vocabulary.json")
+    except (json.JSONDecodeError, KeyError, TypeError, FileNotFoundError) as error:
+        raise UserError(f"{run}: damaged run folder ({error})") from None
+    return record, read_settings(GeneratorRun, run / "config.yaml"), vocabulary
+
+
+def pick_device(name: str) -> str:
+    """`auto` becomes cuda where there is one; UserError for cuda where there is none."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError(
+            "trainer.device is cuda, but this machine has no usable GPU; use cpu or auto"
+        )
+    return ("cuda" if available else "cpu") if name == "auto" else name
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

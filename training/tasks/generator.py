@@ -1,0 +1,173 @@
+"""Training a generator: cross-entropy of every cell's code under teacher forcing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.shards import Dataset, Samples
+from tokenizer.model import Tokenizer, load_tokenizer
+from tokenizer.settings import UserError, to_dict
+from training.config import GeneratorRun
+from training.data import Batch, Batches, open_samples
+from training.draws import numpy_generator
+from training.generator import Generator
+from training.run import RunRecord, Shape, write_run
+from training.tasks.task import Losses
+from training.vocabulary import ABSENT, Vocabulary, build_vocabulary
+
+_FIELD = {"none": "caption", "class": "label", "text": "caption"}
+
+
+class GeneratorTask:
+    """The generator, its shards and the frozen quantizer that they came from."""
+
+    unit = "tokens"
+
+    def __init__(
+        self, config: GeneratorRun, device: str, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.config = config
+        self.dataset, samples = open_samples(config.data)
+        self.tokenizer_dir, self.tokenizer = _tokenizer(self.dataset, device)
+        self.vocabulary = _vocabulary(config, samples)
+        self._shapes = _shapes(samples)
+        self._schedules = {
+            name: self.dataset.buckets[name].schedule or _no_schedule(name) for name in self._shapes
+        }
+        longest = self._schedules[next(iter(self._shapes))]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.trainer.seed)
+            self.generator = Generator(
+                config.model,
+                config.method.name,
+                longest,
+                self.vocabulary,
+                self.tokenizer.codebook_size,
+                self.tokenizer.quantizer.codebook_dim,
+            ).to(device)
+        self.module: nn.Module = self.generator
+        for schedule in self._schedules.values():
+            self.generator.layout_for(schedule)
+        self._device = torch.device(device)
+        self.batches = Batches(
+            samples, config.trainer.global_batch_size, config.trainer.seed, rank, world_size
+        )
+        self.record = RunRecord(
+            dataset=self.dataset.fingerprint,
+            tokenizer=self.tokenizer.fingerprint,
+            method=config.method.name,
+            order=self.generator.layout_for(longest).order.fingerprint,
+            codebook_size=self.tokenizer.codebook_size,
+            feature_channels=self.tokenizer.quantizer.codebook_dim,
+            num_parameters=sum(each.numel() for each in self.generator.parameters()),
+            shapes=self._shapes,
+        )
+        vocabulary = json.dumps(self.vocabulary.to_json(), sort_keys=True)
+        self.identity: dict[str, Any] = {
+            "task": "generator",
+            "dataset": self.record.dataset,
+            "tokenizer": self.record.tokenizer,
+            "method": self.record.method,
+            "order": self.record.order,
+            "model": to_dict(config.model),
+            "condition": config.condition.kind,
+            "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+            "seed": config.trainer.seed,
+            "global_batch_size": config.trainer.global_batch_size,
+        }
+        self._encoded: dict[str | None, list[int]] = {}
+
+    def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim == 2 and name.startswith("transformer.blocks.")
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        schedule = self._schedules[batch.bucket.name]
+        codes = torch.from_numpy(batch.arrays.astype(np.int64)).to(self._device)
+        features = None
+        if self.generator.uses_features:
+            with torch.no_grad():
+                features = self.tokenizer.quantizer.input_features(codes, schedule)
+        prompts = self._prompts(batch, step)
+        logits = self.generator(codes, features, prompts, schedule)
+        total = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="sum")
+        return Losses(total, codes.numel(), {})
+
+    def prepare(self, run: Path) -> None:
+        write_run(run, self.config, self.record, self.vocabulary, self.tokenizer_dir)
+
+    def finish(self, run: Path) -> None:
+        """Nothing: the last checkpoint is the generator."""
+
+    def _prompts(self, batch: Batch, step: int) -> Tensor:
+        """Encoded prompts, a share of them dropped by a draw keyed by their place in the batch."""
+        field = _FIELD[self.vocabulary.kind]
+        encoded = torch.tensor(
+            [self._encode(each[field]) for each in batch.metadata], dtype=torch.int64
+        ).view(len(batch.metadata), self.vocabulary.length)
+        draws = numpy_generator(self.config.trainer.seed, "condition dropout", step)
+        uniform = draws.random(batch.global_size)[batch.start : batch.stop]
+        dropped = torch.from_numpy(uniform < self.config.condition.dropout)
+        return encoded.masked_fill(dropped[:, None], ABSENT).to(self._device)
+
+    def _encode(self, prompt: str | None) -> list[int]:
+        if prompt not in self._encoded:
+            self._encoded[prompt] = self.vocabulary.encode(prompt, cut=True)
+        return self._encoded[prompt]
+
+
+def _tokenizer(dataset: Dataset, device: str) -> tuple[Path, Tokenizer]:
+    """The dataset's tokenizer; UserError when its shards are no codes, or another tokenizer's."""
+    token_set = dataset.primary
+    if token_set.kind != "codes":
+        raise UserError(
+            f"{dataset.root}: holds {token_set.kind}, a generator learns codes; "
+            "run `tessera build` with a tokenizer"
+        )
+    if dataset.tokenizer_dir is None:
+        raise UserError(f"{dataset.root}: the dataset has no tokenizer folder; build it again")
+    tokenizer = load_tokenizer(dataset.tokenizer_dir, device=device)
+    if token_set.tokenizer != tokenizer.fingerprint:
+        raise UserError(
+            f"{dataset.root}: shards of another tokenizer: their codes come from "
+            f"{str(token_set.tokenizer)[:12]}, {dataset.tokenizer_dir} is "
+            f"{tokenizer.fingerprint[:12]}; build the dataset again"
+        )
+    return dataset.tokenizer_dir, tokenizer
+
+
+def _vocabulary(config: GeneratorRun, samples: dict[str, Samples]) -> Vocabulary:
+    kind = config.condition.kind
+    field = _FIELD[kind]
+    prompts = (
+        each[field]
+        for members in samples.values()
+        for each in (members.metadata(np.arange(len(members))) if kind != "none" else ())
+    )
+    return build_vocabulary(kind, prompts, config.condition.max_pieces)
+
+
+def _shapes(samples: dict[str, Samples]) -> dict[str, Shape]:
+    """The buckets trained on, longest first."""
+    buckets = [each.bucket for each in samples.values()]
+    buckets.sort(key=lambda each: -(each.schedule.num_tokens if each.schedule else 0))
+    return {
+        each.name: Shape(
+            num_frames=each.num_frames,
+            height=each.height,
+            width=each.width,
+            schedule=each.schedule.to_list() if each.schedule else [],
+        )
+        for each in buckets
+    }
+
+
+def _no_schedule(bucket: str) -> Any:
+    raise UserError(f"bucket {bucket} has no schedule of codes; build the dataset again")

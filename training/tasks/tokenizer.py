@@ -1,0 +1,72 @@
+"""Training a tokenizer: its own losses, on clips of pixel shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenizer.model import Tokenizer, save_tokenizer, signed
+from tokenizer.settings import UserError, save_settings, to_dict
+from training.config import TokenizerRun
+from training.data import Batch, Batches, open_samples
+from training.draws import torch_generator
+from training.tasks.task import Losses
+
+
+class TokenizerTask:
+    """A tokenizer and the clips that it learns to reconstruct."""
+
+    unit = "clips"
+
+    def __init__(
+        self, config: TokenizerRun, device: str, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.config = config
+        self.dataset, samples = open_samples(config.data)
+        if self.dataset.primary.kind != "frames":
+            raise UserError(
+                f"{self.dataset.root}: holds {self.dataset.primary.kind}, a tokenizer learns from "
+                "pixel shards; give the folder of a build, or its folder `pixels`"
+            )
+        for each in samples.values():
+            bucket = each.bucket
+            config.tokenizer.schedule_for(bucket.num_frames, bucket.height, bucket.width)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.trainer.seed)
+            self.tokenizer = Tokenizer(config.tokenizer).to(device)
+        self.module: nn.Module = self.tokenizer
+        self._device = torch.device(device)
+        self._rank = rank
+        self.batches = Batches(
+            samples, config.trainer.global_batch_size, config.trainer.seed, rank, world_size
+        )
+        self.identity: dict[str, Any] = {
+            "task": "tokenizer",
+            "dataset": self.dataset.fingerprint,
+            "model": to_dict(config.tokenizer),
+            "seed": config.trainer.seed,
+            "global_batch_size": config.trainer.global_batch_size,
+        }
+
+    def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim >= 4
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        trainer = self.config.trainer
+        video = signed(torch.from_numpy(batch.arrays).to(self._device))
+        generator = torch_generator(trainer.seed, "tokenizer", step, self._rank)
+        output = self.tokenizer.training_step(video, step / trainer.num_steps, generator)
+        count = len(video)
+        sums = {name: value.detach() * count for name, value in output.terms.items()}
+        return Losses(output.loss * count, count, sums)
+
+    def prepare(self, run: Path) -> None:
+        save_settings(self.config, run / "config.yaml")
+
+    def finish(self, run: Path) -> None:
+        """The tokenizer where a build looks for it, frozen from now on."""
+        if self.config.result is not None:
+            save_tokenizer(self.tokenizer, Path(self.config.result))
