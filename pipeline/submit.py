@@ -98,13 +98,11 @@ def dashboard_address(given: str | None) -> str:
     if from_environment is None and os.environ.get("RAY_ADDRESS", "").startswith("http"):
         from_environment = os.environ["RAY_ADDRESS"]
     shown = given or from_environment or DEFAULT_ADDRESS
-    address = shown.rstrip("/")
-    if "://" not in address:
-        address = f"http://{address}"
+    address = shown if "://" in shown else f"http://{shown}"
     try:
         parts = urlsplit(address)
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            return address
+            return address.rstrip("/")
     except ValueError:
         pass
     raise UserError(

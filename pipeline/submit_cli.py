@@ -40,6 +40,8 @@ class Submittable:
     """Paths whose default would lie in the job's own folder, which goes when the job ends."""
     without: tuple[str, ...]
     """Keys that name a Ray of this machine; a job uses the cluster that it runs on."""
+    trains: bool = False
+    """Takes `--data` and `--resume`, as the training commands do here."""
 
 
 SUBMITTABLE = {
@@ -58,21 +60,23 @@ SUBMITTABLE = {
         paths=("out", "data.path"),
         required=("out", "data.path"),
         without=("launch.address",),
+        trains=True,
     ),
     "tokenizer": Submittable(
         command=("tokenizer", "train"),
         summary="train a tokenizer",
         config_class="training.config:TokenizerRun",
-        paths=("out", "data.path"),
-        required=("out", "data.path"),
+        paths=("out", "data.path", "result"),
+        required=("data.path",),
         without=("launch.address",),
+        trains=True,
     ),
 }
 
 _EXAMPLE = """\
 examples:
   tessera submit build build.yaml --address http://head:8265 --out /shared/data
-  tessera submit train train.yaml --data.path /shared/data --out /shared/run --no-wait
+  tessera submit train train.yaml --data /shared/data --out /shared/run --no-wait
   tessera submit stats /shared/data
   tessera submit logs raysubmit_X7mK2f9Q --address http://head:8265
 
@@ -94,7 +98,9 @@ def register(commands: Any) -> None:
     for name, submittable in SUBMITTABLE.items():
         job = _add_job(jobs, name, submittable.summary)
         job.add_argument("target", metavar="CONFIG", help="the command's YAML file, or a preset")
-        add_flags(job, _config_class(submittable))
+        if submittable.trains:
+            _add_training(job)
+        add_flags(job, _config_class(submittable), ("data.path",) if submittable.trains else ())
         job.set_defaults(run=_submit_config, submittable=submittable)
     stats = _add_job(jobs, "stats", "print what is in a dataset")
     stats.add_argument("target", metavar="DIR", help="the dataset folder, as the cluster sees it")
@@ -116,7 +122,7 @@ def job_settings(submittable: Submittable, path: Path, overrides: Mapping[str, A
         if not _get(settings, key):
             raise UserError(
                 f"{path}: '{key}' is required in a job, whose own folder goes when it ends; "
-                f"give --{key} FOLDER on storage that the whole cluster sees"
+                f"give --{key.removesuffix('.path')} FOLDER on storage that the whole cluster sees"
             )
     for key in submittable.paths:
         value = _get(settings, key)
@@ -174,6 +180,23 @@ def _add_job(jobs: Any, name: str, summary: str) -> Any:
     return job
 
 
+def _add_training(job: argparse.ArgumentParser) -> None:
+    job.add_argument(
+        "--data",
+        dest="override:data.path",
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="the dataset folder, as the cluster sees it",
+    )
+    job.add_argument(
+        "--resume",
+        action="store_const",
+        const=("--resume",),
+        default=(),
+        help="continue from the run's latest checkpoint",
+    )
+
+
 def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address",
@@ -189,7 +212,8 @@ def _submit_config(arguments: argparse.Namespace) -> int:
     settings = job_settings(submittable, path, given_flags(arguments))
     with tempfile.TemporaryDirectory(prefix="tessera-submit-") as folder:
         save_settings(settings, Path(folder) / "config.yaml")
-        return _submit(arguments, (*submittable.command, "config.yaml"), Path(folder))
+        flags = getattr(arguments, "resume", ())
+        return _submit(arguments, (*submittable.command, "config.yaml", *flags), Path(folder))
 
 
 def _submit_stats(arguments: argparse.Namespace) -> int:
