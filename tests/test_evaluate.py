@@ -56,6 +56,8 @@ def write_dataset(
     (root / "parts").mkdir(parents=True)
     index, entries = b"", []
     for split, part in (("train", slice(0, NUM_TRAIN)), ("val", slice(NUM_TRAIN, None))):
+        if not metadata[part]:
+            continue
         stream = io.BytesIO()
         writer = ShardWriter(stream, (token_set.member,))
         for array, description in zip(arrays[part], metadata[part]):
@@ -81,10 +83,10 @@ def write_dataset(
     (root / "_SUCCESS").touch()
 
 
-def make_project(root: Path, kind: str, labelled: bool = True) -> Project:
+def make_project(root: Path, kind: str, labelled: bool = True, num_val: int = NUM_VAL) -> Project:
     torch.manual_seed(0)
     tokenizer = Tokenizer(TokenizerConfig()).eval().requires_grad_(False)
-    frames, attributes = zip(*render_clips(NUM_TRAIN + NUM_VAL, seed=0, fps=8, num_frames=9))
+    frames, attributes = zip(*render_clips(NUM_TRAIN + num_val, seed=0, fps=8, num_frames=9))
     clips = np.stack(frames)
     metadata = [
         {
@@ -220,6 +222,15 @@ def test_clips_without_labels_are_compared_but_not_judged(tmp_path: Path) -> Non
     assert report["accuracy"] == {}
     assert report["psnr"] > 0
     assert "class_accuracy" not in report["summary"]
+
+
+def test_without_a_val_split_the_judge_holds_training_clips_out(tmp_path: Path) -> None:
+    project = make_project(tmp_path, "text", num_val=0)
+    lines: list[str] = []
+    report = evaluate(project.run, CONFIG, say=lines.append)
+    assert any("no clips in split val" in line for line in lines)
+    assert report["num_held_out"] == NUM_TRAIN // 10
+    assert report["num_train"] == NUM_TRAIN - NUM_TRAIN // 10
 
 
 def test_copies_are_code_rows_that_are_known_entirely() -> None:

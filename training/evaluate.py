@@ -70,12 +70,18 @@ def evaluate(
     bucket = config.sample.bucket or next(iter(run.record.shapes))
     kind = run.vocabulary.kind
     train = read_clips(pixels, "train", bucket, config.num_real, kind)
-    held_out = read_clips(pixels, "val", bucket, config.num_real, kind)
+    if any(each.split == "val" and each.bucket == bucket for each in pixels.shards):
+        held_out = read_clips(pixels, "val", bucket, config.num_real, kind)
+    else:
+        held_out, train = train.parted(every=10)
+        say("no clips in split val: every tenth training clip is held out, from the judge only")
     say(f"{len(train)} real clips to learn from, {len(held_out)} held out")
+    if len(train) < 2:
+        raise UserError(f"{data_dir}: an evaluation needs at least two clips of shape {bucket}")
+    wanted = intended(run.vocabulary, train)
     judge, key = _judge(run_dir, train, pixels.fingerprint, config, say)
     rebuilt = reconstruct(run.tokenizer, held_out.frames)
     originals = torch.from_numpy(held_out.frames)
-    wanted = intended(run.vocabulary, train)
     samples = generate(run, _prompts(wanted, config), _settings(run, config))
     say(f"{len(samples.codes)} samples in {samples.seconds:.1f} s, {samples.num_steps} steps each")
     neighbours, similarity = nearest(samples.frames, train.frames)
@@ -212,19 +218,22 @@ def _judged(
     known = known[numpy_generator(0, "frechet").permutation(len(known))]
     size = min(len(made), len(real), len(known) // 2)
     reference, other = known[size:], known[:size]
+    frechet: dict[str, Any] = {}
+    if size > 1:
+        frechet = {
+            "samples": frechet_distance(made[:size], reference),
+            "reconstructions": frechet_distance(copied[:size], reference),
+            "real_held_out": frechet_distance(real[:size], reference),
+            "real_train": frechet_distance(other, reference),
+            "num_clips": size,
+        }
     return {
         "accuracy": {
             "real_held_out": agreement(real_values, held_out.attributes),
             "reconstructions": agreement(copied_values, held_out.attributes),
             "samples": agreement(made_values, [wanted[prompt] for prompt in samples.prompts]),
         },
-        "frechet": {
-            "samples": frechet_distance(made[:size], reference),
-            "reconstructions": frechet_distance(copied[:size], reference),
-            "real_held_out": frechet_distance(real[:size], reference),
-            "real_train": frechet_distance(other, reference),
-            "num_clips": size,
-        },
+        "frechet": frechet,
     }
 
 

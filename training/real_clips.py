@@ -24,6 +24,18 @@ class Clips:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def parted(self, every: int) -> tuple[Clips, Clips]:
+        """One clip of `every`, and the others; the first one at least."""
+        place = np.arange(len(self)) % every == 0
+        return self._chosen(np.flatnonzero(place)), self._chosen(np.flatnonzero(~place))
+
+    def _chosen(self, indices: np.ndarray) -> Clips:
+        return Clips(
+            frames=self.frames[indices],
+            attributes=[self.attributes[index] for index in indices],
+            prompts=[self.prompts[index] for index in indices],
+        )
+
 
 def read_clips(dataset: Dataset, split: str, bucket: str, limit: int, kind: str) -> Clips:
     """At most `limit` clips of a split, spread evenly over it; prompts as the condition needs."""
@@ -46,12 +58,15 @@ def intended(vocabulary: Vocabulary, train: Clips) -> dict[str | None, dict[str,
     """The training clips' prompts, and what a sample of each should show.
 
     That is what the training clips with this prompt have in common, of those attributes that most
-    prompts determine: a caption may say the motion, a class does not.
+    prompts determine: a caption may say the motion, a class does not. Raises UserError when no clip
+    has a prompt.
     """
     groups: dict[str | None, list[dict[str, str]]] = {}
     for prompt, attributes in zip(train.prompts, train.attributes):
         if (prompt is not None or vocabulary.kind == "none") and _fits(vocabulary, prompt):
             groups.setdefault(prompt, []).append(attributes)
+    if not groups:
+        raise UserError("no training clip has a prompt that this run takes")
     shared = {prompt: _common(group) for prompt, group in groups.items()}
     several = [prompt for prompt, group in groups.items() if len(group) > 1]
     vague = {
