@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http
 import os
 import secrets
@@ -254,12 +255,12 @@ def head() -> Iterator[Head]:
             _wait_for_dashboard(url, token, process, folder / "head.log")
             yield Head(url, token, folder)
         finally:
-            for sign in (signal.SIGTERM, signal.SIGKILL):
-                try:
-                    os.killpg(process.pid, sign)
-                    process.wait(timeout=20)
-                except (ProcessLookupError, subprocess.TimeoutExpired):
-                    continue
+            process.terminate()  # it ends its own children in order; the group is for the rest
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=15)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     shutil.rmtree(folder, ignore_errors=True)
 
 
