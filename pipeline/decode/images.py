@@ -1,0 +1,152 @@
+"""Images as clips of one frame: jpg, png and webp, by Pillow, for every decoder.
+
+The picture is turned as its EXIF orientation says; transparent pixels are black; 16-bit greys are
+scaled to 8; of an animation the first frame counts. Its only pts is 0, in a clock of one second.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.decode.decoder import (
+    SCAN_HEIGHT,
+    SCAN_WIDTH,
+    ClipRequest,
+    DecodeError,
+    DecodeLimits,
+    Probe,
+    ScanFrame,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_ORIENTATION = 0x0112
+_ROTATIONS = {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}  # EXIF: anticlockwise degrees
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that begins with `head` (12 bytes or more) is a jpg, png or webp."""
+    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (
+        head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    )
+
+
+class ImageDecoder:
+    """Decodes still images; `limits.max_pixels` is checked before any pixel is decoded."""
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        self._limits = limits
+
+    def probe(self, path: str | Path) -> Probe:
+        with self._opened(path) as image:
+            codec, mode = str(image.format).lower(), image.mode
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            width, height = image.size
+            image.load()
+        if orientation in (5, 6, 7, 8):
+            width, height = height, width
+        return Probe(
+            kind="image",
+            width=width,
+            height=height,
+            fps=None,
+            duration_seconds=None,
+            num_frames=1,
+            time_base=(1, 1),
+            codec=codec,
+            container=codec,
+            pixel_format=mode,
+            rotation=_ROTATIONS.get(orientation, 0),
+        )
+
+    def scan(self, path: str | Path) -> Iterator[ScanFrame]:
+        picture = self._displayed(path)
+        crop = (0, 0, *picture.size)
+        yield ScanFrame(0, resize(picture, crop, SCAN_HEIGHT, SCAN_WIDTH))
+
+    def clips(self, path: str | Path, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
+        if not requests:
+            return
+        picture = self._displayed(path)
+        for request in requests:
+            frame = resize(picture, request.crop, request.height, request.width)
+            yield np.repeat(frame[None], request.num_frames, axis=0)
+
+    def _displayed(self, path: str | Path) -> Image.Image:
+        from PIL import ImageOps
+
+        with self._opened(path) as image:
+            return ImageOps.exif_transpose(_rgb(image))
+
+    @contextmanager
+    def _opened(self, path: str | Path) -> Iterator[Image.Image]:
+        from PIL import Image
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                opened = Image.open(path, formats=("JPEG", "PNG", "WEBP"))
+        except Image.DecompressionBombError:
+            raise DecodeError("too_large", f"{path}: far over max_pixels") from None
+        except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+            raise DecodeError("open", f"{path}: {error}") from None
+        with opened as image:
+            width, height = image.size
+            if width * height > self._limits.max_pixels:
+                raise DecodeError(
+                    "too_large",
+                    f"{path}: {width}x{height} is over max_pixels ({self._limits.max_pixels})",
+                )
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    yield image
+            except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+                raise DecodeError("corrupt", f"{path}: {error}") from None
+
+
+def resize(
+    picture: Image.Image, crop: tuple[int, int, int, int], height: int, width: int
+) -> np.ndarray:
+    """uint8 (height, width, 3): the crop (x, y, w, h), area-averaged; bilinear where it grows."""
+    from PIL.Image import Resampling
+
+    x, y, crop_width, crop_height = crop
+    if x < 0 or y < 0 or x + crop_width > picture.width or y + crop_height > picture.height:
+        raise DecodeError(
+            "corrupt", f"a picture of {picture.width}x{picture.height} does not hold {crop}"
+        )
+    box = (x, y, x + crop_width, y + crop_height)
+    if height <= crop_height and width <= crop_width:
+        return np.asarray(picture.resize((width, height), Resampling.BOX, box=box))
+    shrunk = (min(width, crop_width), min(height, crop_height))
+    if shrunk != (crop_width, crop_height):
+        picture = picture.resize(shrunk, Resampling.BOX, box=box)
+        box = (0, 0, *shrunk)
+    return np.asarray(picture.resize((width, height), Resampling.BILINEAR, box=box))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).clip(0, 65535) // 257
+        converted = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        converted = Image.new("RGB", rgba.size)
+        converted.paste(rgba, mask=rgba.getchannel("A"))
+    else:
+        converted = image.convert("RGB")
+    converted.info = {}
+    converted.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    return converted
