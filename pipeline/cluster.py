@@ -9,7 +9,7 @@ is joined, and left running. What goes wrong on the way is one `UserError` that 
 Ray checks a token: the caller needs the cluster's own, in RAY_AUTH_TOKEN, in the file that
 RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token, and RAY_AUTH_MODE=token, or Ray does not send
 it. `prepare_environment` sets the mode whenever a token is at hand. Ray reads these once, when it
-is imported, so this module imports it late.
+is imported, so this module imports it late, and tells a Ray that was imported before.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +87,7 @@ def prepare_environment() -> None:
     if mode is None:
         if token_source() is not None:
             os.environ["RAY_AUTH_MODE"] = "token"
+            _refresh_imported_ray()
         return
     if mode.lower() not in ("token", "disabled", "k8s"):
         raise UserError(f"RAY_AUTH_MODE ({mode!r}) must be token, k8s or disabled")
@@ -118,6 +120,14 @@ def check_reachable(host: str, port: int, shown: str) -> None:
         ) from None
 
 
+def _refresh_imported_ray() -> None:
+    """Has a Ray that is already imported read the mode again, as Ray does after changing it."""
+    if "ray" in sys.modules:
+        from ray._raylet import Config
+
+        Config.initialize("")
+
+
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")  # a refused token: 5 s, not 20
@@ -133,9 +143,9 @@ def _join(ray: Any, address: str) -> None:
         check_reachable(host, port, address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except ConnectionError as error:
+    except ConnectionError:
         if host is None:
-            raise UserError(f"{address}: {_first_line(error)}") from None
+            raise UserError(f"{address}: no Ray runs on this machine; give HOST:PORT") from None
         raise UserError(
             f"{address}: a server listens there, but does not let this process join; "
             f"{_token_advice()}; or the port is not that of Ray's control service (6379 by default)"
