@@ -45,9 +45,9 @@ def moving_square(num_frames: int, seed: int, size: int = 64) -> np.ndarray:
     background = generator.integers(20, 90, (1, 8, 8, 3), dtype=np.uint8)
     frames = np.repeat(background.repeat(size // 8, 1).repeat(size // 8, 2), num_frames, 0)
     color = generator.integers(120, 255, 3)
-    x, y = generator.integers(4, size // 2, 2)
+    x, y = generator.integers(2, size // 4, 2)
     for index in range(num_frames):
-        at = (x + index) % (size - 16)
+        at = min(x + index, size - 16)
         frames[index, y : y + 16, at : at + 16] = color
     return frames
 

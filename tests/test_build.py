@@ -14,7 +14,7 @@ import webdataset
 
 from pipeline.build import build, build_pixels
 from pipeline.clip import clips_from_parquet
-from pipeline.config import BuildConfig, SelectSettings, TokenizeSettings
+from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
 from pipeline.shards import open_dataset
 from tokenizer.settings import UserError, read_settings
 
@@ -25,6 +25,7 @@ def config(videos: Path, out: Path, **changes: object) -> BuildConfig:
         out=str(out),
         executor="inline",
         num_cpus=2,
+        annotate=AnnotateSettings(sources_per_unit=3),
         select=SelectSettings(val_share=0.3),
         tokenize=TokenizeSettings(samples_per_shard=16, batch_size=4, clips_per_decode=2),
     )
@@ -46,12 +47,12 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer with random weights: enough to make codes."""
     import torch
 
-    from tokenizer.config import preset
+    from tokenizer.config import PRESETS
     from tokenizer.model import Tokenizer, save_tokenizer
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(Tokenizer(preset("tiny")), folder)
+    save_tokenizer(Tokenizer(PRESETS["tiny"]), folder)
     return folder
 
 

@@ -27,7 +27,9 @@ PROMPTS = {
 @pytest.fixture(scope="module")
 def quantizer() -> MultiScaleQuantizer:
     torch.manual_seed(0)
-    quantizer = MultiScaleQuantizer(QuantizerConfig(codebook_size=CODEBOOK_SIZE, codebook_dim=4))
+    quantizer = MultiScaleQuantizer(
+        QuantizerConfig(codebook_size=CODEBOOK_SIZE, codebook_dim=4, num_phi=1)
+    )
     quantizer.codebook.set_codes(torch.randn(CODEBOOK_SIZE, 4))
     return quantizer.eval()
 
