@@ -13,7 +13,13 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, WorkerCrashedError
+from ray.exceptions import (
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from pipeline.annotate import AnnotateJob, AnnotateUnit
 from pipeline.clip import Clip, failed_source
@@ -61,7 +67,7 @@ class RayExecutor:
             for ref in done or list(running):
                 unit = running.pop(ref)
                 try:
-                    yield ray.get(ref, timeout=0 if not done else None)
+                    yield _finished(ref, timeout=0 if not done else None)
                 except (WorkerCrashedError, GetTimeoutError):
                     ray.cancel(ref, force=True)
                     yield self._annotate_alone(job, shared, unit, timeout)
@@ -87,7 +93,7 @@ class RayExecutor:
             for ref in done:
                 actor, unit = running.pop(ref)
                 try:
-                    yield ray.get(ref)
+                    yield _finished(ref)
                     idle.append(actor)
                 except RayActorError as error:
                     deaths += 1
@@ -135,10 +141,12 @@ class _ModelWorker:
 
     def __init__(self, job: ClipJob) -> None:
         self._job = job
-        self._model = job.load_model()
+        self._model: Any = None
         self._ahead: deque[tuple[str, int, Chunk, ray.ObjectRef]] = deque()
 
     def run(self, unit: ClipUnit, following: ClipUnit | None) -> str:
+        if self._model is None:
+            self._model = self._job.load_model()
         results = self._results(unit, following)
         return self._job.run(unit, clips_in_order(unit.chunks, results), self._model)
 
@@ -165,6 +173,16 @@ class _ModelWorker:
             name, index, chunk = coming.popleft()
             self._ahead.append((name, index, chunk, _decode.remote(chunk)))
             in_flight += chunk.size_bytes
+
+
+def _finished(ref: ray.ObjectRef, timeout: float | None = None) -> str:
+    """A unit's id; a UserError of the worker is raised as itself, without Ray's wrapping."""
+    try:
+        return ray.get(ref, timeout=timeout)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
 
 
 def _get(ref: ray.ObjectRef, chunk: Chunk, timeout: float) -> Decoded:
