@@ -284,12 +284,12 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer with random weights: enough to make codes."""
     import torch
 
-    from tokenizer.config import preset
+    from tokenizer.config import TokenizerConfig
     from tokenizer.model import Tokenizer, save_tokenizer
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(Tokenizer(preset("tiny")), folder)
+    save_tokenizer(Tokenizer(TokenizerConfig()), folder)
     return folder
 
 
