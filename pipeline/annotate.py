@@ -88,9 +88,7 @@ class AnnotateJob:
 
     def commit(self, unit: AnnotateUnit, rows: list[Clip], run: dict[str, Any]) -> str:
         """Publishes the rows of a unit."""
-        part = self.store.write_part(
-            unit.id, ".parquet", lambda file: clips_to_parquet(rows, file)
-        )
+        part = self.store.write_part(unit.id, ".parquet", lambda file: clips_to_parquet(rows, file))
         statistics = empty_statistics()
         outcomes = Counter(row.outcome or "kept" for row in rows)
         for outcome, count in sorted(outcomes.items()):

@@ -198,4 +198,3 @@ class _LazyExecutor:
     def __exit__(self, *error: Any) -> None:
         if self._entered:
             self._executor.__exit__(*error)
-

@@ -93,7 +93,11 @@ def _register_build(commands: argparse._SubParsersAction) -> None:
             epilog=_BUILD_EXAMPLE,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument("config", metavar="CONFIG", help="YAML file with the build's settings, or a preset: demo")
+        parser.add_argument(
+            "config",
+            metavar="CONFIG",
+            help="YAML file with the build's settings, or a preset: demo",
+        )
         if name == "build":
             parser.add_argument(
                 "--until", choices=PHASES, default=PHASES[-1], help="last phase to run"

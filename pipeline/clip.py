@@ -203,7 +203,7 @@ def _placed(clip: Clip, probe: Probe, crop: tuple[int, int, int, int]) -> Clip:
         clip,
         clip_id=clip_identity(clip.source_id, clip.start_pts, clip.end_pts, crop, clip.view),
         kind=probe.kind,
-        time_base=tuple(probe.time_base),
+        time_base=probe.time_base,
         source_width=probe.width,
         source_height=probe.height,
         crop=crop,

@@ -38,7 +38,9 @@ def run_demo(out: Path, videos: str | None, seed: int) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
     if videos is None:
         _say(f"corpus: moving handwritten digits in {out / 'videos'}")
         write_corpus(out / "videos", seed=seed)
@@ -81,7 +83,9 @@ class _Meter:
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
-        usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        usages = (
+            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
         return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Chunk:
 
     path: str
     requests: tuple[ClipRequest, ...]
-    decoder: str
+    decoder: Literal["pyav", "decord"]
     limits: DecodeLimits
 
     @property
@@ -46,7 +47,7 @@ def make_chunks(
     clips: Sequence[Clip],
     requests: Sequence[ClipRequest],
     paths: dict[str, str],
-    decoder: str,
+    decoder: Literal["pyav", "decord"],
     limits: DecodeLimits,
     clips_per_chunk: int,
 ) -> list[Chunk]:

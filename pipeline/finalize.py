@@ -94,9 +94,7 @@ def _with_shards(
     ]
 
 
-def _index(
-    store: Store, results: Sequence[dict[str, Any]]
-) -> tuple[bytes, list[ShardEntry]]:
+def _index(store: Store, results: Sequence[dict[str, Any]]) -> tuple[bytes, list[ShardEntry]]:
     """All sidecars in one, and the shards that they belong to."""
     index = bytearray()
     shards = []
@@ -134,9 +132,7 @@ def _buckets(config: BuildConfig, results: Sequence[dict[str, Any]]) -> list[Buc
     return [
         replace(
             bucket,
-            schedule=Schedule.from_list(schedules[bucket.name])
-            if schedules[bucket.name]
-            else None,
+            schedule=Schedule.from_list(schedules[bucket.name]) if schedules[bucket.name] else None,
         )
         for bucket in buckets
         if bucket.name in schedules

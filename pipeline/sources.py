@@ -13,9 +13,9 @@ from typing import Literal
 from tokenizer.settings import UserError
 
 VIDEO_SUFFIXES = frozenset(
-    ".3gp .avi .flv .h264 .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
+    [".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"]
 )
-IMAGE_SUFFIXES = frozenset(".jpeg .jpg .png .webp".split())
+IMAGE_SUFFIXES = frozenset([".jpeg", ".jpg", ".png", ".webp"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,4 +173,3 @@ def _encode_waiting(
     arrays = iter(model.encode(np.stack(batch)) if batch else ())
     for clip, frames, error in waiting:
         yield clip, None if frames is None else next(arrays), error
-

@@ -37,8 +37,7 @@ def dataset_hashes(root: Path) -> dict[str, str]:
     names = ["manifest.parquet", "shards.json", "index.bin", "selection.parquet"]
     files = [root / name for name in names] + sorted((root / "parts").iterdir())
     return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
     }
 
 
@@ -175,9 +174,7 @@ def test_a_build_that_dies_at_each_commit_ends_in_the_same_bytes(
     assert {name: final[name] for name in expected} == expected
 
 
-def test_pixel_shards_hold_the_clips_that_were_selected(
-    small_videos: Path, tmp_path: Path
-) -> None:
+def test_pixel_shards_hold_the_clips_that_were_selected(small_videos: Path, tmp_path: Path) -> None:
     settings = config(small_videos, tmp_path / "data")
     totals = build(settings, "select")
     pixels = open_dataset(build_pixels(settings))

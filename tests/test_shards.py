@@ -112,9 +112,7 @@ def test_gather_gives_the_rows_asked_for_in_any_order(
     assert len(samples) == 23
 
 
-def test_a_damaged_sample_is_named_when_it_is_first_read(
-    tmp_path: Path, codes: np.ndarray
-) -> None:
+def test_a_damaged_sample_is_named_when_it_is_first_read(tmp_path: Path, codes: np.ndarray) -> None:
     make_dataset(tmp_path, CODES, codes)
     data = bytearray((tmp_path / "parts/1.tar").read_bytes())
     places = parse_sidecar((tmp_path / "index.bin").read_bytes()[: _first(tmp_path)], "index")
@@ -187,9 +185,7 @@ def test_an_unfinished_or_missing_dataset_is_one_clear_line(tmp_path: Path) -> N
         open_dataset(tmp_path)
 
 
-def test_an_unknown_bucket_or_split_names_what_there_is(
-    tmp_path: Path, codes: np.ndarray
-) -> None:
+def test_an_unknown_bucket_or_split_names_what_there_is(tmp_path: Path, codes: np.ndarray) -> None:
     dataset = open_dataset(make_dataset(tmp_path, CODES, codes))
     with pytest.raises(UserError, match="there are t9_h64_w64"):
         dataset.samples("train", "t1_h8_w8")

@@ -1,7 +1,7 @@
 """Where work runs. Both executors run the same functions and so give the same bytes.
 
-    inline   a plain loop in this process, for tests and debugging
-    ray      tasks and actors in processes that may die, on one machine or many
+inline   a plain loop in this process, for tests and debugging
+ray      tasks and actors in processes that may die, on one machine or many
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class RayExecutor:
         shared = ray.put(job)
         num_gpus = 1 if settings.device.startswith("cuda") else 0
         num_actors = min(settings.num_encoders, len(units))
-        actor_class = _ModelWorker.options(num_cpus=0, num_gpus=num_gpus)
+        actor_class: Any = ray.remote(_ModelWorker).options(num_cpus=0, num_gpus=num_gpus)
         todo = deque(units)
         deaths = 0
         idle = [actor_class.remote(shared) for _ in range(num_actors)]
@@ -98,7 +98,9 @@ class RayExecutor:
                 except RayActorError as error:
                     deaths += 1
                     if deaths > _MODEL_RESTARTS:
-                        raise UserError(f"the model's process died {deaths} times: {error}") from None
+                        raise UserError(
+                            f"the model's process died {deaths} times: {error}"
+                        ) from None
                     todo.appendleft(unit)
                     idle.append(actor_class.remote(shared))
         for actor in idle:
@@ -110,9 +112,10 @@ class RayExecutor:
         """Each file of a unit in a task of its own; the one that fails again is an error row."""
         rows: list[Clip] = []
         for source in unit.sources:
-            ref = _clips_of.remote(shared, source)
+            ref: ray.ObjectRef[list[Clip]] = _clips_of.remote(shared, source)
             try:
-                rows += ray.get(ref, timeout=timeout)
+                found: list[Clip] = ray.get(ref, timeout=timeout)
+                rows += found
             except (WorkerCrashedError, GetTimeoutError) as error:
                 ray.cancel(ref, force=True)
                 kind = "timeout" if isinstance(error, GetTimeoutError) else "crashed"
@@ -135,7 +138,6 @@ def _decode(chunk: Chunk) -> Decoded:
     return decode_chunk(chunk)
 
 
-@ray.remote
 class _ModelWorker:
     """Owns a model and one unit at a time; the next unit's decoding runs ahead meanwhile."""
 

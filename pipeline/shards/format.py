@@ -140,4 +140,4 @@ def _token_set(row: Mapping[str, Any], where: str) -> TokenSet:
 
 def _bucket(row: Mapping[str, Any]) -> Bucket:
     schedule = row["schedule"]
-    return Bucket(**(row | {"schedule": Schedule.from_list(schedule) if schedule else None}))
+    return Bucket(**{**row, "schedule": Schedule.from_list(schedule) if schedule else None})

@@ -36,7 +36,9 @@ class ShardWriter:
         self._places: list[list[tuple[int, int, int]]] = []
         self._offset = 0
 
-    def write(self, key: str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    def write(
+        self, key: str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
+    ) -> None:
         """Appends `KEY.<member>` for each declared member and `KEY.json`."""
         if not _KEY.fullmatch(key):
             raise ValueError(f"key {key!r} must be 1 to 90 letters, digits, '_' or '-'")
