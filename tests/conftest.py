@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from tokenizer.model import Tokenizer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -65,3 +71,97 @@ def small_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(moving_square(1, 99)[0]).save(folder / "even" / "still.png")
     (folder / "odd" / "broken.mp4").write_bytes(b"this is not a video" * 50)
     return folder
+
+
+CLIP_SHAPES = {"t5_h16_w16": (5, 16, 16), "t1_h16_w16": (1, 16, 16)}
+
+
+@pytest.fixture(scope="session")
+def code_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random codes of a tiny tokenizer, 20 clips in each of two buckets, labels and captions."""
+    return write_random_shards(tmp_path_factory.mktemp("codes") / "data", "codes")
+
+
+@pytest.fixture(scope="session")
+def pixel_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random frames, 20 clips in each of two buckets."""
+    return write_random_shards(tmp_path_factory.mktemp("pixels") / "data", "frames")
+
+
+def tiny_tokenizer(seed: int = 0) -> Tokenizer:
+    """An untrained tokenizer of 16 codes; clips of 5 x 16 x 16 become 10 of them."""
+    import torch
+
+    from tokenizer.config import AutoencoderConfig, QuantizerConfig, TokenizerConfig
+    from tokenizer.model import Tokenizer
+
+    autoencoder = AutoencoderConfig(
+        patch=4, temporal_patch=2, spatial_stride=8, temporal_stride=4, channels=(8, 8)
+    )
+    quantizer = QuantizerConfig(codebook_size=16, codebook_dim=4, scales=(1, 2), num_phi=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = Tokenizer(TokenizerConfig(autoencoder=autoencoder, quantizer=quantizer))
+        tokenizer.quantizer.codebook.set_codes(torch.randn(16, 4))
+    return tokenizer.eval()
+
+
+def write_random_shards(root: Path, kind: str, num_clips: int = 20) -> Path:
+    """A dataset as `tessera build` leaves it, of `kind` codes or frames."""
+    from pipeline.shards.format import Bucket, ShardEntry, TokenSet, dump_declaration
+    from pipeline.shards.writer import ShardWriter
+    from tokenizer.model import save_tokenizer
+
+    (root / "parts").mkdir(parents=True)
+    tokenizer = tiny_tokenizer()
+    token_set = TokenSet(name="frames", kind="frames", dtype="uint8")
+    if kind == "codes":
+        save_tokenizer(tokenizer, root / "tokenizer")
+        token_set = TokenSet(
+            name="codes",
+            kind="codes",
+            dtype="uint16",
+            codebook_size=16,
+            tokenizer=tokenizer.fingerprint,
+        )
+    random = np.random.default_rng(0)
+    index, entries, buckets = b"", [], []
+    for name, (num_frames, height, width) in CLIP_SHAPES.items():
+        schedule = tokenizer.schedule_for(num_frames, height, width)
+        stream = io.BytesIO()
+        writer = ShardWriter(stream, (token_set.member,))
+        for number in range(num_clips):
+            array = random.integers(0, 16, schedule.num_tokens).astype(np.uint16)
+            if kind == "frames":
+                array = random.integers(0, 256, (num_frames, height, width, 3)).astype(np.uint8)
+            caption = ("a red seven", "a green three moving left")[number % 2]
+            metadata = {"label": str(number % 3), "caption": caption}
+            writer.write(f"{name}_{number:03d}", {token_set.member: array}, metadata)
+        sidecar, tar = writer.close(), stream.getvalue()
+        (root / "parts" / f"{name}.tar").write_bytes(tar)
+        buckets.append(
+            Bucket(
+                name=name,
+                num_frames=num_frames,
+                height=height,
+                width=width,
+                schedule=schedule if kind == "codes" else None,
+            )
+        )
+        entries.append(
+            ShardEntry(
+                path=f"parts/{name}.tar",
+                sha256=hashlib.sha256(tar).hexdigest(),
+                size_bytes=len(tar),
+                num_samples=num_clips,
+                bucket=name,
+                split="train",
+                index_offset=len(index),
+                index_bytes=len(sidecar),
+            )
+        )
+        index += sidecar
+    (root / "index.bin").write_bytes(index)
+    (root / "shards.json").write_text(dump_declaration([token_set], buckets, entries))
+    (root / "_SUCCESS").touch()
+    return root

@@ -13,7 +13,7 @@ class JudgeConfig:
     num_steps: int = setting(330, "optimizer steps of the judge")
     batch_size: int = setting(32, "clips per step")
     learning_rate: float = setting(6e-3, "peak learning rate (AdamW, one cycle)")
-    weight_decay: float = setting(0.05, "decoupled weight decay")
+    weight_decay: float = setting(0.5, "decoupled weight decay")
     label_smoothing: float = setting(0.05, "share of the target spread over all values")
     shift: float = setting(0.1, "largest move, as a share of half the frame")
     turn: float = setting(0.2, "largest rotation, in radians")

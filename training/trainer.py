@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -162,25 +161,24 @@ class _Sums:
         self._clear()
 
     def _clear(self) -> None:
-        self._values: dict[str, Tensor] = {}
-        self._count = 0
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
         self._waited = 0.0
         self._seconds = 0.0
 
     def add(self, losses: Losses, waited: float, seconds: float) -> None:
         for name, value in {"loss": losses.loss, **losses.metrics}.items():
-            zero = torch.zeros((), device=self._device)
-            self._values[name] = self._values.get(name, zero) + value.detach()
-        self._count += losses.num_units
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+            self._counts[name] = self._counts.get(name, 0) + losses.num_units
         self._waited += waited
         self._seconds += seconds
 
     def take(self, unit: str) -> dict[str, float]:
-        """Means over the global count, and speed; starts anew."""
-        local = torch.stack([*self._values.values(), torch.tensor(float(self._count))])
-        *sums, count = _summed(local.double()).tolist()
-        values: dict[str, Any] = {name: each / count for name, each in zip(self._values, sums)}
-        values[f"{unit}_per_second"] = count / self._seconds
+        """Means over the global counts, and speed; starts anew."""
+        counts = torch.tensor(list(self._counts.values()), device=self._device)
+        totals = _summed(torch.stack([torch.stack(list(self._sums.values())), counts]).double())
+        values = dict(zip(self._sums, (totals[0] / totals[1]).tolist()))
+        values[f"{unit}_per_second"] = float(totals[1, 0]) / self._seconds
         values["data_wait_share"] = self._waited / self._seconds
         self._clear()
         return values
