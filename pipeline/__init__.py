@@ -6,7 +6,8 @@ clip          what a clip is: source, span, crop, shape
 commit        the one protocol by which work becomes part of a dataset
 executor      where work runs: inline, or on Ray in processes that may die
 shards        the format that the trainer reads
-statistics inspection report   looking inside
-submit        the same work as jobs on a Ray cluster
+statistics summary inspection   looking inside: of a unit, a dataset, a shard
+report charts tables inspection_cli   how it is shown: a page, a terminal, the commands
+cluster submit submit_cli   how Ray is reached; the same work as jobs on a cluster
 corpus demo   the main job, whole, on clips that it draws itself
 """

@@ -24,13 +24,12 @@ import yaml
 from pipeline.charts import bar, histogram, sparkline
 from pipeline.config import Rule, SelectSettings
 from pipeline.statistics import code_usage, outcome_totals, overall_usage
-from pipeline.summary import Summary, summarize
+from pipeline.summary import Summary, score_columns, summarize
 from tokenizer.settings import UserError, from_dict
 
 REPORT_FILE = "report.html"
 NUM_CAPTIONS = 24
 MAX_ROWS = 40
-NOT_SCORES = ("start_seconds", "end_seconds", "fps")
 
 
 def write_report(directory: str | Path) -> Path:
@@ -113,9 +112,7 @@ def _score_charts(table: pa.Table | None, rules: Mapping[str, Rule]) -> str:
         return ""
     kept = table["outcome"].to_numpy(zero_copy_only=False) == "kept"
     charts = []
-    for name in table.column_names:
-        if table.schema.field(name).type != pa.float64() or name in NOT_SCORES:
-            continue
+    for name in score_columns(table):
         values = table[name].to_numpy(zero_copy_only=False).astype(np.float64)
         known = np.isfinite(values)
         if not known.any():

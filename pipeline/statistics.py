@@ -190,6 +190,25 @@ def add_number(distribution: dict[str, Any], value: float) -> None:
     _count(distribution["bins"], _bin_of(shown))
 
 
+def distribution_of(values: np.ndarray) -> dict[str, Any]:
+    """The distribution of all finite values at once: what `add_number` gives one by one."""
+    values = np.asarray(values, dtype=np.float64)
+    shown = np.round(values[np.isfinite(values)], 6)
+    result = empty_distribution()
+    if not len(shown):
+        return result
+    uniques, counts = np.unique(shown, return_counts=True)
+    for value, count in zip(uniques.tolist(), counts.tolist()):
+        result["sum_millionths"] += count * round(value * MILLION)
+        result["sumsq_millionths"] += count * round(value * value * MILLION)
+        _count(result["bins"], _bin_of(value), count)
+    return result | {
+        "count": len(shown),
+        "min": float(uniques[0]),
+        "max": float(uniques[-1]),
+    }
+
+
 def mean(distribution: Mapping[str, Any]) -> float | None:
     """The mean, None of nothing."""
     if not distribution["count"]:

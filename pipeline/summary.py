@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -23,6 +24,7 @@ from pipeline.statistics import (
     Statistics,
     code_usage,
     deviation,
+    distribution_of,
     mean,
     merge,
     outcome_totals,
@@ -34,6 +36,7 @@ from tokenizer.settings import UserError
 ACCOUNTS_FILES = ("manifest.parquet", "selection.parquet")
 COMMITS_FOLDER = "_commits"
 MAX_FAILURES = 1000
+NOT_SCORES = ("start_seconds", "end_seconds", "fps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class Summary:
     outcomes: dict[str, int]
     failures: list[tuple[str, str]]
     """(uri, outcome) of what could not be read, at most MAX_FAILURES."""
+    considered: dict[str, dict[str, Any]]
+    """The distribution of each score over every clip that has it, kept or not."""
     num_shards: int
     shard_bytes: int
     statistics: Statistics
@@ -72,7 +77,15 @@ def summarize(directory: str | Path) -> Summary:
         sizes = [result["parts"][0]["size_bytes"] for result in results]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{root / COMMITS_FOLDER}: damaged statistics ({error})") from None
-    outcomes, failures = _accounts(accounts) if accounts else (statistics["outcomes"], [])
+    outcomes: dict[str, int] = statistics["outcomes"]
+    failures: list[tuple[str, str]] = []
+    considered: dict[str, dict[str, Any]] = {}
+    if accounts is not None:
+        table = _read_accounts(accounts)
+        outcomes, failures = _outcomes(table)
+        considered = {
+            name: distribution_of(table[name].to_numpy()) for name in score_columns(table)
+        }
     return Summary(
         root=root,
         is_finished=is_finished,
@@ -80,6 +93,7 @@ def summarize(directory: str | Path) -> Summary:
         accounts_file=accounts,
         outcomes=outcomes,
         failures=failures,
+        considered=considered,
         num_shards=len(results),
         shard_bytes=sum(sizes),
         statistics=statistics,
@@ -105,6 +119,7 @@ def to_json(summary: Summary) -> dict[str, Any]:
         "array_bytes": statistics["bytes"],
         "by": statistics["by"],
         "numbers": {name: describe(row) for name, row in distributions(statistics).items()},
+        "considered": {name: describe(row) for name, row in summary.considered.items()},
         "missing_scores": statistics["missing_scores"],
         "resolutions": statistics["resolutions"],
         "captioned_by": statistics["captioned_by"],
@@ -123,6 +138,16 @@ def distributions(statistics: Statistics) -> dict[str, dict[str, Any]]:
         **dict(sorted(statistics["scores"].items())),
     }
     return {name: row for name, row in every.items() if row["count"]}
+
+
+def score_columns(accounts: pa.Table | pa.Schema) -> list[str]:
+    """The columns of the accounts that are scores."""
+    schema = accounts.schema if isinstance(accounts, pa.Table) else accounts
+    return [
+        field.name
+        for field in schema
+        if field.type == pa.float64() and field.name not in NOT_SCORES
+    ]
 
 
 def describe(distribution: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,12 +185,17 @@ def _shard_results(root: Path, shards: list[ShardEntry] | None) -> list[dict[str
     return [made[shard.path] for shard in shards]
 
 
-def _accounts(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Counts per outcome, and the first files that could not be read."""
+def _read_accounts(path: Path) -> pa.Table:
     try:
-        table = pq.read_table(path, columns=["outcome", "uri"])
+        names = pq.read_schema(path)
+        wanted = ["outcome", "uri", *score_columns(names)]
+        return pq.read_table(path, columns=wanted)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _outcomes(table: pa.Table) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Counts per outcome, and the first files that could not be read."""
     counts = pc.value_counts(table["outcome"])
     outcomes = {row["values"]: row["counts"] for row in counts.to_pylist()}
     failed = table.filter(pc.starts_with(table["outcome"], "error:")).slice(0, MAX_FAILURES)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -46,7 +47,8 @@ def print_summary(summary: Summary) -> None:
     _print_outcomes(console, summary)
     for name in ("bucket", "split", "label"):
         _print_group(console, summary, name, MAX_GROUP_ROWS)
-    _print_numbers(console, summary)
+    _print_numbers(console, "of clips considered", summary.considered)
+    _print_numbers(console, "of kept samples", distributions(statistics))
     _print_codebook(console, summary)
     if statistics["missing_scores"]:
         listed = ", ".join(f"{name} {n:,}" for name, n in statistics["missing_scores"].items())
@@ -141,14 +143,17 @@ def _print_group(console: Console, summary: Summary, name: str, limit: int | Non
         console.print(_line(f"and {len(rows) - len(shown):,} more (--by {name} for all)"))
 
 
-def _print_numbers(console: Console, summary: Summary) -> None:
-    rows = []
-    for name, distribution in distributions(summary.statistics).items():
+def _print_numbers(console: Console, title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    cells = []
+    for name, distribution in rows.items():
         facts = describe(distribution)
+        if not facts["count"]:
+            cells.append([name, "0", *[""] * 6])
+            continue
         numbers = [facts[each] for each in ("min", "p5", "p50", "p95", "max", "mean")]
-        rows.append([name, f"{facts['count']:,}", *(f"{number:.4g}" for number in numbers)])
-    header = ["of kept samples", "count", "min", "5%", "median", "95%", "max", "mean"]
-    _print_table(console, header, rows, set(range(1, 8)))
+        cells.append([name, f"{facts['count']:,}", *(f"{number:.4g}" for number in numbers)])
+    header = [title, "count", "min", "5%", "median", "95%", "max", "mean"]
+    _print_table(console, header, cells, set(range(1, 8)))
 
 
 def _print_codebook(console: Console, summary: Summary) -> None:

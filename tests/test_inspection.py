@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html.parser
 import io
 import json
 import struct
@@ -149,6 +150,9 @@ def test_stats_count_every_clip_and_every_code(dataset: Path) -> None:
     assert values["failures"] == [{"uri": "videos/<b>.mp4", "outcome": "error:open"}]
     assert values["shards"] == 3
     assert values["tokens"] == 15 * SCHEDULE.num_tokens == 15 * 63
+    assert values["considered"]["motion"]["count"] == 19
+    assert values["considered"]["motion"]["min"] == 0.1
+    assert values["numbers"]["motion"]["min"] == 0.5
     codes = np.concatenate(
         [
             open_shard(path).read(key).arrays["codes.npy"]
@@ -328,6 +332,26 @@ def test_damaged_bytes_never_raise_anything_else(dataset: Path, tmp_path: Path) 
             read_all(path)
 
 
+def unclosed_tags(text: str) -> list[str]:
+    open_tags: list[str] = []
+
+    class Checker(html.parser.HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag != "meta":
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+        def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            pass
+
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    return open_tags
+
+
 def test_the_report_stands_alone_and_escapes_what_it_shows(dataset: Path) -> None:
     text = write_report(dataset).read_text(encoding="utf-8")
     assert write_report(dataset).read_text(encoding="utf-8") == text
@@ -338,6 +362,7 @@ def test_the_report_stands_alone_and_escapes_what_it_shows(dataset: Path) -> Non
     assert "20 considered = 15 kept + 4 dropped + 1 errors" in text
     for section in ("Captions", "Use of the codebook", "Settings", "could not be read"):
         assert section in text
+    assert unclosed_tags(text) == []
     start = 0
     while (start := text.find("<svg", start)) >= 0:
         end = text.index("</svg>", start) + len("</svg>")

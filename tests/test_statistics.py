@@ -16,6 +16,7 @@ from pipeline.statistics import (
     bins,
     code_usage,
     deviation,
+    distribution_of,
     empty_distribution,
     empty_statistics,
     mean,
@@ -100,6 +101,15 @@ def test_a_distribution_agrees_with_numpy(values: list[float]) -> None:
     assert sum(count for _, _, count in bins(distribution)) == len(values)
     spread = deviation(distribution)
     assert spread == pytest.approx(np.std(values), rel=1e-3, abs=1e-2 * max(map(abs, values)))
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan)))
+def test_a_distribution_of_an_array_is_that_of_its_numbers(values: list[float]) -> None:
+    one_by_one = empty_distribution()
+    for value in values:
+        if math.isfinite(value):
+            add_number(one_by_one, value)
+    assert distribution_of(np.array(values)) == one_by_one
 
 
 @given(st.lists(st.floats(0.01, 1e6), min_size=1, max_size=50), st.sampled_from([0.05, 0.5, 0.95]))
