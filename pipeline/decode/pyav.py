@@ -10,11 +10,12 @@ codecs); a jump that misses is noticed by its pts, and the file is then read fro
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import av
 import numpy as np
@@ -194,11 +195,11 @@ class OpenVideo:
             and self._stream.codec_context.codec.canonical_name in _SEEKABLE_CODECS
         )
 
-    def key_pts_before(self, pts: int) -> int | None:
-        """Roughly where the last key frame at or before `pts` is, as far as the index is known."""
+    def key_pts_before(self, pts: int) -> float:
+        """About where the last key frame at or before `pts` is; -inf where the index knows none."""
         index = self._stream.index_entries
         position = index.search_timestamp(pts, backward=True)
-        return None if position < 0 else index[position].timestamp
+        return -math.inf if position < 0 else index[position].timestamp
 
     def jump(self, pts: int) -> None:
         """Goes to the last key frame at or before `pts`; `frames` then starts there."""
@@ -295,24 +296,28 @@ class _Converter:
             graph.configure()
             self._croppers[key] = graph
         graph.push(frame)
-        cropped: av.VideoFrame = graph.pull()
-        return cropped
+        return cast(av.VideoFrame, graph.pull())
 
 
 def _fill(
     filler: ClipFiller[av.VideoFrame], video: OpenVideo, may_jump: bool
 ) -> Iterator[np.ndarray]:
-    may_jump = may_jump and video.can_jump()
+    """The clips from the frames of a file that is at its start, jumping over long gaps.
+
+    Raises _JumpMissed where a jump lands late or in the middle of something undecodable.
+    """
     min_jump = _MIN_JUMP_SECONDS * video.time_base[1] / video.time_base[0]
-    wanted = filler.wanted_pts
-    landing = wanted  # the pts that the first frame after a jump must not exceed
-    if may_jump and wanted is not None and wanted > min_jump:
-        video.jump(wanted)
-    else:
-        landing = None
-    shown_until: int | None = None
+    if not (may_jump and video.can_jump()):
+        min_jump = math.inf
+    jump_to = wanted = filler.wanted_pts
+    if wanted is None or wanted <= min_jump:
+        jump_to = None
+    shown_until = None
     while True:
-        jump_to: int | None = None
+        landing = jump_to
+        if jump_to is not None:
+            video.jump(jump_to)
+        tried, jump_to = jump_to, None
         try:
             for pts, frame in video.frames():
                 if landing is not None and pts > landing:
@@ -323,9 +328,9 @@ def _fill(
                 wanted = filler.wanted_pts
                 if wanted is None:
                     return
-                if may_jump and wanted - pts > min_jump:
-                    key = video.key_pts_before(wanted)
-                    if key is not None and key - pts > min_jump:
+                if wanted - pts > min_jump and wanted != tried:
+                    tried = wanted
+                    if video.key_pts_before(wanted) > pts + min_jump:
                         jump_to = wanted
                         break
         except DecodeError as error:
@@ -334,13 +339,11 @@ def _fill(
             if shown_until is not None:
                 yield from filler.finish(shown_until)
             raise
+        if landing is not None:
+            raise _JumpMissed
         if jump_to is None:
-            break
-        landing = jump_to
-        video.jump(jump_to)
-    if landing is not None:
-        raise _JumpMissed
-    yield from filler.finish()
+            yield from filler.finish()
+            return
 
 
 def _to_rgb(
