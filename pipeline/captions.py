@@ -1,112 +1,186 @@
-"""Captions, labels and rights that lie beside a file: `x.txt` or `x.json` beside `x.mp4`.
+"""Captions that come with the files: a text or JSON sidecar beside a video or image.
 
-    {"caption": "...", "label": "...", "attributes": {...}, "license": "...", "consent": "...",
-     "clips": [{"start_seconds": 0, "end_seconds": 1.1, "caption": "...", "label": "...",
-                "attributes": {"class": "3"}}]}
+    film.txt    the caption of the whole file
+    film.json   {"caption": ..., "label": ..., "attributes": {...}, "license": ..., "consent": ...,
+                 "clips": [{"start_seconds": 0, "end_seconds": 2.5, "caption": ..., "label": ...,
+                            "attributes": {...}}]}
 
-What `clips` says of a span wins over what is said of the whole file.
+`film.mp4.txt` and `film.mp4.json` are looked for first, JSON before text. Every key may be left
+out; keys that are not listed are ignored; what has the wrong type makes the sidecar an error.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_MAX_SIDECAR_BYTES = 8 << 20
+MAX_SIDECAR_BYTES = 16 << 20
+MAX_TEXT_CHARACTERS = 100_000
+MIN_OVERLAP = 0.5
+"""Share of a clip that a described span must cover for its description to count."""
 
 
 class SidecarError(Exception):
-    """A sidecar cannot be read; `kind` goes into the accounts."""
+    """A sidecar that cannot be used; the message is one line that names it."""
 
     kind = "sidecar"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What is said of a span of seconds; half-open."""
+    """What a sidecar says of a file or of a span of it."""
 
-    start_seconds: float = 0.0
-    end_seconds: float = float("inf")
     caption: str | None = None
     label: str | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
+class DescribedSpan:
+    """A description of [start_seconds, end_seconds), counted from the file's first frame."""
+
+    start_seconds: float
+    end_seconds: float
+    description: Description
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    whole: Description
-    clips: tuple[Description, ...] = ()
+    """All that came with a file."""
+
+    whole: Description = Description()
+    spans: tuple[DescribedSpan, ...] = ()
     license: str | None = None
     consent: str | None = None
 
     def for_span(
         self, start_seconds: float, end_seconds: float
-    ) -> tuple[str | None, str | None, dict[str, str]]:
-        """(caption, label, attributes) of the described span that covers most of this one.
+    ) -> tuple[str | None, str | None, Mapping[str, str]]:
+        """(caption, label, attributes) of a clip: the span that overlaps it most, then the file's.
 
-        A span that covers less than half of it does not count.
+        A span counts from half of the clip on; of equal ones the first. What it leaves out comes
+        from the whole file; attributes are merged key by key.
         """
-        best, best_overlap = None, 0.0
-        for clip in self.clips:
-            overlap = min(end_seconds, clip.end_seconds) - max(start_seconds, clip.start_seconds)
-            if overlap > best_overlap:
-                best, best_overlap = clip, overlap
-        whole = self.whole
-        if best is None or best_overlap < 0.5 * (end_seconds - start_seconds):
-            return whole.caption, whole.label, dict(whole.attributes)
+        chosen = self.whole
+        length = end_seconds - start_seconds
+        most = 0.0
+        for span in self.spans:
+            overlap = min(end_seconds, span.end_seconds) - max(start_seconds, span.start_seconds)
+            if overlap > most and overlap >= MIN_OVERLAP * length:
+                most, chosen = overlap, span.description
         return (
-            best.caption if best.caption is not None else whole.caption,
-            best.label if best.label is not None else whole.label,
-            {**whole.attributes, **best.attributes},
+            self.whole.caption if chosen.caption is None else chosen.caption,
+            self.whole.label if chosen.label is None else chosen.label,
+            {**self.whole.attributes, **chosen.attributes},
         )
 
 
 def find_sidecar(path: str | Path) -> Path | None:
-    """The sidecar of a media file: `.json` before `.txt`; None when there is none."""
-    for suffix in (".json", ".txt"):
-        candidate = Path(path).with_suffix(suffix)
+    """The sidecar of a video or image file; None where it has none."""
+    path = Path(path)
+    for candidate in (
+        path.with_name(path.name + ".json"),
+        path.with_suffix(".json"),
+        path.with_name(path.name + ".txt"),
+        path.with_suffix(".txt"),
+    ):
         if candidate.is_file():
             return candidate
     return None
 
 
-def read_sidecar(path: Path) -> Sidecar:
-    """The sidecar at `path`; raises SidecarError when it is too large or not of the format."""
+def read_sidecar(path: str | Path) -> Sidecar:
+    """The sidecar at `path`, a .json or .txt file; raises SidecarError."""
+    path = Path(path)
     try:
-        if path.stat().st_size > _MAX_SIDECAR_BYTES:
-            raise SidecarError(f"{path}: more than {_MAX_SIDECAR_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".txt":
-            return Sidecar(whole=Description(caption=" ".join(text.split()) or None))
-        values = json.loads(text)
-        return Sidecar(
-            whole=_description(values),
-            clips=tuple(_description(each) for each in values.get("clips", ())),
-            license=_text(values, "license"),
-            consent=_text(values, "consent"),
-        )
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise SidecarError(f"{path}: not a valid sidecar ({error})") from None
+        with open(path, "rb") as file:
+            content = file.read(MAX_SIDECAR_BYTES + 1)
+    except OSError as error:
+        raise SidecarError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(content) > MAX_SIDECAR_BYTES:
+        raise SidecarError(f"{path}: larger than {MAX_SIDECAR_BYTES} bytes")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise SidecarError(f"{path}: not UTF-8 text") from None
+    try:
+        if path.suffix.lower() != ".json":
+            return Sidecar(whole=Description(caption=_text(text, "caption")))
+        return _parse(json.loads(text))
+    except RecursionError:
+        raise SidecarError(f"{path}: nested too deeply") from None
+    except ValueError as error:
+        raise SidecarError(f"{path}: {error}") from None
 
 
-def _description(values: Any) -> Description:
-    attributes = values.get("attributes", {})
-    if not all(isinstance(text, str) for pair in attributes.items() for text in pair):
-        raise ValueError("attributes must map text to text")
-    return Description(
-        start_seconds=float(values.get("start_seconds", 0.0)),
-        end_seconds=float(values.get("end_seconds", "inf")),
-        caption=_text(values, "caption"),
-        label=_text(values, "label"),
-        attributes=dict(attributes),
+def _parse(value: Any) -> Sidecar:
+    record = _mapping(value, "the file")
+    clips = record.get("clips")
+    if clips is None:
+        clips = []
+    if not isinstance(clips, list):
+        raise ValueError("clips must be a list")
+    return Sidecar(
+        whole=_description(record, ""),
+        spans=tuple(_span(clip, f"clips[{index}]") for index, clip in enumerate(clips)),
+        license=_text(record.get("license"), "license"),
+        consent=_text(record.get("consent"), "consent"),
     )
 
 
-def _text(values: Mapping[str, Any], key: str) -> str | None:
-    value = values.get(key)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{key} must be text")
+def _span(value: Any, where: str) -> DescribedSpan:
+    record = _mapping(value, where)
+    start, end = (_seconds(record, key, where) for key in ("start_seconds", "end_seconds"))
+    if end <= start:
+        raise ValueError(f"{where}: end_seconds ({end:g}) must be after start_seconds ({start:g})")
+    description = _description(record, where + ".")
+    return DescribedSpan(start_seconds=start, end_seconds=end, description=description)
+
+
+def _description(record: Mapping[str, Any], prefix: str) -> Description:
+    attributes = record.get("attributes")
+    pairs = _mapping({} if attributes is None else attributes, prefix + "attributes").items()
+    named = {key: _text(value, f"{prefix}attributes.{key}") for key, value in pairs}
+    return Description(
+        caption=_text(record.get("caption"), prefix + "caption"),
+        label=_text(record.get("label"), prefix + "label"),
+        attributes={key: value for key, value in named.items() if value is not None},
+    )
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be a mapping of keys to values")
     return value
+
+
+def _text(value: Any, where: str) -> str | None:
+    """Text with its white space made single blanks; a number as text; None for nothing at all."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must be text, not {type(value).__name__}")
+    if len(value) > MAX_TEXT_CHARACTERS:
+        raise ValueError(f"{where} is longer than {MAX_TEXT_CHARACTERS} characters")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{where} holds half of a surrogate pair")
+    return " ".join(value.split()) or None
+
+
+def _seconds(record: Mapping[str, Any], key: str, where: str) -> float:
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{where}: {key} must be a number")
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        raise ValueError(f"{where}: {key} must be finite")
+    return seconds

@@ -1,86 +1,110 @@
-"""Sources: the files of a build, from folders, files and globs; identified by their content."""
+"""Sources: the video and image files that folders, files and globs name, each known by its content.
+
+for file in list_sources(["films", "stills/*.png"]):
+    print(file.kind, file.uri, content_id(file.path))
+"""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tokenizer.settings import UserError
 
-VIDEO_SUFFIXES = frozenset(
-    [".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"]
-)
-IMAGE_SUFFIXES = frozenset([".jpeg", ".jpg", ".png", ".webp"])
+VIDEO_EXTENSIONS = (
+    ".3gp .avi .flv .h264 .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
+).split()
+IMAGE_EXTENSIONS = ".jpeg .jpg .png .webp".split()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A file to build from; `uri` is its path below the folder that was named."""
+    """A file to look at; `kind` is what its name promises, `uri` the path as it was reached."""
 
     uri: str
-    path: str
+    path: Path
     kind: Literal["video", "image"]
     size_bytes: int
 
 
 def list_sources(patterns: Sequence[str]) -> list[SourceFile]:
-    """The videos and images that the patterns name, each once, sorted by uri.
+    """The video and image files of folders (all below them), files and globs, sorted by uri.
 
-    Raises UserError when a pattern leads nowhere, or to no video or image.
+    Hidden files and folders are left out; so are other kinds of files, except where one is named
+    itself, which is an error. A file that several patterns reach is listed once.
+
+    Raises UserError for a folder or file that is missing, a folder without any such file, a
+    glob that matches none, and what may not be read.
     """
     found: dict[str, SourceFile] = {}
     for pattern in patterns:
-        files = _files_of(os.path.expanduser(pattern))
-        if not files:
-            known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
-            raise UserError(f"sources: {pattern} holds no video or image (known: {known})")
-        for path, uri in files:
-            absolute = os.path.abspath(path)
-            found.setdefault(
-                absolute,
-                SourceFile(
-                    uri=uri,
-                    path=absolute,
-                    kind="image" if _suffix(path) in IMAGE_SUFFIXES else "video",
-                    size_bytes=os.path.getsize(path),
-                ),
-            )
-    return sorted(found.values(), key=lambda file: (file.uri, file.path))
+        for path in _paths_of(pattern):
+            uri = Path(path).as_posix()
+            if uri not in found:
+                found[uri] = _source_file(uri)
+    return [found[uri] for uri in sorted(found)]
 
 
 def content_id(path: str | Path) -> str:
-    """sha256 of the file's bytes: the same video under another name is the same source."""
+    """sha256 of the file's content, in hexadecimal: the same file twice is one source."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _files_of(pattern: str) -> list[tuple[str, str]]:
-    """(path, uri) of the media files of a folder, a file or a glob."""
-    if os.path.isdir(pattern):
-        return [
-            (os.path.join(folder, name), os.path.relpath(os.path.join(folder, name), pattern))
-            for folder, _, names in os.walk(pattern)
-            for name in names
-            if _is_media(name) and os.path.isfile(os.path.join(folder, name))
-        ]
-    if os.path.isfile(pattern):
-        return [(pattern, os.path.basename(pattern))] if _is_media(pattern) else []
-    if not glob.has_magic(pattern):
-        raise UserError(f"sources: {pattern}: no such file or folder")
-    fixed = pattern.split("*", 1)[0].split("?", 1)[0].split("[", 1)[0]
-    root = os.path.dirname(fixed)
-    matches = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
-    return [(path, os.path.relpath(path, root or ".")) for path in matches if _is_media(path)]
+def _paths_of(pattern: str) -> list[str]:
+    path = os.path.expanduser(pattern)
+    if os.path.isdir(path):
+        files = list(_files_below(path))
+        if not files:
+            raise UserError(f"{pattern}: the folder holds no videos or images; {_allowed()}")
+        return files
+    if os.path.isfile(path):
+        if _kind_of(path) is None:
+            raise UserError(f"{pattern}: not a video or an image by its name; {_allowed()}")
+        return [path]
+    if not glob.has_magic(path):
+        raise UserError(f"{pattern}: no such file or folder; give another one in sources")
+    matches = sorted(glob.glob(path, recursive=True))
+    files = [match for match in matches if os.path.isfile(match) and _kind_of(match)]
+    files += [file for match in matches if os.path.isdir(match) for file in _files_below(match)]
+    if not files:
+        raise UserError(f"{pattern}: the pattern matches no videos or images; {_allowed()}")
+    return files
 
 
-def _is_media(name: str) -> bool:
-    return _suffix(name) in VIDEO_SUFFIXES | IMAGE_SUFFIXES
+def _files_below(folder: str) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror})")
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = os.path.join(parent, name)
+            if not name.startswith(".") and _kind_of(name) and os.path.isfile(path):
+                yield path
 
 
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+def _source_file(uri: str) -> SourceFile:
+    kind = _kind_of(uri)
+    assert kind is not None, uri
+    try:
+        size_bytes = os.path.getsize(uri)
+    except OSError as error:
+        raise UserError(f"{uri}: cannot be read ({error.strerror})") from None
+    return SourceFile(uri=uri, path=Path(uri), kind=kind, size_bytes=size_bytes)
+
+
+def _kind_of(name: str) -> Literal["video", "image"] | None:
+    extension = os.path.splitext(name)[1].lower()
+    if extension in VIDEO_EXTENSIONS:
+        return "video"
+    return "image" if extension in IMAGE_EXTENSIONS else None
+
+
+def _allowed() -> str:
+    return f"known endings: {' '.join(VIDEO_EXTENSIONS + IMAGE_EXTENSIONS)}"
