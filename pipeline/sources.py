@@ -16,10 +16,25 @@ from typing import Literal
 
 from tokenizer.settings import UserError
 
-VIDEO_EXTENSIONS = (
-    ".3gp .avi .flv .h264 .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
-).split()
-IMAGE_EXTENSIONS = ".jpeg .jpg .png .webp".split()
+VIDEO_EXTENSIONS = [
+    ".3gp",
+    ".avi",
+    ".flv",
+    ".h264",
+    ".m2ts",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".ogv",
+    ".ts",
+    ".webm",
+    ".wmv",
+]
+IMAGE_EXTENSIONS = [".jpeg", ".jpg", ".png", ".webp"]
 
 
 @dataclass(frozen=True, kw_only=True)
