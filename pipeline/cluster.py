@@ -123,7 +123,7 @@ def check_reachable(host: str, port: int, shown: str) -> None:
 def _refresh_imported_ray() -> None:
     """Has a Ray that is already imported read the mode again, as Ray does after changing it."""
     if "ray" in sys.modules:
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore[attr-defined]
 
         Config.initialize("")
 
