@@ -28,6 +28,7 @@ from training.evaluate_config import JudgeConfig
 VERSION = 1
 """Grows whenever the same clips and settings give another judge."""
 SEEN_SIZE = 32
+_SOFTENED = ((1, 2), (3, 4))  # (clip of four, side of the squares that are averaged)
 _UNKNOWN = -100  # what cross entropy ignores
 # (channels, kernel t h w, stride t h w): time is halved twice, so nine frames become three.
 _STAGES = (
@@ -143,11 +144,11 @@ def train_judge(
     )
     batch_size = min(config.batch_size, len(frames))
     order = np.empty(0, dtype=np.int64)
-    for step in range(config.num_steps):
+    for _ in range(config.num_steps):
         if len(order) < batch_size:
             order = random.permutation(len(frames))
         chosen, order = order[:batch_size], order[batch_size:]
-        clips = _changed(seen(frames[chosen]), config, random, noise, blurred=step % 2 == 1)
+        clips = _changed(seen(frames[chosen]), config, random, noise)
         _, logits = judge(clips)
         loss = torch.stack(
             [
@@ -208,9 +209,11 @@ def _changed(
     config: JudgeConfig,
     random: np.random.Generator,
     noise: torch.Generator,
-    blurred: bool,
 ) -> Float[Tensor, "b c t h w"]:
-    """One affine change per clip, the same for all its frames, then blur and noise."""
+    """One affine change per clip, the same for all its frames, then blur and noise.
+
+    Of four clips in a row two stay sharp: reconstructions and samples are softer than real ones.
+    """
     count, channels, length, height, width = clips.shape
     turn = random.uniform(-config.turn, config.turn, count)
     stretch = np.exp(random.uniform(-config.stretch, config.stretch, (2, count)))
@@ -223,9 +226,9 @@ def _changed(
     planes = clips.reshape(count, channels * length, height, width)
     grid = functional.affine_grid(torch.from_numpy(matrix), list(planes.shape), align_corners=False)
     planes = functional.grid_sample(planes, grid, padding_mode="border", align_corners=False)
-    if blurred:
-        soft = functional.avg_pool2d(planes, 3, 1, 1, count_include_pad=False)
-        planes = 0.5 * planes + 0.5 * soft
+    for first, side in _SOFTENED:
+        coarse = functional.avg_pool2d(planes[first::4], side)
+        planes[first::4] = functional.interpolate(coarse, size=(height, width), mode="bilinear")
     planes = planes + config.noise * torch.randn(planes.shape, generator=noise)
     return planes.reshape(clips.shape)
 
