@@ -27,6 +27,7 @@ from pipeline.plan import PlannedSource, make_plan, read_plan, units_of
 from pipeline.progress import Progress
 from pipeline.report import write_report
 from pipeline.select import read_selection, select_clips, write_selection
+from pipeline.sources import list_sources
 from pipeline.tokenize import TokenizeJob
 from tokenizer.settings import UserError, save_settings
 
@@ -43,9 +44,10 @@ def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
     recipe = None
     if PHASES.index(until) >= PHASES.index("tokenize"):
         recipe = code_recipe(tokenizer_folder(config), config.tokenize)
+    files = list_sources(config.sources)
     store = _open_store(config)
     progress = Progress()
-    plan = make_plan(config, store)
+    plan = make_plan(config, files, store)
     units = units_of(plan)
     duplicates = sum(row.duplicate for row in plan)
     progress.note(

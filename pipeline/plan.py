@@ -7,7 +7,7 @@ grown collection makes new work only. The same content twice is one source.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.captions import find_sidecar
 from pipeline.commit import Store
 from pipeline.config import BuildConfig
-from pipeline.sources import content_id, list_sources
+from pipeline.sources import SourceFile, content_id
 
 PLAN_FILE = "plan.parquet"
 
@@ -38,10 +38,11 @@ class PlannedSource:
     duplicate: bool
 
 
-def make_plan(config: BuildConfig, store: Store) -> list[PlannedSource]:
-    """Lists and identifies the sources, writes `plan.parquet`, returns it in plan order."""
+def make_plan(
+    config: BuildConfig, files: Sequence[SourceFile], store: Store
+) -> list[PlannedSource]:
+    """Identifies the files, writes `plan.parquet`, returns it in plan order."""
     previous = {row.path: row for row in read_plan(store)}
-    files = list_sources(config.sources)
     known: list[PlannedSource] = []
     fresh: list[PlannedSource] = []
     for file in files:
