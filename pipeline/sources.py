@@ -39,7 +39,11 @@ IMAGE_EXTENSIONS = [".jpeg", ".jpg", ".png", ".webp"]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A file to look at; `kind` is what its name promises, `uri` the path as it was reached."""
+    """A file to look at; `kind` is what its name promises.
+
+    `uri` is its path below the folder that was named, so that a dataset does not depend on where
+    the collection lies; for a file that was named itself it is its name.
+    """
 
     uri: str
     path: Path
@@ -58,11 +62,12 @@ def list_sources(patterns: Sequence[str]) -> list[SourceFile]:
     """
     found: dict[str, SourceFile] = {}
     for pattern in patterns:
-        for path in _paths_of(pattern):
-            uri = Path(path).as_posix()
-            if uri not in found:
-                found[uri] = _source_file(uri)
-    return [found[uri] for uri in sorted(found)]
+        root, paths = _paths_of(pattern)
+        for path in paths:
+            absolute = os.path.abspath(path)
+            if absolute not in found:
+                found[absolute] = _source_file(absolute, os.path.abspath(root))
+    return sorted(found.values(), key=lambda file: (file.uri, file.path))
 
 
 def content_id(path: str | Path) -> str:
@@ -71,17 +76,18 @@ def content_id(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _paths_of(pattern: str) -> list[str]:
+def _paths_of(pattern: str) -> tuple[str, list[str]]:
+    """The folder that uris are relative to, and the files."""
     path = os.path.expanduser(pattern)
     if os.path.isdir(path):
         files = list(_files_below(path))
         if not files:
             raise UserError(f"{pattern}: the folder holds no videos or images; {_allowed()}")
-        return files
+        return path, files
     if os.path.isfile(path):
         if _kind_of(path) is None:
             raise UserError(f"{pattern}: not a video or an image by its name; {_allowed()}")
-        return [path]
+        return os.path.dirname(path), [path]
     if not glob.has_magic(path):
         raise UserError(f"{pattern}: no such file or folder; give another one in sources")
     matches = sorted(glob.glob(path, recursive=True))
@@ -89,7 +95,8 @@ def _paths_of(pattern: str) -> list[str]:
     files += [file for match in matches if os.path.isdir(match) for file in _files_below(match)]
     if not files:
         raise UserError(f"{pattern}: the pattern matches no videos or images; {_allowed()}")
-    return files
+    fixed = path[: min(path.index(mark) for mark in "*?[" if mark in path)]
+    return os.path.dirname(fixed), files
 
 
 def _files_below(folder: str) -> Iterator[str]:
@@ -104,14 +111,15 @@ def _files_below(folder: str) -> Iterator[str]:
                 yield path
 
 
-def _source_file(uri: str) -> SourceFile:
-    kind = _kind_of(uri)
-    assert kind is not None, uri
+def _source_file(path: str, root: str) -> SourceFile:
+    kind = _kind_of(path)
+    assert kind is not None, path
     try:
-        size_bytes = os.path.getsize(uri)
+        size_bytes = os.path.getsize(path)
     except OSError as error:
-        raise UserError(f"{uri}: cannot be read ({error.strerror})") from None
-    return SourceFile(uri=uri, path=Path(uri), kind=kind, size_bytes=size_bytes)
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    uri = Path(os.path.relpath(path, root)).as_posix()
+    return SourceFile(uri=uri, path=Path(path), kind=kind, size_bytes=size_bytes)
 
 
 def _kind_of(name: str) -> Literal["video", "image"] | None:
