@@ -1,4 +1,4 @@
-"""Launchers: the same run in one process, under torchrun and on Ray; each works without the rest."""
+"""Launchers: the same run in one process, under torchrun and on Ray; each works alone."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from tokenizer.scales import image_and_clip
 from training.config import GuidanceConfig, ModelConfig, SampleConfig
 from training.generator import Generator
 from training.methods import METHODS
+from training.partial import input_features
 from training.sampler import Moment, draw, filtered, guidance_scale, sample_codes
 from training.vocabulary import build_vocabulary
 
@@ -38,7 +39,7 @@ def make_case(method: str, kind: str, num_samples: int) -> tuple[Generator, torc
     torch.manual_seed(1)
     vocabulary = build_vocabulary(kind, PROMPTS[kind], max_pieces=8)
     config = ModelConfig(width=16, depth=2, heads=2)
-    generator = Generator(config, method, SCHEDULE, vocabulary, CODEBOOK_SIZE, 4)
+    generator = Generator(config, method, SCHEDULE, vocabulary, CODEBOOK_SIZE, 8)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)
@@ -71,7 +72,7 @@ def test_greedy_samples_are_what_teacher_forcing_on_them_finds_likeliest(
     generator, prompts = make_case(method, kind, 4)
     settings = replace(UNGUIDED, temperature=0.0)
     codes = sample_codes(generator, prompts, SCHEDULE, settings, range(4), quantizer)
-    features = quantizer.input_features(codes, SCHEDULE)
+    features = input_features(quantizer, codes, SCHEDULE)
     assert torch.equal(generator(codes, features, prompts, SCHEDULE).argmax(dim=-1), codes)
 
 

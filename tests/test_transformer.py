@@ -13,6 +13,7 @@ from tokenizer.settings import UserError
 from training.config import BlockConfig, ModelConfig
 from training.generator import FedRows, Generator
 from training.methods import METHODS
+from training.partial import input_features
 from training.vocabulary import Vocabulary, build_vocabulary
 
 SCHEDULE = image_and_clip(3, (1, 2))
@@ -46,7 +47,7 @@ def make_generator(
     torch.manual_seed(1)
     config = ModelConfig(width=16, depth=2, heads=2, block=block or BlockConfig())
     vocabulary = make_vocabulary(kind)
-    generator = Generator(config, method, schedule, vocabulary, CODEBOOK_SIZE, 4)
+    generator = Generator(config, method, schedule, vocabulary, CODEBOOK_SIZE, 8)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)
@@ -78,7 +79,7 @@ def test_rows_fed_step_by_step_with_a_cache_give_the_logits_of_one_pass(
     method: str, kind: str, block: BlockConfig, quantizer: MultiScaleQuantizer
 ) -> None:
     generator, codes, prompts = make_generator(method, kind, block), random_codes(), encoded(kind)
-    features = quantizer.input_features(codes, SCHEDULE)
+    features = input_features(quantizer, codes, SCHEDULE)
     whole = generator(codes, features, prompts, SCHEDULE)
     layout = generator.layout_for(SCHEDULE)
     cache = generator.transformer.new_cache(len(codes), layout.num_rows)
@@ -107,7 +108,7 @@ def test_changing_a_code_changes_no_logit_up_to_its_own_step(
     order = generator.layout_for(SCHEDULE).order
 
     def logits(codes: torch.Tensor) -> torch.Tensor:
-        return generator(codes, quantizer.input_features(codes, SCHEDULE), prompts, SCHEDULE)
+        return generator(codes, input_features(quantizer, codes, SCHEDULE), prompts, SCHEDULE)
 
     before = logits(codes)
     changes_later = 0
@@ -125,7 +126,7 @@ def test_changing_a_code_changes_no_logit_up_to_its_own_step(
 @torch.no_grad()
 def test_padding_of_a_caption_changes_nothing(method: str, quantizer: MultiScaleQuantizer) -> None:
     generator, codes, prompts = make_generator(method, "text"), random_codes(), encoded("text")
-    features = quantizer.input_features(codes, SCHEDULE)
+    features = input_features(quantizer, codes, SCHEDULE)
     before = generator(codes, features, prompts, SCHEDULE)
     generator.condition.pieces.weight[0] += 100.0  # what padding is looked up as
     generator.condition.pooled.weight[0] += 100.0
@@ -139,7 +140,7 @@ def test_padding_of_a_caption_changes_nothing(method: str, quantizer: MultiScale
 @torch.no_grad()
 def test_the_condition_matters(kind: str, quantizer: MultiScaleQuantizer) -> None:
     generator, codes, prompts = make_generator("next_scale", kind), random_codes(), encoded(kind)
-    features = quantizer.input_features(codes, SCHEDULE)
+    features = input_features(quantizer, codes, SCHEDULE)
     with_prompt = generator(codes, features, prompts, SCHEDULE)
     without = generator(codes, features, torch.full_like(prompts, -1), SCHEDULE)
     assert not torch.allclose(with_prompt[0], without[0])
@@ -156,7 +157,7 @@ def test_the_images_of_a_video_generator_are_the_beginning_of_its_videos(
         encoded("text"),
     )
     image = image_and_clip(1, (1, 2))
-    features = quantizer.input_features(codes, SCHEDULE)
+    features = input_features(quantizer, codes, SCHEDULE)
     video = generator(codes, features, prompts, SCHEDULE)
     still = generator(codes[:, : image.num_tokens], features[:, : image.num_tokens], prompts, image)
     torch.testing.assert_close(still, video[:, : image.num_tokens], atol=1e-5, rtol=1e-5)

@@ -1,18 +1,22 @@
-"""A clip while it is generated: the codes known so far, and the feature maps made from them.
+"""A clip while it is generated: the codes known so far, and the features made from them.
 
-Next-scale prediction asks a scale with the partial reconstruction of the scales before it. The
-quantizer keeps that reconstruction as a state, so each scale is added once.
+Next-scale prediction asks a scale with what the scales before it say: the partial reconstruction of
+its own pyramid, which the quantizer keeps as a state, and the latent frame before that pyramid,
+both shrunk to the scale's grid. (Without the latter nothing would carry the finest codes of a
+finished pyramid to the next one.) Teacher forcing writes known codes scale by scale, the sampler
+writes them as they are drawn; both get the same features.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenizer.quantizer import MultiScaleQuantizer
-from tokenizer.scales import Schedule
+from tokenizer.scales import Scale, Schedule
 
 
 class PartialClip:
@@ -34,11 +38,10 @@ class PartialClip:
         self._next_scale = 0
         if quantizer is not None:
             self._state = quantizer.start(schedule, batch_size)
-            self.features = torch.zeros(
-                batch_size, schedule.num_tokens, quantizer.codebook_dim, device=device
-            )
+            channels = feature_channels(quantizer)
+            self.features = torch.zeros(batch_size, schedule.num_tokens, channels, device=device)
 
-    def write(self, cells: Int[np.ndarray, "n"], codes: Int[Tensor, "b n"]) -> None:
+    def write(self, cells: np.ndarray, codes: Int[Tensor, "b n"]) -> None:
         """Puts codes at cells; a finished scale makes the features of the next one."""
         self.codes[:, torch.as_tensor(cells, device=self.codes.device)] = codes
         np.subtract.at(self._missing, self.schedule.scale_of_token[cells], 1)
@@ -50,4 +53,33 @@ class PartialClip:
             self._state.add(self.codes[:, start:end])
             self._next_scale += 1
             if self._next_scale < len(self._missing):
-                self.features[:, end : offsets[self._next_scale + 1]] = self._state.next_input()
+                scale = self.schedule.scales[self._next_scale]
+                stop = offsets[self._next_scale + 1]
+                own = self._state.next_input()
+                self.features[:, end:stop, : own.shape[-1]] = own
+                if scale.t0:
+                    self.features[:, end:stop, own.shape[-1] :] = self._frame_before(scale)
+
+    def _frame_before(self, scale: Scale) -> Float[Tensor, "b n c"]:
+        """The latent frame before a scale's pyramid, on the scale's grid."""
+        last = self._state.latents[:, :, -1]
+        shrunk = F.interpolate(last, size=(scale.h, scale.w), mode="area")
+        return shrunk[:, :, None].expand(-1, -1, scale.t, -1, -1).flatten(2).movedim(1, 2)
+
+
+def feature_channels(quantizer: MultiScaleQuantizer) -> int:
+    """Channels of the features: the partial reconstruction's and the frame's before."""
+    return 2 * quantizer.codebook_dim
+
+
+@torch.no_grad()
+def input_features(
+    quantizer: MultiScaleQuantizer, codes: Int[Tensor, "b l"], schedule: Schedule
+) -> Float[Tensor, "b l c"]:
+    """The features of all scales of known clips."""
+    clip = PartialClip(schedule, len(codes), codes.device, quantizer)
+    for start, stop in zip(schedule.offsets, schedule.offsets[1:]):
+        cells = np.arange(start, stop)
+        clip.write(cells, codes[:, start:stop])
+    assert clip.features is not None
+    return clip.features

@@ -19,6 +19,7 @@ from training.config import GeneratorRun
 from training.data import Batch, Batches, open_samples
 from training.draws import numpy_generator
 from training.generator import Generator
+from training.partial import feature_channels, input_features
 from training.run import RunRecord, Shape, write_run
 from training.tasks.task import Losses
 from training.vocabulary import ABSENT, Vocabulary, build_vocabulary
@@ -51,7 +52,7 @@ class GeneratorTask:
                 longest,
                 self.vocabulary,
                 self.tokenizer.codebook_size,
-                self.tokenizer.quantizer.codebook_dim,
+                feature_channels(self.tokenizer.quantizer),
             ).to(device)
         self.module: nn.Module = self.generator
         for schedule in self._schedules.values():
@@ -66,7 +67,7 @@ class GeneratorTask:
             method=config.method.name,
             order=self.generator.layout_for(longest).order.fingerprint,
             codebook_size=self.tokenizer.codebook_size,
-            feature_channels=self.tokenizer.quantizer.codebook_dim,
+            feature_channels=feature_channels(self.tokenizer.quantizer),
             num_parameters=sum(each.numel() for each in self.generator.parameters()),
             shapes=self._shapes,
         )
@@ -93,8 +94,7 @@ class GeneratorTask:
         codes = torch.from_numpy(batch.arrays.astype(np.int64)).to(self._device)
         features = None
         if self.generator.uses_features:
-            with torch.no_grad():
-                features = self.tokenizer.quantizer.input_features(codes, schedule)
+            features = input_features(self.tokenizer.quantizer, codes, schedule)
         prompts = self._prompts(batch, step)
         logits = self.generator(codes, features, prompts, schedule)
         total = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="sum")
