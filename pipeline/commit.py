@@ -108,7 +108,7 @@ class Store:
         """Step 3: True when this commit won; then, and only then, `result` is part of the build."""
         final = self.root / "_commits" / f"{unit}.json"
         record = {"unit": unit, "result": result, "run": run}
-        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        text = canonical_json(record).decode() + "\n"
         temporary = self.root / "tmp" / f"{unit}.{secrets.token_hex(6)}"
         temporary.write_text(text, encoding="utf-8")
         with open(temporary, "rb") as file:
