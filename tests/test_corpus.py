@@ -8,15 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.corpus import (
-    BACKGROUND,
-    CLIPS_PER_VIDEO,
-    FRAMES_PER_CLIP,
-    MOTIONS,
-    caption_of,
-    render_clips,
-    write_corpus,
-)
+from pipeline.corpus import CLIPS_PER_VIDEO, write_corpus
+from pipeline.digits import BACKGROUND, FRAMES_PER_CLIP, MOTIONS, caption_of, render_clips
 from tokenizer.settings import UserError
 
 
@@ -77,6 +70,14 @@ def test_clips_are_different_digits_and_fewer_are_the_first_of_more() -> None:
         light = (frames[0].astype(int) - BACKGROUND).max(axis=2)
         shapes.add((attributes["class"], round(light.sum() / light.max(), 2)))
     assert len(shapes) > 190
+
+
+def test_left_out_clips_are_the_first_ones() -> None:
+    whole = list(render_clips(17, seed=0))
+    rest = list(render_clips(5, seed=0, first=12))
+    assert [said for _, said in rest] == [said for _, said in whole[12:]]
+    for (frames, _), (same, _) in zip(rest, whole[12:]):
+        np.testing.assert_array_equal(frames, same)
 
 
 def test_neighbours_in_a_video_differ_in_class_and_color() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.corpus import caption_of, render_clips
+from pipeline.digits import caption_of, render_clips
 from pipeline.shards.format import Bucket, ShardEntry, TokenSet, dump_declaration
 from pipeline.shards.writer import ShardWriter
 from tokenizer.config import TokenizerConfig

@@ -140,7 +140,7 @@ def test_agreement_counts_only_what_is_intended() -> None:
 
 @pytest.mark.slow
 def test_held_out_digits_are_judged_right() -> None:
-    from pipeline.corpus import render_clips
+    from pipeline.digits import render_clips
 
     frames, attributes = zip(*render_clips(1200, seed=0, fps=8, num_frames=9))
     clips = np.stack(frames)
