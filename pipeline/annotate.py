@@ -117,7 +117,7 @@ class AnnotateJob:
         scan = gather_scan(decoder.scan(source.path))
         if not len(scan.pts):
             raise scan.error or DecodeError("empty", f"{source.uri}: no frames")
-        found = shots.find_shots(scan.pts, scan.frames, settings=config.shots)
+        found = shots.find_shots(scan.pts, scan.frames, probe.time_base, config.shots)
         template = Clip(
             clip_id="",
             source_id=source.source_id,

@@ -1,7 +1,15 @@
-"""Shots: where a video cuts, from its small frames."""
+"""Shots: where one take ends and the next begins, from small frames of a whole file.
+
+The rule is adaptive, after PySceneDetect's AdaptiveDetector: a cut is a change of hue, saturation
+and brightness that is large in itself and several times the changes around it, so that a moving
+camera is no cut. Repeated frames (a slow source in a fast file) do not count as calm.
+
+Fades and dissolves are not looked for; where they begin or end abruptly they count as cuts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,34 +17,117 @@ import numpy as np
 from tokenizer.settings import setting
 
 VERSION = 1
+"""Grows whenever the same frames and settings give other shots."""
+
+_CHUNK_FRAMES = 512
+_REPEATED = 0.5  # changes up to this are repeated frames or noise
+_LAST_FRAME_SECONDS = 0.04  # of a file with one frame
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShotSettings:
-    ratio: float = setting(3.0, "a cut differs this many times more than its neighbours")
-    floor: float = setting(4.0, "and by at least this much, mean absolute difference of RGB")
+    """When a change between two frames is a cut."""
+
+    min_change: float = setting(
+        9.0, "smallest change that is a cut: mean difference of hue (0-180), saturation and value"
+    )
+    min_ratio: float = setting(3.0, "how many times the mean of the changes around it a cut is")
+    reach_frames: int = setting(2, "changes on each side that a cut is compared with")
+    reach_seconds: float = setting(0.5, "how far those may lie from the cut")
+    min_seconds: float = setting(0.2, "a cut that comes sooner after another one is not counted")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_change <= 255:
+            raise ValueError(f"min_change ({self.min_change}) must lie in (0, 255]")
+        if self.min_ratio < 1:
+            raise ValueError(f"min_ratio ({self.min_ratio}) must be at least 1")
+        if self.reach_frames < 1:
+            raise ValueError(f"reach_frames ({self.reach_frames}) must be at least 1")
+        for name in ("reach_seconds", "min_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be below 0")
 
 
 @dataclass(frozen=True)
 class Shot:
+    """Frames [start_index, end_index), on display over [start_pts, end_pts)."""
+
     start_pts: int
     end_pts: int
     start_index: int
     end_index: int
 
 
-def find_shots(pts: np.ndarray, frames: np.ndarray, settings: ShotSettings) -> list[Shot]:
-    n = len(pts)
-    last_step = int(pts[-1] - pts[-2]) if n > 1 else 1
-    edges_pts = [*pts.tolist(), int(pts[-1]) + last_step]
-    diff = np.zeros(n)
-    for i in range(1, n):
-        diff[i] = np.abs(frames[i].astype(np.int16) - frames[i - 1]).mean()
-    cuts = [0]
-    for i in range(1, n):
-        around = [diff[j] for j in range(max(1, i - 2), min(n, i + 3)) if j != i]
-        base = max(np.mean(around) if around else 0.0, 1e-3)
-        if diff[i] >= settings.floor and diff[i] / base >= settings.ratio:
-            cuts.append(i)
-    cuts.append(n)
-    return [Shot(edges_pts[a], edges_pts[b], a, b) for a, b in zip(cuts, cuts[1:])]
+def find_shots(
+    pts: np.ndarray,
+    frames: np.ndarray,
+    time_base: tuple[int, int],
+    settings: ShotSettings | None = None,
+) -> list[Shot]:
+    """The shots of a file: they follow one another and cover every frame.
+
+    `pts` is int64 (n,), growing; `frames` uint8 (n, h, w, 3) RGB, the same frames small. The last
+    frame is shown for the median duration of a frame.
+    """
+    if len(pts) == 0:
+        return []
+    settings = settings or ShotSettings()
+    seconds_per_tick = time_base[0] / time_base[1]
+    seconds = (pts - pts[0]) * seconds_per_tick
+    cuts = find_cuts(frame_changes(frames), seconds, settings)
+    last_ticks = max(1, round(_LAST_FRAME_SECONDS / seconds_per_tick))
+    if len(pts) > 1:
+        last_ticks = int(np.median(np.diff(pts)))
+    edges = [0, *cuts, len(pts)]
+    edge_pts = [*(int(pts[index]) for index in edges[:-1]), int(pts[-1]) + last_ticks]
+    return [
+        Shot(edge_pts[i], edge_pts[i + 1], edges[i], edges[i + 1]) for i in range(len(edges) - 1)
+    ]
+
+
+def frame_changes(frames: np.ndarray) -> np.ndarray:
+    """float32 (n,): the change that leads to each frame, 0 for the first.
+
+    Mean over pixels of the absolute differences of hue (circular, 0-180), saturation and value
+    (0-255), averaged over the three.
+    """
+    changes = np.zeros(len(frames), np.float32)
+    for start in range(0, len(frames) - 1, _CHUNK_FRAMES):
+        hsv = _hsv(frames[start : start + _CHUNK_FRAMES + 1])
+        differences = np.abs(np.diff(hsv.view(np.uint8).astype(np.int16), axis=1))
+        hue = differences[0]
+        np.minimum(hue, 256 - hue, out=hue)
+        means = differences.mean(axis=2, dtype=np.float32)
+        means[0] *= 180 / 256
+        changes[start + 1 : start + 1 + means.shape[1]] = means.mean(axis=0)
+    return changes
+
+
+def find_cuts(changes: np.ndarray, seconds: np.ndarray, settings: ShotSettings) -> Sequence[int]:
+    """Indices of the frames that begin a new shot, without the first."""
+    moving = np.flatnonzero(changes > _REPEATED)
+    strength, when = changes[moving], seconds[moving]
+    total, count = np.zeros(len(moving)), np.zeros(len(moving))
+    for distance in range(1, min(settings.reach_frames, len(moving) - 1) + 1):
+        near = when[distance:] - when[:-distance] <= settings.reach_seconds
+        total[distance:] += near * strength[:-distance]
+        count[distance:] += near
+        total[:-distance] += near * strength[distance:]
+        count[:-distance] += near
+    around = np.maximum(1.0, total / np.maximum(1, count))
+    is_cut = (strength >= settings.min_change) & (strength >= settings.min_ratio * around)
+    cuts: list[int] = []
+    for index in moving[is_cut]:
+        if seconds[index] - seconds[cuts[-1] if cuts else 0] >= settings.min_seconds:
+            cuts.append(int(index))
+    return cuts
+
+
+def _hsv(frames: np.ndarray) -> np.ndarray:
+    """uint8 (3, n, h * w): hue (0-255 for a full turn), saturation and value as planes."""
+    from PIL import Image
+
+    num_frames, height, width, _ = frames.shape
+    tall = np.ascontiguousarray(frames).reshape(num_frames * height, width, 3)
+    planes = Image.fromarray(tall).convert("HSV").split()
+    return np.stack([np.asarray(plane).reshape(num_frames, height * width) for plane in planes])
