@@ -1,4 +1,4 @@
-"""Moving digits: clips of real handwritten digits that glide over a dark background.
+"""Moving digits: clips of real handwritten digits that glide through a dark frame.
 
 The digits are scikit-learn's `load_digits` (UCI "Optical Recognition of Handwritten Digits"), each
 in one color, moving straight to one side. Everything follows from the seed.
@@ -23,10 +23,12 @@ COLORS = {
 }
 BACKGROUND = (14, 15, 24)
 FRAME_SIZE = 64
-ENLARGEMENT = 5
+ENLARGEMENT = 6
 """Pixels of a frame per pixel of a digit, whose ink fills 8 rows and 3 to 8 columns."""
-TRAVEL = (12.0, 17.0)
+TRAVEL = (9.0, 13.0)
 """Pixels that a digit moves in one second, lowest and highest."""
+JITTER = 2.0
+"""Pixels by which the middle of its way may miss the middle of the frame, in each axis."""
 FPS = 24
 FRAMES_PER_CLIP = 27
 DIGITS_PER_ROUND = 10
@@ -92,7 +94,7 @@ def _glyphs() -> dict[str, list[np.ndarray]]:
         image = Image.fromarray(np.pad(pixels / 16, 1).astype(np.float32))
         size = (image.width * ENLARGEMENT, image.height * ENLARGEMENT)
         enlarged = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-        mask = np.clip((enlarged - 0.12) * 1.5, 0, 1)
+        mask = np.clip((enlarged - 0.08) * 1.25, 0, 1)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         glyphs[str(label)].append(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     return glyphs
@@ -109,7 +111,8 @@ def _film(
     velocity = direction * speed
     travel = velocity * duration
     low, high = np.maximum(0, -travel), free - np.maximum(0, travel)
-    start = random.uniform(low, np.maximum(low, high))
+    high = np.maximum(low, high)
+    start = np.clip((low + high) / 2 + random.uniform(-JITTER, JITTER, 2), low, high)
     top, left = (start[:, None] + velocity[:, None] * seconds).astype(np.float32)
     coverage = _tents(top, mask.shape[0]) @ mask @ _tents(left, mask.shape[1]).swapaxes(1, 2)
     background = np.array(BACKGROUND, np.float32)
