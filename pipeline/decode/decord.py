@@ -1,10 +1,14 @@
 """The optional decoder decord (0.6.0, FFmpeg 4.1): H.264 only, the same frames as `pyav`.
 
 decord counts frames; which pts each has is read from the packets by PyAV, so both decoders show the
-same frame at the same time. Pixels differ a little: decord converts at native size, and the resize
-works on RGB. What decord gets wrong elsewhere (AV1, open groups of pictures, hidden frames, another
-one of several streams) is refused as `unsupported_codec`. Damage that its FFmpeg conceals stays
-concealed, and it decodes ahead without bound: prefer `pyav` for files of strangers.
+same frame at the same time. At native size 8-bit progressive pixels are equal too; resized they
+differ by about one level in 255, since decord has made RGB of them before. Scans are PyAV's: shots
+and scores do not depend on the decoder, damage is found (decord conceals it, or fails at a random
+frame before it), and a damaged file gives no frames at all.
+
+Refused as `unsupported_codec` is what decord gets wrong: other codecs, hidden frames, a file whose
+best stream is not its first. It decodes ahead without bound: prefer `pyav` for long videos and for
+files of strangers.
 """
 
 from __future__ import annotations
@@ -17,16 +21,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.decode.decoder import (
-    SCAN_HEIGHT,
-    SCAN_WIDTH,
     ClipRequest,
     DecodeError,
     DecodeLimits,
     Probe,
     ScanFrame,
+    gather_scan,
 )
-from pipeline.decode.images import resize
 from pipeline.decode.pyav import OpenVideo, PyAVDecoder
+from pipeline.decode.resize import resize_rgb
 from pipeline.decode.sampling import ClipFiller, display_pts
 
 
@@ -48,9 +51,11 @@ class DecordDecoder:
         probe = self.probe(path)
         with OpenVideo(path, self._limits) as video:
             pts, displayed = video.packet_pts()
-        reader = _Reader(path, probe, pts, self._limits)
-        for index in np.flatnonzero(displayed):
-            yield ScanFrame(int(pts[index]), _resized(reader.frame(int(index)), None))
+        scan = gather_scan(PyAVDecoder(self._limits).scan(path))
+        if scan.error is not None:
+            raise DecodeError(scan.error.kind, scan.error.message)
+        _Reader(path, probe, pts, self._limits).frame(int(np.argmax(displayed)))
+        yield from map(ScanFrame, scan.pts.tolist(), scan.frames)
 
     def clips(self, path: str | Path, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
         if not requests:
@@ -62,7 +67,7 @@ class DecordDecoder:
         shown = np.flatnonzero(displayed)
         wanted = [edge for request in requests for edge in display_pts(request, probe.time_base)]
         needed = np.searchsorted(pts[shown], np.unique(wanted), side="right") - 1
-        filler = ClipFiller[np.ndarray](requests, probe.time_base, _resized)
+        filler = ClipFiller[np.ndarray](requests, probe.time_base, _convert)
         for index in shown[np.unique(np.maximum(needed, 0))]:
             yield from filler.push(int(pts[index]), reader.frame(int(index)))
         yield from filler.finish()
@@ -119,17 +124,8 @@ class _Reader:
         return frame
 
 
-def _resized(frame: np.ndarray, request: ClipRequest | None) -> np.ndarray:
-    """The request's crop at its size; the whole frame at the size of a scan without one."""
-    height, width = frame.shape[:2]
-    crop, target = (0, 0, width, height), (SCAN_HEIGHT, SCAN_WIDTH)
-    if request is not None:
-        crop, target = request.crop, (request.height, request.width)
-    if crop == (0, 0, width, height) and target == (height, width):
-        return frame
-    from PIL import Image
-
-    return resize(Image.fromarray(frame), crop, *target)
+def _convert(frame: np.ndarray, request: ClipRequest) -> np.ndarray:
+    return resize_rgb(frame, request.crop, request.height, request.width)
 
 
 def _last_line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from pipeline.decode.decoder import (
     Probe,
     ScanFrame,
 )
+from pipeline.decode.resize import resize_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,23 +70,24 @@ class ImageDecoder:
         )
 
     def scan(self, path: str | Path) -> Iterator[ScanFrame]:
-        picture = self._displayed(path)
-        crop = (0, 0, *picture.size)
-        yield ScanFrame(0, resize(picture, crop, SCAN_HEIGHT, SCAN_WIDTH))
+        pixels = self._displayed(path)
+        crop = (0, 0, pixels.shape[1], pixels.shape[0])
+        yield ScanFrame(0, resize_rgb(pixels, crop, SCAN_HEIGHT, SCAN_WIDTH))
 
     def clips(self, path: str | Path, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
         if not requests:
             return
-        picture = self._displayed(path)
+        pixels = self._displayed(path)
         for request in requests:
-            frame = resize(picture, request.crop, request.height, request.width)
+            frame = resize_rgb(pixels, request.crop, request.height, request.width)
             yield np.repeat(frame[None], request.num_frames, axis=0)
 
-    def _displayed(self, path: str | Path) -> Image.Image:
+    def _displayed(self, path: str | Path) -> np.ndarray:
+        """uint8 (h, w, 3), turned upright."""
         from PIL import ImageOps
 
         with self._opened(path) as image:
-            return ImageOps.exif_transpose(_rgb(image))
+            return np.asarray(ImageOps.exif_transpose(_rgb(image)))
 
     @contextmanager
     def _opened(self, path: str | Path) -> Iterator[Image.Image]:
@@ -112,27 +114,6 @@ class ImageDecoder:
                     yield image
             except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
                 raise DecodeError("corrupt", f"{path}: {error}") from None
-
-
-def resize(
-    picture: Image.Image, crop: tuple[int, int, int, int], height: int, width: int
-) -> np.ndarray:
-    """uint8 (height, width, 3): the crop (x, y, w, h), area-averaged; bilinear where it grows."""
-    from PIL.Image import Resampling
-
-    x, y, crop_width, crop_height = crop
-    if x < 0 or y < 0 or x + crop_width > picture.width or y + crop_height > picture.height:
-        raise DecodeError(
-            "corrupt", f"a picture of {picture.width}x{picture.height} does not hold {crop}"
-        )
-    box = (x, y, x + crop_width, y + crop_height)
-    if height <= crop_height and width <= crop_width:
-        return np.asarray(picture.resize((width, height), Resampling.BOX, box=box))
-    shrunk = (min(width, crop_width), min(height, crop_height))
-    if shrunk != (crop_width, crop_height):
-        picture = picture.resize(shrunk, Resampling.BOX, box=box)
-        box = (0, 0, *shrunk)
-    return np.asarray(picture.resize((width, height), Resampling.BILINEAR, box=box))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

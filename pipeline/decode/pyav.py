@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import av
 import numpy as np
 from av.filter import Graph
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from pipeline.decode.decoder import (
     SCAN_HEIGHT,
@@ -31,13 +31,8 @@ from pipeline.decode.decoder import (
     Probe,
     ScanFrame,
 )
+from pipeline.decode.resize import Crop, check_crop, to_rgb
 from pipeline.decode.sampling import ClipFiller
-
-Crop: TypeAlias = tuple[int, int, int, int]
-
-_FAST = Interpolation.AREA
-_EXACT = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-"""White is 255 and chroma is interpolated, at 1.4 times the conversion cost of `_FAST`."""
 
 _SEEKABLE_FORMATS = ("mov", "matroska")
 _SEEKABLE_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "prores")
@@ -58,12 +53,12 @@ class PyAVDecoder:
 
     def scan(self, path: str | Path) -> Iterator[ScanFrame]:
         with OpenVideo(path, self._limits) as video:
-            resizer = VideoReformatter()
+            reformatter = VideoReformatter()
             num_frames = 0
             for pts, frame in video.frames():
                 quarters = _quarter_turns(frame)
                 width, height = _turned(SCAN_WIDTH, SCAN_HEIGHT, quarters)
-                small = _to_rgb(resizer, frame, width, height, _FAST)
+                small = to_rgb(reformatter, frame, height, width)
                 yield ScanFrame(pts, np.rot90(small, quarters) if quarters else small)
                 num_frames += 1
             if not num_frames:
@@ -263,7 +258,7 @@ class _Converter:
     """Crop, resize, colour conversion and rotation of frames, with what each shape needs cached."""
 
     def __init__(self) -> None:
-        self._resizers: dict[tuple[int, int, Crop], VideoReformatter] = {}
+        self._reformatters: dict[tuple[int, int, Crop], VideoReformatter] = {}
         self._croppers: dict[tuple[int, int, str, Crop], Any] = {}
 
     def convert(self, frame: av.VideoFrame, request: ClipRequest) -> np.ndarray:
@@ -273,8 +268,10 @@ class _Converter:
         width, height = _turned(request.width, request.height, quarters)
         if crop != (0, 0, frame.width, frame.height):
             frame = self._crop(frame, crop)
-        resizer = self._resizers.setdefault((width, height, crop), VideoReformatter())
-        pixels = _to_rgb(resizer, frame, width, height, _EXACT)
+        key = (width, height, crop)
+        if key not in self._reformatters:
+            self._reformatters[key] = VideoReformatter()
+        pixels = to_rgb(self._reformatters[key], frame, height, width)
         return np.rot90(pixels, quarters) if quarters else pixels
 
     def _crop(self, frame: av.VideoFrame, crop: Crop) -> av.VideoFrame:
@@ -346,20 +343,6 @@ def _fill(
             return
 
 
-def _to_rgb(
-    resizer: VideoReformatter,
-    frame: av.VideoFrame,
-    width: int,
-    height: int,
-    interpolation: Interpolation,
-) -> np.ndarray:
-    """uint8 (height, width, 3); a view of the new frame's memory."""
-    rgb = resizer.reformat(frame, width, height, "rgb24", interpolation=interpolation, threads=1)
-    plane: Any = rgb.planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height]
-    return rows[:, : 3 * width].reshape(height, width, 3)
-
-
 def _quarter_turns(frame: av.VideoFrame) -> int:
     """Quarter turns anticlockwise that display the frame; a nonsensical angle counts as none."""
     rotation = frame.rotation
@@ -374,10 +357,7 @@ def _stored_crop(crop: Crop, width: int, height: int, quarters: int) -> Crop:
     """A crop of the displayed picture as a crop of the stored one, which is width x height."""
     x, y, crop_width, crop_height = crop
     shown_width, shown_height = _turned(width, height, quarters)
-    if x < 0 or y < 0 or x + crop_width > shown_width or y + crop_height > shown_height:
-        raise DecodeError(
-            "corrupt", f"a frame of {shown_width}x{shown_height} does not hold the crop {crop}"
-        )
+    check_crop(crop, shown_width, shown_height)
     if quarters == 1:
         return width - y - crop_height, x, crop_height, crop_width
     if quarters == 2:
