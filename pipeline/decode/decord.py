@@ -114,14 +114,16 @@ class _Reader:
             raise DecodeError("corrupt", message, self._num_frames) from None
         except StopIteration:
             raise DecodeError("corrupt", f"{self._path}: ends early", self._num_frames) from None
-        if frame.shape != self._shape:
+        height, width, _ = self._shape
+        if frame.shape[:2] != (height, width):
             raise DecodeError(
                 "unsupported_codec",
                 f"{self._path}: decord shows {frame.shape[1]}x{frame.shape[0]} pixels, PyAV "
-                f"{self._shape[1]}x{self._shape[0]}: another stream or a changed size",
+                f"{width}x{height}: another stream or a changed size",
             )
+        rows = frame.reshape(height, -1)[:, : 3 * width]  # small pictures come with padded rows
         self._num_frames += 1
-        return frame
+        return rows.reshape(self._shape)
 
 
 def _convert(frame: np.ndarray, request: ClipRequest) -> np.ndarray:

@@ -58,7 +58,7 @@ class PyAVDecoder:
             for pts, frame in video.frames():
                 quarters = _quarter_turns(frame)
                 width, height = _turned(SCAN_WIDTH, SCAN_HEIGHT, quarters)
-                small = to_rgb(reformatter, frame, height, width)
+                small = to_rgb(reformatter, frame, height, width, rough=True)
                 yield ScanFrame(pts, np.rot90(small, quarters) if quarters else small)
                 num_frames += 1
             if not num_frames:

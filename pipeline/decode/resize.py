@@ -1,7 +1,8 @@
 """Resizing: one area filter, swscale's, for the frames of every decoder and for images.
 
-Down it averages, up it interpolates linearly. A white may become 253: accurate rounding would cost
-40% more. At native size nothing is filtered, and pixels are those of PyAV's `to_ndarray`.
+Down it averages, up it interpolates linearly. Chroma is computed for every pixel of the result and
+rounded accurately, at 1.4 times the cost of swscale's default, which gives small pictures half of
+their horizontal colour resolution. At native size pixels are those of PyAV's `to_ndarray`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,36 @@ Crop: TypeAlias = tuple[int, int, int, int]
 """(x, y, width, height) in pixels."""
 
 
+_ROUGH = Interpolation.AREA
+_FINE = (
+    Interpolation.AREA
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.ACCURATE_RND
+)
+
+
 def to_rgb(
-    reformatter: VideoReformatter, frame: av.VideoFrame, height: int, width: int
+    reformatter: VideoReformatter,
+    frame: av.VideoFrame,
+    height: int,
+    width: int,
+    *,
+    rough: bool = False,
 ) -> np.ndarray:
     """uint8 (height, width, 3): colour conversion and resize in one call; a view of new memory.
 
-    `reformatter` keeps what swscale prepares: use one per source and target shape.
+    `reformatter` keeps what swscale prepares: use one per source and target shape. `rough` takes
+    swscale's default chroma: good enough for what nobody looks at.
     """
+    native = (frame.height, frame.width) == (height, width)
     rgb = reformatter.reformat(
-        frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1
+        frame,
+        width,
+        height,
+        "rgb24",
+        interpolation=_ROUGH if rough or native else _FINE,
+        threads=1,
     )
     plane: Any = rgb.planes[0]
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height]
