@@ -33,7 +33,7 @@ class ShotSettings:
     )
     min_ratio: float = setting(3.0, "how many times the mean of the changes around it a cut is")
     reach_frames: int = setting(2, "changes on each side that a cut is compared with")
-    reach_seconds: float = setting(0.5, "how far those may lie from the cut")
+    reach_seconds: float = setting(0.25, "how far those may lie from the cut where frames repeat")
     min_seconds: float = setting(0.2, "a cut that comes sooner after another one is not counted")
 
     def __post_init__(self) -> None:
@@ -110,6 +110,7 @@ def find_cuts(changes: np.ndarray, seconds: np.ndarray, settings: ShotSettings) 
     total, count = np.zeros(len(moving)), np.zeros(len(moving))
     for distance in range(1, min(settings.reach_frames, len(moving) - 1) + 1):
         near = when[distance:] - when[:-distance] <= settings.reach_seconds
+        near |= moving[distance:] - moving[:-distance] <= settings.reach_frames
         total[distance:] += near * strength[:-distance]
         count[distance:] += near
         total[:-distance] += near * strength[distance:]
