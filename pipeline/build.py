@@ -182,7 +182,7 @@ def _count(clips: Sequence[Clip]) -> dict[str, int]:
 
 
 class _LazyExecutor:
-    """Starts the executor when the first unit needs it: a build with nothing to do starts no Ray."""
+    """Starts the executor for the first unit that needs it: no work, no Ray."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor

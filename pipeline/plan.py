@@ -1,4 +1,4 @@
-"""Plan: what goes into a build. Lists files, identifies each by content, and groups them into units.
+"""Plan: what goes into a build; each file identified by content, and grouped into units.
 
 A file that was planned before keeps its unit; new files fill new units behind the old ones, so a
 grown collection makes new work only. The same content twice is one source.

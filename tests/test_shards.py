@@ -91,7 +91,8 @@ def test_the_same_samples_give_the_same_bytes(codes: np.ndarray) -> None:
 
 def test_members_are_adjacent_plain_files_without_owner_or_time(codes: np.ndarray) -> None:
     tar, _ = shard_bytes(codes, "codes.npy")
-    members = tarfile.open(fileobj=io.BytesIO(tar)).getmembers()
+    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+        members = opened.getmembers()
     keys = [member.name.split(".", 1)[0] for member in members]
     assert keys == sorted(keys)
     assert all(member.isreg() for member in members)

@@ -1,9 +1,8 @@
 """The causal 3-D autoencoder: clips of 1 + k * stride frames to 1 + k latent frames, and back.
 
-Nothing looks ahead: convolutions see the past only, the norm sees one position, so frame 0 alone is
-an image, and a video can be encoded in pieces of any number of strides. Every layer takes the
-frames of a piece and what it kept of the past (None at the beginning) and returns its output and
-what to keep; the caller holds that state, so one model serves many streams.
+Two paths are added in each direction: one matrix per block of pixels, which begins as the slowest
+block cosines, and a convolutional network, which begins as zero. So it reconstructs from the first
+step. Frame 0 stands alone: it is the image at the beginning of every video.
 
     latents, past = autoencoder.encoder(frames[:, :, :1])
     more, past = autoencoder.encoder(frames[:, :, 1:5], past)
@@ -13,20 +12,26 @@ The canonical encoding runs piece by piece: frame 0, then `temporal_stride` fram
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
+from tokenizer.causal import (
+    Activation,
+    CausalConv,
+    Fold,
+    Past,
+    ResidualBlock,
+    SideBySide,
+    Stream,
+    Unfold,
+    Upsample,
+)
 from tokenizer.config import AutoencoderConfig
+from tokenizer.cosines import block_cosines
 
-Past = Any
-"""What a layer keeps of a stream: its last input frames, that it has begun, or its parts' pasts."""
-
-FRAME_CHANNELS = 3
+LATENT_GAIN = 4.0
+"""The first latent channel begins as this multiple of a block's mean, about one in size."""
 
 
 class CausalAutoencoder(nn.Module):
@@ -35,22 +40,33 @@ class CausalAutoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, latent_channels: int) -> None:
         super().__init__()
         self.temporal_stride = config.temporal_stride
-        folded = FRAME_CHANNELS * config.patch**2
-        stages = list(zip(config.channels, config.blocks))
-        down: list[nn.Module] = [Fold(config.patch), CausalConv(folded, config.channels[0])]
-        up: list[nn.Module] = [CausalConv(latent_channels, config.channels[-1])]
-        for index, (width, blocks) in enumerate(stages):
-            down += [ResidualBlock(width) for _ in range(blocks)]
-            if index + 1 < len(stages):
-                down.append(CausalConv(width, config.channels[index + 1], *config.halvings[index]))
-        for index, (width, blocks) in reversed(list(enumerate(stages))):
-            up += [ResidualBlock(width) for _ in range(blocks)]
-            if index > 0:
-                up.append(Upsample(width, config.channels[index - 1], *config.halvings[index - 1]))
-        down.append(Output(config.channels[-1], latent_channels))
-        up += [Output(config.channels[0], folded), Unfold(config.patch)]
-        self.encoder = Stream(down)
-        self.decoder = Stream(up)
+        block = config.temporal_stride, config.spatial_stride
+        fold, unfold = Fold(*block, latent_channels), Unfold(*block, latent_channels)
+        cosines = torch.from_numpy(block_cosines(*block, latent_channels)).float()
+        gain = LATENT_GAIN * cosines.shape[1] ** -0.5
+        _begin_as(fold.linear, cosines * gain)
+        _begin_as(unfold.linear, cosines.T / gain)
+        self.encoder = SideBySide([fold, _down(config, latent_channels)])
+        self.decoder = SideBySide([unfold, _up(config, latent_channels)])
+
+    @torch.no_grad()
+    def begin_linear(self, frames: Float[Tensor, "b 3 t h w"], generator: torch.Generator) -> None:
+        """Sets the linear path to the principal components of the frames' blocks.
+
+        No linear code of as many channels reconstructs these frames better, and distances between
+        latents begin as distances between pixels, which is what the quantizer measures. Latents
+        begin with a mean square of one.
+        """
+        fold, unfold = self.encoder.layers[0], self.decoder.layers[0]
+        assert isinstance(fold, Fold)
+        assert isinstance(unfold, Unfold)
+        blocks = fold.blocks(frames).flatten(0, 3)
+        mean = blocks.mean(dim=0)
+        components, size = principal_components(blocks - mean, fold.linear.out_features, generator)
+        fold.linear.weight.copy_(components / size)
+        fold.linear.bias.copy_(-(components @ mean) / size)
+        unfold.linear.weight.copy_(components.T * size)
+        unfold.linear.bias.copy_(mean)
 
     def encode(self, frames: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c t2 h2 w2"]:
         """The whole clip in one pass: what training uses; equals `encode_canonically`."""
@@ -83,133 +99,54 @@ class CausalAutoencoder(nn.Module):
         return torch.cat(parts, dim=2)
 
 
-class Stream(nn.Module):
-    """Layers one after another; its past is the list of theirs."""
-
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(
-        self, x: Float[Tensor, "b c t h w"], past: Past = None
-    ) -> tuple[Float[Tensor, "b c2 t2 h2 w2"], Past]:
-        pasts = [None] * len(self.layers) if past is None else past
-        kept = []
-        for layer, before in zip(self.layers, pasts):
-            x, after = layer(x, before)
-            kept.append(after)
-        return x, kept
-
-
-class CausalConv(nn.Module):
-    """A 3x3x3 convolution over this and the two frames before; zeros before the beginning.
-
-    With a time stride of 2 it gives a frame for input frames 0, 2, 4, ... of the stream, so the
-    first piece has an odd number of frames and all others an even one.
-    """
-
-    def __init__(
-        self, channels: int, out_channels: int, time_stride: int = 1, stride: int = 1
-    ) -> None:
-        super().__init__()
-        self.kept_frames = 3 - time_stride
-        self.conv = nn.Conv3d(
-            channels, out_channels, 3, stride=(time_stride, stride, stride), padding=(0, 1, 1)
-        )
-
-    def forward(
-        self, x: Float[Tensor, "b c t h w"], past: Past = None
-    ) -> tuple[Float[Tensor, "b c2 t2 h2 w2"], Past]:
-        before = x.new_zeros(*x.shape[:2], 2, *x.shape[3:]) if past is None else past
-        x = torch.cat([before, x], dim=2)
-        return self.conv(x), x[:, :, -self.kept_frames :]
+def principal_components(
+    vectors: Float[Tensor, "m n"], count: int, generator: torch.Generator, iterations: int = 6
+) -> tuple[Float[Tensor, "count n"], Float[Tensor, ""]]:
+    """The `count` leading components of centred vectors as orthonormal rows, and the root mean
+    square of the projections, by subspace iteration (Halko, Martinsson and Tropp, 2011)."""
+    wanted = min(count + 8, *vectors.shape)
+    drawn = torch.randn(vectors.shape[1], wanted, generator=generator).to(vectors)
+    basis = torch.linalg.qr(drawn)[0]
+    for _ in range(iterations):
+        basis = torch.linalg.qr(vectors.T @ (vectors @ basis))[0]
+    projected = vectors @ basis
+    _, directions = torch.linalg.eigh(projected.T @ projected)
+    components = (basis @ directions.flip(1)[:, :count]).T
+    size = (vectors @ components.T).square().mean().sqrt().clamp(min=1e-6)
+    return components, size
 
 
-class ChannelNorm(nn.Module):
-    """Root-mean-square norm over the channels of one position: blind to time and space."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(channels, 1, 1, 1))
-
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6) * self.gain
-
-
-class Output(nn.Module):
-    """Norm, SiLU, convolution."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.norm = ChannelNorm(channels)
-        self.conv = CausalConv(channels, out_channels)
-
-    def forward(
-        self, x: Float[Tensor, "b c t h w"], past: Past = None
-    ) -> tuple[Float[Tensor, "b c2 t h w"], Past]:
-        return self.conv(functional.silu(self.norm(x)), past)
+def _down(config: AutoencoderConfig, latent_channels: int) -> Stream:
+    widths = config.channels
+    layers: list[nn.Module] = [Fold(config.temporal_patch, config.patch, widths[0])]
+    for index, blocks in enumerate(config.encoder_blocks):
+        layers += [ResidualBlock(widths[index]) for _ in range(blocks)]
+        if index + 1 < len(widths):
+            layers.append(CausalConv(widths[index], widths[index + 1], *config.halvings[index]))
+    last = CausalConv(widths[-1], latent_channels)
+    _begin_as_zero(last.conv)
+    return Stream([*layers, Activation(widths[-1]), last])
 
 
-class ResidualBlock(nn.Module):
-    """x + two times (norm, SiLU, convolution); begins as the identity."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.branch = Stream([Output(channels, channels), Output(channels, channels)])
-        last = self.branch.layers[1]
-        assert isinstance(last, Output)
-        nn.init.zeros_(last.conv.conv.weight)
-
-    def forward(
-        self, x: Float[Tensor, "b c t h w"], past: Past = None
-    ) -> tuple[Float[Tensor, "b c t h w"], Past]:
-        change, past = self.branch(x, past)
-        return x + change, past
+def _up(config: AutoencoderConfig, latent_channels: int) -> Stream:
+    widths = config.channels
+    layers: list[nn.Module] = [CausalConv(latent_channels, widths[-1])]
+    for index in reversed(range(len(widths))):
+        layers += [ResidualBlock(widths[index]) for _ in range(config.decoder_blocks[index])]
+        if index > 0:
+            layers.append(Upsample(*config.halvings[index - 1]))
+            layers.append(CausalConv(widths[index], widths[index - 1]))
+    last = Unfold(config.temporal_patch, config.patch, widths[0])
+    _begin_as_zero(last.linear)
+    return Stream([*layers, Activation(widths[0]), last])
 
 
-class Upsample(nn.Module):
-    """Repeats positions, then a convolution; the first frame of a stream stays single."""
-
-    def __init__(self, channels: int, out_channels: int, time: int, space: int) -> None:
-        super().__init__()
-        self.time = time
-        self.space = space
-        self.conv = CausalConv(channels, out_channels)
-
-    def forward(
-        self, x: Float[Tensor, "b c t h w"], past: Past = None
-    ) -> tuple[Float[Tensor, "b c2 t2 h2 w2"], Past]:
-        if self.time > 1:
-            repeated = x.repeat_interleave(self.time, dim=2)
-            x = repeated[:, :, self.time - 1 :] if past is None else repeated
-        if self.space > 1:
-            x = x.repeat_interleave(self.space, dim=3).repeat_interleave(self.space, dim=4)
-        return self.conv(x, past)
+def _begin_as(linear: nn.Linear, weight: Float[Tensor, "n c"]) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.zero_()
 
 
-class Fold(nn.Module):
-    """Squares of pixels into channels."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(
-        self, x: Float[Tensor, "b c t h w"], past: Past = None
-    ) -> tuple[Float[Tensor, "b c2 t h2 w2"], Past]:
-        frames = functional.pixel_unshuffle(x.movedim(2, 1), self.side)
-        return frames.movedim(1, 2), None
-
-
-class Unfold(nn.Module):
-    """Channels back into squares of pixels."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(
-        self, x: Float[Tensor, "b c t h w"], past: Past = None
-    ) -> tuple[Float[Tensor, "b c2 t h2 w2"], Past]:
-        frames = functional.pixel_shuffle(x.movedim(2, 1), self.side)
-        return frames.movedim(1, 2), None
+def _begin_as_zero(layer: nn.Linear | nn.Conv3d) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

@@ -64,6 +64,11 @@ class Codebook(nn.Module):
         self.ema_count.fill_(1)
         self.is_initialised.fill_(True)
 
+    @property
+    def capacity(self) -> int:
+        """How many calls of `observe` are remembered."""
+        return len(self.observed) // self.size
+
     @torch.no_grad()
     def observe(self, vectors: Float[Tensor, "n c"], generator: torch.Generator) -> None:
         """Keeps some vectors for `initialise`; the oldest make room."""

@@ -18,34 +18,42 @@ from tokenizer.settings import UserError, section, setting
 class AutoencoderConfig:
     """The causal 3-D autoencoder: pixels fold into channels, then stages halve the grid."""
 
-    patch: int = setting(8, "side of the pixel squares folded into channels before the first stage")
+    patch: int = setting(16, "side of the pixel squares folded into channels at first")
+    temporal_patch: int = setting(
+        4, "frames folded into channels as well; the first frame of a stream is repeated"
+    )
     spatial_stride: int = setting(16, "pixels per latent cell in height and width")
     temporal_stride: int = setting(4, "frames per latent frame after the first, which stands alone")
-    channels: tuple[int, ...] = setting((48, 64, 96), "width of each stage, from fine to coarse")
-    blocks: tuple[int, ...] = setting((1, 1, 1), "residual blocks in each stage")
+    channels: tuple[int, ...] = setting((128,), "width of each stage, from fine to coarse")
+    encoder_blocks: tuple[int, ...] = setting((1,), "the encoder's residual blocks per stage")
+    decoder_blocks: tuple[int, ...] = setting((2,), "the decoder's residual blocks per stage")
 
     def __post_init__(self) -> None:
-        for name in ("patch", "spatial_stride", "temporal_stride"):
+        for name in ("patch", "temporal_patch", "spatial_stride", "temporal_stride"):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name} ({value}) must be a power of two")
         if self.patch > self.spatial_stride:
             raise ValueError(f"patch ({self.patch}) is larger than spatial_stride")
+        if self.temporal_patch > self.temporal_stride:
+            raise ValueError(
+                f"temporal_patch ({self.temporal_patch}) is larger than temporal_stride"
+            )
         stages = len(self.halvings) + 1
-        for name in ("channels", "blocks"):
+        for name in ("channels", "encoder_blocks", "decoder_blocks"):
             if len(getattr(self, name)) != stages:
                 raise ValueError(
                     f"{name} must list {stages} numbers: patch {self.patch} and strides "
                     f"{self.spatial_stride} and {self.temporal_stride} make {stages} stages"
                 )
-        if min(self.channels) < 1 or min(self.blocks) < 0:
+        if min(self.channels) < 1 or min(self.encoder_blocks + self.decoder_blocks) < 0:
             raise ValueError("channels: widths must be at least 1 and blocks not negative")
 
     @property
     def halvings(self) -> tuple[tuple[int, int], ...]:
         """(temporal, spatial) factors, 1 or 2, between consecutive stages of the encoder."""
         spatial = (self.spatial_stride // self.patch).bit_length() - 1
-        temporal = self.temporal_stride.bit_length() - 1
+        temporal = (self.temporal_stride // self.temporal_patch).bit_length() - 1
         return tuple(
             (2 if stage < temporal else 1, 2 if stage < spatial else 1)
             for stage in range(max(spatial, temporal))
@@ -57,7 +65,7 @@ class QuantizerConfig:
     """The multi-scale residual quantizer and its one codebook."""
 
     codebook_size: int = setting(512, "number of codes")
-    codebook_dim: int = setting(8, "channels of a code, and of the latents")
+    codebook_dim: int = setting(12, "channels of a code, and of the latents")
     scales: tuple[int, ...] = setting(
         (1, 2, 4), "sides of an image's scales; the last stands for the whole latent grid"
     )
@@ -88,8 +96,8 @@ class QuantizerConfig:
                 raise ValueError(f"{name} ({list(sides)}) must grow from coarse to fine")
         if self.clip_latent_frames is not None and self.clip_latent_frames < 1:
             raise ValueError(f"clip_latent_frames ({self.clip_latent_frames}) must be at least 1")
-        if self.num_phi < 1:
-            raise ValueError(f"num_phi ({self.num_phi}) must be at least 1")
+        if not 1 <= self.num_phi <= len(self.scales):
+            raise ValueError(f"num_phi ({self.num_phi}) must be 1 to the number of scales")
         for name in ("phi_ratio", "ema_decay", "restart_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must lie in [0, 1)")
@@ -176,13 +184,25 @@ def _share(side: int, finest: int, cells: int) -> int:
 PRESETS: dict[str, TokenizerConfig] = {
     "tiny": TokenizerConfig(),
     "small": TokenizerConfig(
-        autoencoder=AutoencoderConfig(patch=4, channels=(96, 192, 256), blocks=(2, 2, 2)),
+        autoencoder=AutoencoderConfig(
+            patch=4,
+            temporal_patch=2,
+            channels=(96, 192, 256),
+            encoder_blocks=(1, 1, 2),
+            decoder_blocks=(2, 2, 2),
+        ),
         quantizer=QuantizerConfig(
             codebook_size=4096, codebook_dim=16, scales=(1, 2, 3, 4, 6, 8), num_phi=4
         ),
     ),
     "base": TokenizerConfig(
-        autoencoder=AutoencoderConfig(patch=2, channels=(128, 256, 384, 512), blocks=(2, 2, 2, 2)),
+        autoencoder=AutoencoderConfig(
+            patch=2,
+            temporal_patch=1,
+            channels=(128, 256, 384, 512),
+            encoder_blocks=(2, 2, 2, 2),
+            decoder_blocks=(3, 3, 3, 3),
+        ),
         quantizer=QuantizerConfig(
             codebook_size=16384, codebook_dim=32, scales=(1, 2, 3, 4, 6, 8, 10, 13, 16), num_phi=4
         ),

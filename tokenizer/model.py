@@ -95,6 +95,19 @@ class Tokenizer(nn.Module):
         check_clip_shape(self.config.autoencoder, *frames.shape[2:])
         return self.autoencoder.encode_canonically(frames)
 
+    @torch.no_grad()
+    def begin(self, frames: Float[Tensor, "b 3 t h w"], generator: torch.Generator) -> None:
+        """Initialises from data in [-1, 1], before training: the linear path of the autoencoder by
+        principal components, and the codebook by k-means of what the quantizer would be asked."""
+        self.autoencoder.begin_linear(frames, generator)
+        latents = self.autoencoder.encode(frames)
+        schedule = self.schedule_for(*frames.shape[2:])
+        asked = self.quantizer(latents, schedule, quantize=False)
+        codebook = self.quantizer.codebook
+        for _ in range(codebook.capacity):
+            codebook.observe(asked.vectors, generator)
+        codebook.initialise(asked.vectors, generator)
+
     def forward(
         self, frames: Float[Tensor, "b 3 t h w"], progress: float, generator: torch.Generator
     ) -> LossOutput:

@@ -231,8 +231,8 @@ def phi_of_scale(index: int, num_scales: int, num_phi: int) -> int:
     """
     if num_phi == 1 or num_scales == 1:
         return 0
-    first = 1 / (3 * num_phi) if num_phi == 4 else 1 / (2 * num_phi)
-    step = (1 - 2 * first) / (num_phi - 1)
+    first = 1 / 3 / num_phi if num_phi == 4 else 1 / 2 / num_phi
+    step = ((1 - first) - first) / (num_phi - 1)
     position = index / (num_scales - 1)
     return min(range(num_phi), key=lambda tick: abs(first + tick * step - position))
 

@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses filled by YAML files and overridden by flags, one way for every package.
+"""Settings: frozen dataclasses, filled by YAML files and overridden by flags.
 
 A settings class is a `@dataclass(frozen=True, kw_only=True)` whose fields carry their sentence in
 `field(metadata={"help": ...})` (written with `setting(...)`). `read_settings` builds it from a YAML
@@ -79,7 +79,7 @@ def config_file(name: str, presets: Path) -> Path:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """`cls` from nested dictionaries, checked as `read_settings` does; `where` begins each error."""
+    """`cls` from nested dictionaries, checked likewise; `where` begins each error."""
     return _build(cls, values, where, "")
 
 

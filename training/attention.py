@@ -30,8 +30,8 @@ def visible(
 
 
 def dense_mask(
-    step: Int[Tensor, "k"],
-    role: Int[Tensor, "k"],
+    step: Int[Tensor, " k"],
+    role: Int[Tensor, " k"],
     num_queries: int,
     valid: Bool[Tensor, "b k"] | None = None,
 ) -> Bool[Tensor, "#b 1 q k"]:

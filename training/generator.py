@@ -153,8 +153,8 @@ class Run:
     """Consecutive rows with the same kind of embedding."""
 
     embedding: Embedding
-    index: Int[Tensor, "r"]
-    position: Int[Tensor, "r"]
+    index: Int[Tensor, " r"]
+    position: Int[Tensor, " r"]
 
 
 @dataclass(frozen=True)
@@ -162,13 +162,13 @@ class FedRows:
     """Some rows of a layout as tensors: what `Generator.hidden` needs to know of them."""
 
     runs: tuple[Run, ...]
-    step: Int[Tensor, "r"]
-    role: Int[Tensor, "r"]
-    prefix_piece: Int[Tensor, "r"]  # which piece of the condition a row is, -1 for other rows
+    step: Int[Tensor, " r"]
+    role: Int[Tensor, " r"]
+    prefix_piece: Int[Tensor, " r"]  # which piece of the condition a row is, -1 for other rows
     num_context: int
 
     @classmethod
-    def of(cls, layout: Layout, rows: Int[np.ndarray, "r"], device: torch.device) -> FedRows:
+    def of(cls, layout: Layout, rows: Int[np.ndarray, " r"], device: torch.device) -> FedRows:
         """The given rows, in the given order; contexts must come before queries."""
 
         def tensor(values: np.ndarray) -> Tensor:

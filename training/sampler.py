@@ -167,7 +167,7 @@ def _repeated(values: Tensor, guided: bool) -> Tensor:
     return torch.cat([values, values]) if guided else values
 
 
-def _places(source: Int[np.ndarray, "cells heads"], rows: Int[np.ndarray, "r"]) -> np.ndarray:
+def _places(source: Int[np.ndarray, "cells heads"], rows: Int[np.ndarray, " r"]) -> np.ndarray:
     """`source` as places in `rows` instead of rows of the layout."""
     place_of = np.full(max(rows.max(), source.max()) + 1, -1)
     place_of[rows] = np.arange(len(rows))

@@ -188,7 +188,7 @@ def _finished(ref: ray.ObjectRef, timeout: float | None = None) -> str:
 
 
 def _get(ref: ray.ObjectRef, chunk: Chunk, timeout: float) -> Decoded:
-    """A decode task's result; a dead or hanging process is an error of its clips, not of the build."""
+    """A decode task's result; a dead or hanging process is an error of its clips only."""
     try:
         return ray.get(ref, timeout=timeout)
     except GetTimeoutError:

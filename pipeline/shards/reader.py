@@ -39,7 +39,7 @@ _GATHER_BYTES = 8192
 
 
 def open_dataset(directory: str | Path) -> Dataset:
-    """The finished dataset in `directory`; UserError when there is none, ShardError when damaged."""
+    """The finished dataset in `directory`; UserError if there is none, ShardError if damaged."""
     root = Path(directory)
     if not root.is_dir():
         raise UserError(f"{root}: no such dataset folder")

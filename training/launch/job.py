@@ -20,6 +20,7 @@ RunConfig = GeneratorRun | TokenizerRun
 def run_job(config: RunConfig, local_rank: int = 0) -> Trained:
     """Trains what `config` says, as one rank of `torch.distributed` if that is initialised."""
     rank, world_size = rank_and_world_size()
+    torch.set_flush_denormal(True)  # a CPU is many times slower on numbers too small to matter
     device = pick_device(config.trainer.device)
     if device == "cuda":
         torch.cuda.set_device(local_rank)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.shards import Samples
+from pipeline.shards.order import shuffled
 from tokenizer.model import Tokenizer, save_tokenizer, signed
 from tokenizer.settings import UserError, save_settings, to_dict
 from training.config import TokenizerRun
 from training.data import Batch, Batches, open_samples
 from training.draws import torch_generator
 from training.tasks.task import Losses
+
+_FIRST_CLIPS = 192  # that the tokenizer is initialised from
 
 
 class TokenizerTask:
@@ -39,6 +44,7 @@ class TokenizerTask:
             self.tokenizer = Tokenizer(config.tokenizer).to(device)
         self.module: nn.Module = self.tokenizer
         self._device = torch.device(device)
+        self._begin(samples)
         self._rank = rank
         self.batches = Batches(
             samples, config.trainer.global_batch_size, config.trainer.seed, rank, world_size
@@ -50,6 +56,15 @@ class TokenizerTask:
             "seed": config.trainer.seed,
             "global_batch_size": config.trainer.global_batch_size,
         }
+
+    def _begin(self, samples: Mapping[str, Samples]) -> None:
+        """Initialises from some clips of the longest bucket, the same on every rank."""
+        clips = max(samples.values(), key=lambda each: each.bucket.num_frames)
+        count = min(_FIRST_CLIPS, len(clips))
+        seed = self.config.trainer.seed
+        first = clips.gather(shuffled(range(count), len(clips), seed, epoch=0))
+        video = signed(torch.from_numpy(first).to(self._device))
+        self.tokenizer.begin(video, torch_generator(seed, "begin", 0, 0))
 
     def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
         return parameter.ndim >= 4
