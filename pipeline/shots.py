@@ -19,7 +19,7 @@ from tokenizer.settings import setting
 VERSION = 1
 """Grows whenever the same frames and settings give other shots."""
 
-_CHUNK_FRAMES = 512
+_CHUNK_FRAMES = 12  # temporary arrays stay small enough to be reused without page faults
 _REPEATED = 0.5  # changes up to this are repeated frames or noise
 _LAST_FRAME_SECONDS = 0.04  # of a file with one frame
 
@@ -93,13 +93,12 @@ def frame_changes(frames: np.ndarray) -> np.ndarray:
     """
     changes = np.zeros(len(frames), np.float32)
     for start in range(0, len(frames) - 1, _CHUNK_FRAMES):
-        hsv = _hsv(frames[start : start + _CHUNK_FRAMES + 1])
-        differences = np.abs(np.diff(hsv.view(np.uint8).astype(np.int16), axis=1))
+        differences = np.diff(_hsv(frames[start : start + _CHUNK_FRAMES + 1]), axis=1)
+        np.abs(differences, out=differences)
         hue = differences[0]
-        np.minimum(hue, 256 - hue, out=hue)
-        means = differences.mean(axis=2, dtype=np.float32)
-        means[0] *= 180 / 256
-        changes[start + 1 : start + 1 + means.shape[1]] = means.mean(axis=0)
+        np.minimum(hue, 180 - hue, out=hue)
+        means = differences.mean(axis=(0, 2))
+        changes[start + 1 : start + 1 + len(means)] = means
     return changes
 
 
@@ -125,10 +124,17 @@ def find_cuts(changes: np.ndarray, seconds: np.ndarray, settings: ShotSettings) 
 
 
 def _hsv(frames: np.ndarray) -> np.ndarray:
-    """uint8 (3, n, h * w): hue (0-255 for a full turn), saturation and value as planes."""
-    from PIL import Image
-
-    num_frames, height, width, _ = frames.shape
-    tall = np.ascontiguousarray(frames).reshape(num_frames * height, width, 3)
-    planes = Image.fromarray(tall).convert("HSV").split()
-    return np.stack([np.asarray(plane).reshape(num_frames, height * width) for plane in planes])
+    """float32 (3, n, h * w): hue (0-180 for a full turn), saturation and value (0-255)."""
+    red, green, blue = frames.reshape(len(frames), -1, 3).transpose(2, 0, 1).astype(np.float32)
+    hsv = np.empty((3, *red.shape), np.float32)
+    hue, saturation, value = hsv
+    np.maximum(np.maximum(red, green), blue, out=value)
+    chroma = value - np.minimum(np.minimum(red, green), blue)
+    np.divide(255 * chroma, np.maximum(value, 1), out=saturation)
+    scale = 30 / np.maximum(chroma, 1)
+    np.multiply(red - green, scale, out=hue)
+    hue += 120
+    np.copyto(hue, (blue - red) * scale + 60, where=value == green)
+    np.copyto(hue, (green - blue) * scale, where=value == red)
+    hue += 180 * (hue < 0)
+    return hsv

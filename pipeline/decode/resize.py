@@ -19,8 +19,8 @@ Crop: TypeAlias = tuple[int, int, int, int]
 """(x, y, width, height) in pixels."""
 
 
-_ROUGH = Interpolation.AREA
-_FINE = (
+_ROUGH = int(Interpolation.AREA)
+_FINE = int(
     Interpolation.AREA
     | Interpolation.FULL_CHR_H_INP
     | Interpolation.FULL_CHR_H_INT
