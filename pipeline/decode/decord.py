@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.decode.container import OpenVideo
 from pipeline.decode.decoder import (
     ClipRequest,
     DecodeError,
@@ -28,7 +29,7 @@ from pipeline.decode.decoder import (
     ScanFrame,
     gather_scan,
 )
-from pipeline.decode.pyav import OpenVideo, PyAVDecoder
+from pipeline.decode.pyav import PyAVDecoder
 from pipeline.decode.resize import resize_rgb
 from pipeline.decode.sampling import ClipFiller, display_pts
 

@@ -1,8 +1,8 @@
 """The default decoder: PyAV (FFmpeg inside this process), one thread, no copy at native size.
 
 Every frame goes from the decoder's YUV straight to small RGB in one swscale call (area filter).
-Damage is never concealed (`err_detect=explode`): the first damaged packet ends the file. Interlaced
-frames stay woven, HDR is converted as if it were not, alpha is dropped, pixels count as square.
+Interlaced frames stay woven, HDR is converted as if it were not, alpha is dropped, pixels count as
+square.
 
 A long gap between clips is jumped over where seeking is exact (mp4 and Matroska with common
 codecs); a jump that misses is noticed by its pts, and the file is then read from its start.
@@ -11,10 +11,8 @@ codecs); a jump that misses is noticed by its pts, and the file is then read fro
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import av
@@ -22,6 +20,7 @@ import numpy as np
 from av.filter import Graph
 from av.video.reformatter import VideoReformatter
 
+from pipeline.decode.container import JumpMissed, OpenVideo, quarter_turns, turned
 from pipeline.decode.decoder import (
     SCAN_HEIGHT,
     SCAN_WIDTH,
@@ -34,8 +33,6 @@ from pipeline.decode.decoder import (
 from pipeline.decode.resize import Crop, check_crop, to_rgb
 from pipeline.decode.sampling import ClipFiller
 
-_SEEKABLE_FORMATS = ("mov", "matroska")
-_SEEKABLE_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "prores")
 _MIN_JUMP_SECONDS = 1.0
 
 
@@ -56,8 +53,8 @@ class PyAVDecoder:
             reformatter = VideoReformatter()
             num_frames = 0
             for pts, frame in video.frames():
-                quarters = _quarter_turns(frame)
-                width, height = _turned(SCAN_WIDTH, SCAN_HEIGHT, quarters)
+                quarters = quarter_turns(frame)
+                width, height = turned(SCAN_WIDTH, SCAN_HEIGHT, quarters)
                 small = to_rgb(reformatter, frame, height, width, rough=True)
                 yield ScanFrame(pts, np.rot90(small, quarters) if quarters else small)
                 num_frames += 1
@@ -76,182 +73,8 @@ class PyAVDecoder:
                 try:
                     yield from _fill(filler, video, may_jump)
                     return
-                except _JumpMissed:
+                except JumpMissed:
                     continue
-
-
-class OpenVideo:
-    """A file that is being decoded: its first real video stream, limits enforced, always closed."""
-
-    def __init__(self, path: str | Path, limits: DecodeLimits) -> None:
-        self._path = path
-        self._limits = limits
-        self._deadline = time.monotonic() + limits.timeout_seconds
-        self._jumped_from: int | None = None
-        self.num_frames = 0
-        self._container = self._open()
-        try:
-            self._stream = self._choose_stream()
-            base = self._stream.time_base
-            if not base or base <= 0:
-                raise DecodeError("corrupt", f"{path}: the video has no clock")
-            self.time_base = (base.numerator, base.denominator)
-            rate = self._stream.average_rate or self._stream.guessed_rate or 25
-            self.step_pts = max(1, round(1 / (rate * base)))
-        except BaseException:
-            self._container.close()
-            raise
-
-    def __enter__(self) -> OpenVideo:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._container.close()
-
-    def frames(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        """(pts, frame) in display order with strictly growing pts, from where the file stands.
-
-        A frame without pts, or with one that does not grow, follows the last by a nominal frame.
-        """
-        limits = self._limits
-        max_ticks = limits.max_seconds * self.time_base[1] / self.time_base[0]
-        first: int | None = None
-        last: int | None = None
-        decoded = self._decode()
-        while (frame := self._next(decoded)) is not None:
-            pts = frame.pts
-            if last is not None and (pts is None or pts <= last):
-                pts = last + self.step_pts
-            last = pts = pts or 0
-            first = pts if first is None else first
-            if frame.width * frame.height > limits.max_pixels:
-                raise self._too_large(frame.width, frame.height)
-            if self.num_frames == limits.max_frames:
-                raise self._error("too_large", f"more than max_frames ({limits.max_frames})")
-            if pts - first > max_ticks:
-                raise self._error("too_large", f"over max_seconds ({limits.max_seconds:g})")
-            if time.monotonic() > self._deadline:
-                raise self._error("timeout", f"over timeout_seconds ({limits.timeout_seconds:g})")
-            self.num_frames += 1
-            yield pts, frame
-
-    def packet_pts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each packet, by pts: int64 pts, and whether it is displayed. Decodes nothing."""
-        pts: list[int] = []
-        displayed: list[bool] = []
-        try:
-            for packet in self._container.demux(self._stream):
-                if packet.size and len(pts) <= self._limits.max_frames:
-                    if packet.pts is None:
-                        raise self._error("unsupported_codec", "a packet has no pts")
-                    pts.append(packet.pts)
-                    displayed.append(not packet.is_discard)
-        except (av.FFmpegError, OSError, MemoryError, ValueError) as error:
-            raise self._error("corrupt", _reason(error)) from None
-        seconds = (max(pts) - min(pts)) * self.time_base[0] / self.time_base[1] if pts else 0
-        if len(pts) > self._limits.max_frames or seconds > self._limits.max_seconds:
-            raise self._error("too_large", "over max_frames or max_seconds")
-        order = np.argsort(pts, kind="stable")
-        return np.array(pts, np.int64)[order], np.array(displayed, bool)[order]
-
-    def describe(self, frame: av.VideoFrame) -> Probe:
-        """What the header says, with the size of `frame`."""
-        stream = self._stream
-        quarters = _quarter_turns(frame)
-        width, height = _turned(frame.width, frame.height, quarters)
-        rate = stream.average_rate or stream.guessed_rate
-        duration = None
-        if stream.duration:
-            duration = stream.duration * self.time_base[0] / self.time_base[1]
-        elif self._container.duration:
-            duration = self._container.duration / av.time_base
-        return Probe(
-            kind="video",
-            width=width,
-            height=height,
-            fps=float(rate) if rate else None,
-            duration_seconds=duration,
-            num_frames=stream.frames or None,
-            time_base=self.time_base,
-            codec=stream.codec_context.codec.canonical_name,
-            container=self._container.format.name,
-            pixel_format=frame.format.name,
-            rotation=90 * quarters,
-        )
-
-    def can_jump(self) -> bool:
-        return (
-            self._container.format.name.startswith(_SEEKABLE_FORMATS)
-            and self._stream.codec_context.codec.canonical_name in _SEEKABLE_CODECS
-        )
-
-    def key_pts_before(self, pts: int) -> float:
-        """About where the last key frame at or before `pts` is; -inf where the index knows none."""
-        index = self._stream.index_entries
-        position = index.search_timestamp(pts, backward=True)
-        return -math.inf if position < 0 else index[position].timestamp
-
-    def jump(self, pts: int) -> None:
-        """Goes to the last key frame at or before `pts`; `frames` then starts there."""
-        try:
-            self._container.seek(pts, stream=self._stream, backward=True)
-        except (av.FFmpegError, OSError):
-            raise _JumpMissed from None
-
-    def _open(self) -> Any:
-        options = {"max_pixels": str(self._limits.max_pixels)}
-        try:
-            return av.open(str(self._path), options=options, metadata_errors="replace")
-        except (av.FFmpegError, OSError, MemoryError, ValueError) as error:
-            raise DecodeError("open", f"{self._path}: {_reason(error)}") from None
-
-    def _choose_stream(self) -> Any:
-        streams = [
-            stream
-            for stream in self._container.streams.video
-            if not stream.disposition & av.stream.Disposition.attached_pic
-        ]
-        if not streams:
-            raise DecodeError("no_video", f"{self._path}: no video stream")
-        stream = streams[0]
-        context = stream.codec_context
-        if context is None:
-            raise DecodeError("unsupported_codec", f"{self._path}: unknown video codec")
-        if context.width * context.height > self._limits.max_pixels:
-            raise self._too_large(context.width, context.height)
-        context.thread_count = 1
-        context.options = {"err_detect": "explode", "max_pixels": str(self._limits.max_pixels)}
-        return stream
-
-    def _decode(self) -> Iterator[av.VideoFrame]:
-        for packet in self._container.demux(self._stream):
-            if time.monotonic() > self._deadline:
-                raise self._error(
-                    "timeout", f"over timeout_seconds ({self._limits.timeout_seconds:g})"
-                )
-            yield from packet.decode()
-
-    def _next(self, decoded: Iterator[av.VideoFrame]) -> av.VideoFrame | None:
-        try:
-            return next(decoded, None)
-        except (av.FFmpegError, OSError, MemoryError, ValueError) as error:
-            raise self._error("corrupt", _reason(error)) from None
-
-    def _error(self, kind: Any, message: str) -> DecodeError:
-        return DecodeError(kind, f"{self._path}: {message}", self.num_frames)
-
-    def _too_large(self, width: int, height: int) -> DecodeError:
-        limit = self._limits.max_pixels
-        return self._error("too_large", f"{width}x{height} is over max_pixels ({limit})")
-
-
-class _JumpMissed(Exception):
-    """A seek did not land where it should have; the file must be read from its start."""
 
 
 class _Converter:
@@ -263,9 +86,9 @@ class _Converter:
 
     def convert(self, frame: av.VideoFrame, request: ClipRequest) -> np.ndarray:
         """uint8 (height, width, 3) RGB of the request's crop."""
-        quarters = _quarter_turns(frame)
+        quarters = quarter_turns(frame)
         crop = _stored_crop(request.crop, frame.width, frame.height, quarters)
-        width, height = _turned(request.width, request.height, quarters)
+        width, height = turned(request.width, request.height, quarters)
         if crop != (0, 0, frame.width, frame.height):
             frame = self._crop(frame, crop)
         key = (width, height, crop)
@@ -301,7 +124,7 @@ def _fill(
 ) -> Iterator[np.ndarray]:
     """The clips from the frames of a file that is at its start, jumping over long gaps.
 
-    Raises _JumpMissed where a jump lands late or in the middle of something undecodable.
+    Raises JumpMissed where a jump lands late or in the middle of something undecodable.
     """
     min_jump = _MIN_JUMP_SECONDS * video.time_base[1] / video.time_base[0]
     if not (may_jump and video.can_jump()):
@@ -309,8 +132,9 @@ def _fill(
     jump_to = wanted = filler.wanted_pts
     if wanted is None or wanted <= min_jump:
         jump_to = None
-    shown_until = None
+    shown_until = None  # how long the last frame is known to be on display
     while True:
+        before = None
         landing = jump_to
         if jump_to is not None:
             video.jump(jump_to)
@@ -318,10 +142,11 @@ def _fill(
         try:
             for pts, frame in video.frames():
                 if landing is not None and pts > landing:
-                    raise _JumpMissed
+                    raise JumpMissed
                 landing = None
                 yield from filler.push(pts, frame)
-                shown_until = pts + video.step_pts
+                shown_until = pts + max(video.step_pts, 0 if before is None else pts - before)
+                before = pts
                 wanted = filler.wanted_pts
                 if wanted is None:
                     return
@@ -332,31 +157,21 @@ def _fill(
                         break
         except DecodeError as error:
             if landing is not None and error.kind == "corrupt":
-                raise _JumpMissed from None
+                raise JumpMissed from None
             if shown_until is not None:
                 yield from filler.finish(shown_until)
             raise
         if landing is not None:
-            raise _JumpMissed
+            raise JumpMissed
         if jump_to is None:
             yield from filler.finish()
             return
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Quarter turns anticlockwise that display the frame; a nonsensical angle counts as none."""
-    rotation = frame.rotation
-    return 0 if rotation % 90 else rotation // 90 % 4
-
-
-def _turned(width: int, height: int, quarters: int) -> tuple[int, int]:
-    return (height, width) if quarters % 2 else (width, height)
-
-
 def _stored_crop(crop: Crop, width: int, height: int, quarters: int) -> Crop:
     """A crop of the displayed picture as a crop of the stored one, which is width x height."""
     x, y, crop_width, crop_height = crop
-    shown_width, shown_height = _turned(width, height, quarters)
+    shown_width, shown_height = turned(width, height, quarters)
     check_crop(crop, shown_width, shown_height)
     if quarters == 1:
         return width - y - crop_height, x, crop_height, crop_width
@@ -365,7 +180,3 @@ def _stored_crop(crop: Crop, width: int, height: int, quarters: int) -> Crop:
     if quarters == 3:
         return y, height - x - crop_width, crop_height, crop_width
     return crop
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
