@@ -96,7 +96,7 @@ def tiny_tokenizer(seed: int = 0) -> Tokenizer:
     from tokenizer.model import Tokenizer
 
     autoencoder = AutoencoderConfig(
-        patch=4, temporal_patch=2, spatial_stride=8, temporal_stride=4, channels=(8, 8)
+        patch=8, temporal_patch=4, spatial_stride=8, temporal_stride=4, channels=(8,)
     )
     quantizer = QuantizerConfig(codebook_size=16, codebook_dim=4, scales=(1, 2), num_phi=1)
     with torch.random.fork_rng(devices=[]):

@@ -42,7 +42,7 @@ from training.tasks.generator import GeneratorTask
 BUCKETS = ("t5_h16_w16", "t1_h16_w16")
 TINY = TokenizerConfig(
     autoencoder=AutoencoderConfig(
-        patch=4, temporal_patch=2, spatial_stride=8, temporal_stride=4, channels=(8, 8)
+        patch=8, temporal_patch=4, spatial_stride=8, temporal_stride=4, channels=(8,)
     ),
     quantizer=QuantizerConfig(codebook_size=16, codebook_dim=4, scales=(1, 2), num_phi=1),
 )
