@@ -1,5 +1,7 @@
 """Makes data: videos and images in, token shards out.
 
+Its rooms, in the order in which data passes them:
+
     sources decode shots scores captions coca
                     from files to described clips
     clip            what a clip is: source, span, crop, shape
@@ -12,7 +14,8 @@
     statistics summary tables inspection report charts
                     looking inside
     cluster submit  reaching Ray; the same work as jobs on a cluster
-    corpus demo     the main job, whole, on clips that it draws itself
+    digits corpus demo
+                    the main job, whole, on clips that it draws itself
     cli inspection_cli submit_cli progress
                     the command
 """

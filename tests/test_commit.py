@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO
@@ -63,20 +64,23 @@ def test_a_writer_that_fails_leaves_nothing(store: Store) -> None:
     assert [path for path in store.root.rglob("*") if path.is_file()] == []
 
 
-def _race(root: str, number: int) -> None:
-    store = Store(root)
-    for unit in range(50):
-        part = store.write_part(f"u{unit}", ".tar", write(f"{number} {unit}".encode()))
-        store.commit(f"u{unit}", {"parts": [asdict(part)]}, {"by": number})
+RACER = """
+import sys
+from dataclasses import asdict
+from pipeline.commit import Store
+root, number = sys.argv[1:]
+store = Store(root)
+for unit in range(50):
+    data = f"{number} {unit}".encode()
+    part = store.write_part(f"u{unit}", ".tar", lambda file: file.write(data))
+    store.commit(f"u{unit}", {"parts": [asdict(part)]}, {"by": number})
+"""
 
 
 def test_two_processes_that_race_for_units_leave_one_part_each(store: Store) -> None:
-    context = multiprocessing.get_context("spawn")
-    racers = [context.Process(target=_race, args=(str(store.root), n)) for n in range(2)]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join()
+    command = [sys.executable, "-c", RACER, str(store.root)]
+    racers = [subprocess.Popen([*command, str(number)]) for number in range(2)]
+    assert [racer.wait() for racer in racers] == [0, 0]
     parts = {store.read(f"u{unit}")["result"]["parts"][0]["path"] for unit in range(50)}
     assert {f"parts/{path.name}" for path in (store.root / "parts").iterdir()} == parts
     assert not list((store.root / "tmp").iterdir())

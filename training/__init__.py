@@ -1,13 +1,17 @@
 """Learns and samples: one transformer, one training loop, one sampling loop; methods are data.
 
-order layout methods        in which step a cell is generated, what is fed, who predicts it
-attention transformer       the one mask rule, the one block, its cache
-vocabulary condition        prompts as integers, and as the transformer sees them
-generator partial sampler   the model, a clip in the making, the loop that makes it
-samples pictures            samples as files
-data tasks                  batches as a function of the step; what is learned from them
-optimizer schedule checkpoint metrics trainer   the loop and its parts
-launch                      one process, torchrun, Ray
-run config presets cli      run folders, settings, commands
-evaluate judge likeness     what samples are worth
+Its rooms:
+
+    order layout methods        in which step a cell is generated, what is fed, who predicts it
+    attention transformer       the one mask rule, the one block, its cache
+    vocabulary condition        prompts as integers, and as the transformer sees them
+    generator partial sampler   the model, a clip in the making, the loop that makes it
+    samples pictures            samples as files
+    data draws tasks            batches and draws as functions of the step; what is learned
+    optimizer schedule checkpoint metrics trainer
+                                the loop and its parts
+    launch                      one process, torchrun, Ray
+    run config presets cli      run folders, settings, commands
+    evaluate judge likeness real_clips evaluate_config evaluate_cli
+                                what samples are worth
 """

@@ -1,10 +1,12 @@
 """Token shards: the format that the pipeline writes and the trainer reads; neither torch nor Ray.
 
-format    names, versions and records: token sets, buckets, shard entries, `shards.json`
-writer    one tar and its sidecar, the same bytes for the same samples
-sidecar   where each member lies in a tar: offset, length, crc32
-reader    `open_dataset(DIR)`: batches by memory map
-order     shuffling as a function of (seed, epoch, position)
+Its rooms:
+
+    format    names, versions and records: token sets, buckets, shard entries, `shards.json`
+    writer    one tar and its sidecar, the same bytes for the same samples
+    sidecar   where each member lies in a tar: offset, length, crc32
+    reader    `open_dataset(DIR)`: batches by memory map
+    order     shuffling as a function of (seed, epoch, position)
 """
 
 from pipeline.shards.format import Bucket, ShardEntry, ShardError, TokenSet
