@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,12 @@ def moving_square(num_frames: int, seed: int, size: int = 64) -> np.ndarray:
         at = min(x + index, size - 16)
         frames[index, y : y + 16, at : at + 16] = color
     return frames
+
+
+@pytest.fixture(scope="session")
+def write_film() -> Callable[[Path, int], Path]:
+    """A function that writes an mp4 of 30 frames to a path, another one for another seed."""
+    return lambda path, seed: write_mp4(path, moving_square(30, seed))
 
 
 @pytest.fixture(scope="session")
@@ -165,3 +172,18 @@ def write_random_shards(root: Path, kind: str, num_clips: int = 20) -> Path:
     (root / "shards.json").write_text(dump_declaration([token_set], buckets, entries))
     (root / "_SUCCESS").touch()
     return root
+
+
+@pytest.fixture(scope="session")
+def coca_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """coca_ViT-B-32 with random weights; open_clip leaves the last projection uninitialised."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    state = open_clip.create_model("coca_ViT-B-32").state_dict()
+    state["text_decoder.text_projection"].normal_(std=0.04)
+    path = tmp_path_factory.mktemp("coca") / "coca.safetensors"
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    return path

@@ -156,21 +156,6 @@ def test_weights_of_another_model_are_named(tmp_path: Path) -> None:
         load_captioner(tmp_path / "b.pt")
 
 
-@pytest.fixture(scope="module")
-def coca_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """coca_ViT-B-32 with random weights; open_clip leaves the last projection uninitialised."""
-    import open_clip
-    import torch
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    state = open_clip.create_model("coca_ViT-B-32").state_dict()
-    state["text_decoder.text_projection"].normal_(std=0.04)
-    path = tmp_path_factory.mktemp("coca") / "coca.safetensors"
-    save_file({name: value.contiguous() for name, value in state.items()}, path)
-    return path
-
-
 @pytest.mark.slow
 def test_coca_captions_real_clips_from_a_file_of_weights(coca_weights: Path, monkeypatch) -> None:
     import hashlib
