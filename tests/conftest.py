@@ -187,3 +187,17 @@ def coca_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("coca") / "coca.safetensors"
     save_file({name: value.contiguous() for name, value in state.items()}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def random_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer with random weights: enough to make codes."""
+    import torch
+
+    from tokenizer.config import PRESETS
+    from tokenizer.model import Tokenizer, save_tokenizer
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(Tokenizer(PRESETS["tiny"]), folder)
+    return folder

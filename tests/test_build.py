@@ -42,26 +42,12 @@ def dataset_hashes(root: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer with random weights: enough to make codes."""
-    import torch
-
-    from tokenizer.config import PRESETS
-    from tokenizer.model import Tokenizer, save_tokenizer
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(Tokenizer(PRESETS["tiny"]), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def built(
-    small_videos: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    small_videos: Path, random_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     out = tmp_path_factory.mktemp("built") / "data"
     settings = TokenizeSettings(
-        tokenizer=str(tokenizer_folder), samples_per_shard=16, batch_size=4, clips_per_decode=2
+        tokenizer=str(random_tokenizer), samples_per_shard=16, batch_size=4, clips_per_decode=2
     )
     build(config(small_videos, out, tokenize=settings))
     return out
@@ -112,7 +98,7 @@ def test_stock_webdataset_reads_every_shard(built: Path) -> None:
 
 
 def test_codes_in_the_shards_are_those_of_the_decoded_clip(
-    built: Path, tokenizer_folder: Path, small_videos: Path
+    built: Path, random_tokenizer: Path, small_videos: Path
 ) -> None:
     import torch
 
@@ -125,7 +111,7 @@ def test_codes_in_the_shards_are_those_of_the_decoded_clip(
     row = next(each for each in rows if each.key == key)
     decoder = open_decoder("pyav", BuildConfig(sources=("x",), out="x").limits)
     (frames,) = decoder.clips(str(small_videos / row.uri), [row.request()])
-    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer = load_tokenizer(random_tokenizer)
     codes = tokenizer.encode(torch.from_numpy(frames)[None])
     same = float((codes[0].numpy() == samples.gather([0])[0]).mean())
     assert same >= 0.98  # another batch size may flip a tie
