@@ -106,14 +106,19 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, leave_out: tuple[str, 
             if name in leave_out:
                 continue
             help_text = field.metadata.get("help", "")
-            default = _default_text(field)
             group.add_argument(
                 f"--{name}",
                 dest=f"override:{name}",
-                metavar=_type_text(annotation).upper().replace(" ", ""),
+                metavar=_metavar(annotation),
                 default=argparse.SUPPRESS,
-                help=f"{help_text} (default: {default})".replace("%", "%%"),
+                help=(help_text + _default_note(field, help_text)).replace("%", "%%"),
             )
+
+    positional = [each.metavar or each.dest for each in parser._actions if not each.option_strings]
+    own = [each for each in parser._actions if each.option_strings and ":" not in each.dest]
+    flags = [f"[{each.option_strings[0]}]" for each in own if each.dest != "help"]
+    words = [parser.prog, *map(str, positional), *flags, "[--KEY VALUE ...]"]
+    parser.usage = " ".join(words).replace("%", "%%")
 
 
 def given_flags(arguments: argparse.Namespace) -> dict[str, str]:
@@ -289,12 +294,15 @@ def _sections(cls: type, prefix: str) -> list[tuple[str, list[tuple[dataclasses.
     return [(prefix, own), *nested]
 
 
-def _default_text(field: dataclasses.Field) -> str:
-    if field.default is not dataclasses.MISSING:
-        return "null" if field.default is None else str(_plain(field.default))
+def _default_note(field: dataclasses.Field, help_text: str) -> str:
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        return " (required)"
+    if "default" in help_text:
+        return ""
+    default = field.default
     if field.default_factory is not dataclasses.MISSING:
-        return str(_plain(field.default_factory()))
-    return "required"
+        default = field.default_factory()
+    return f" (default: {'null' if default is None else _plain(default)})"
 
 
 def _type_text(annotation: Any) -> str:
@@ -312,6 +320,18 @@ def _type_text(annotation: Any) -> str:
         return "section"
     names = {int: "int", float: "number", str: "text", bool: "true|false"}
     return names.get(annotation, str(annotation))
+
+
+def _metavar(annotation: Any) -> str:
+    """The kind of value in a flag's help: `text`, `int|null`, `[text,...]`, `pyav|decord`."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple:
+        return f"[{_metavar(arguments[0])},...]"
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return "|".join("null" if a is type(None) else _metavar(a) for a in arguments)
+    if typing.get_origin(annotation) is dict:
+        return "{name: text,...}"
+    return _type_text(annotation)
 
 
 def _shown(value: Any) -> str:
