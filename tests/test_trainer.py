@@ -35,9 +35,10 @@ from training.methods import METHODS
 from training.metrics import read_metrics
 from training.optimizer import orthogonalized
 from training.run import open_run
-from training.samples import generate
+from training.samples import default_prompts, generate
 from training.schedule import learning_rate_factor
 from training.tasks.generator import GeneratorTask
+from training.vocabulary import build_vocabulary
 
 BUCKETS = ("t5_h16_w16", "t1_h16_w16")
 TINY = TokenizerConfig(
@@ -158,6 +159,28 @@ def test_a_trained_run_can_be_opened_and_sampled(
         generated.num_steps
         == opened.generator.layout_for(opened.schedule("t5_h16_w16")).order.num_steps
     )
+
+
+def test_default_prompts_use_the_words_of_the_training_data_evenly(
+    code_shards: Path, tmp_path: Path
+) -> None:
+    local.launch(generator_run(code_shards, tmp_path / "run", num_steps=1))
+    opened = open_run(tmp_path / "run")
+    captions = [f"a {color} {digit}" for color in ("blue", "red") for digit in range(4)]
+    opened = replace(opened, vocabulary=build_vocabulary("text", captions, max_pieces=8))
+    chosen = default_prompts(opened, limit=4)
+    assert {str(each)[-1] for each in chosen} == set("0123")
+    assert sum("red" in str(each) for each in chosen) == 2
+    assert len(default_prompts(opened, limit=99)) == len(captions)
+
+
+def test_guidance_of_a_run_without_a_condition_is_refused(
+    code_shards: Path, tmp_path: Path
+) -> None:
+    unconditional = ConditionConfig(kind="none")
+    local.launch(generator_run(code_shards, tmp_path / "run", 1, condition=unconditional))
+    with pytest.raises(UserError, match="needs a conditional model"):
+        generate(open_run(tmp_path / "run"), [None], SampleConfig())
 
 
 def test_the_tokenizer_of_a_run_is_written_where_it_was_asked_for(

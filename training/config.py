@@ -175,11 +175,11 @@ class TokenizerRun:
 @dataclass(frozen=True, kw_only=True)
 class GuidanceConfig:
     kind: Literal["constant", "linear", "ramp", "interval"] = setting(
-        "ramp",
+        "constant",
         "over the steps: the same; linear in the share of cells done; from 1 up to the scale; "
         "or the scale within [start, end) of the cells done and 1 elsewhere",
     )
-    scale: float = setting(3.0, "logits = unconditional + scale * (conditional - unconditional)")
+    scale: float = setting(2.0, "logits = unconditional + scale * (conditional - unconditional)")
     start: float = setting(0.0, "interval: share of cells done from which on the scale holds")
     end: float = setting(1.0, "interval: share of cells done up to which the scale holds")
 

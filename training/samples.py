@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from training.config import SampleConfig
 from training.pictures import contact_sheet, save_png, write_video
 from training.run import OpenedRun, open_run, pick_device
 from training.sampler import is_guided, sample_codes
+from training.vocabulary import words
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ def generate(run: OpenedRun, prompts: list[str | None], settings: SampleConfig) 
     if bucket not in run.record.shapes:
         raise UserError(f"bucket {bucket!r}: this run makes {', '.join(run.record.shapes)}")
     if run.vocabulary.kind == "none" and is_guided(settings.guidance):
-        settings = _unguided(settings)
+        raise UserError(
+            f"guidance.scale ({settings.guidance.scale}) needs a conditional model; this one has "
+            "no condition: use --guidance.scale 1"
+        )
     schedule = run.schedule(bucket)
     device = next(run.generator.parameters()).device
     encoded = torch.tensor(
@@ -76,12 +81,17 @@ def generate(run: OpenedRun, prompts: list[str | None], settings: SampleConfig) 
 
 
 def default_prompts(run: OpenedRun, limit: int) -> list[str | None]:
-    """Classes or captions of the training data, evenly spread over their order; [None] without."""
+    """Classes or captions of the training data that use its words evenly; [None] without any."""
     if run.vocabulary.kind == "none":
         return [None]
-    known = sorted(run.vocabulary.examples)
-    places = np.unique(np.linspace(0, len(known) - 1, min(limit, len(known))).round().astype(int))
-    return [known[place] for place in places]
+    used: Counter[str] = Counter()
+    left, chosen = sorted(run.vocabulary.examples), list[str | None]()
+    while left and len(chosen) < limit:
+        best = min(left, key=lambda prompt: sum(used[word] for word in words(prompt)))
+        used.update(words(best))
+        left.remove(best)
+        chosen.append(best)
+    return chosen
 
 
 def write_samples(folder: Path, settings: SampleConfig) -> Generated:
@@ -130,13 +140,6 @@ def write_samples(folder: Path, settings: SampleConfig) -> Generated:
     (out / "samples.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     print(f"{_timing(generated)}; {out / 'contact_sheet.png'}")
     return generated
-
-
-def _unguided(settings: SampleConfig) -> SampleConfig:
-    raise UserError(
-        f"guidance.scale ({settings.guidance.scale}) needs a conditional model; this one has no "
-        "condition: use --guidance.scale 1"
-    )
 
 
 def _timing(generated: Generated) -> str:
