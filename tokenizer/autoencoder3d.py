@@ -44,7 +44,7 @@ class CausalAutoencoder(nn.Module):
         fold, unfold = Fold(*block, latent_channels), Unfold(*block, latent_channels)
         cosines = torch.from_numpy(block_cosines(*block, latent_channels)).float()
         gain = LATENT_GAIN * cosines.shape[1] ** -0.5
-        _begin_as(fold.linear, cosines * gain)
+        _begin_as(fold.linear, cosines * gain / fold.input_scale)
         _begin_as(unfold.linear, cosines.T / gain)
         self.encoder = SideBySide([fold, _down(config, latent_channels)])
         self.decoder = SideBySide([unfold, _up(config, latent_channels)])
@@ -63,7 +63,7 @@ class CausalAutoencoder(nn.Module):
         blocks = fold.blocks(frames).flatten(0, 3)
         mean = blocks.mean(dim=0)
         components, size = principal_components(blocks - mean, fold.linear.out_features, generator)
-        fold.linear.weight.copy_(components / size)
+        fold.linear.weight.copy_(components / size / fold.input_scale)
         fold.linear.bias.copy_(-(components @ mean) / size)
         unfold.linear.weight.copy_(components.T * size)
         unfold.linear.bias.copy_(mean)

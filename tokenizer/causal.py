@@ -143,18 +143,24 @@ class Upsample(nn.Module):
 
 
 class Fold(nn.Module):
-    """Blocks of pixels into channels by one matrix; the first frame of a stream fills a block."""
+    """Blocks of pixels into channels by one matrix; the first frame of a stream fills a block.
+
+    The matrix sees pixels times `input_scale`, so that its entries are about one: an optimizer that
+    moves each entry by the learning rate would otherwise move the sum over a block by far too much.
+    """
 
     def __init__(self, time: int, side: int, channels: int) -> None:
         super().__init__()
         self.time = time
         self.side = side
         self.linear = nn.Linear(FRAME_CHANNELS * time * side**2, channels)
+        self.input_scale = self.linear.in_features**-0.5
+        nn.init.uniform_(self.linear.weight, -1, 1)
 
     def forward(
         self, x: Float[Tensor, "b 3 t h w"], past: Past = None
     ) -> tuple[Float[Tensor, "b c t2 h2 w2"], Past]:
-        return self.linear(self.blocks(x, past)).movedim(-1, 1), True
+        return self.linear(self.blocks(x, past) * self.input_scale).movedim(-1, 1), True
 
     def blocks(
         self, x: Float[Tensor, "b 3 t h w"], past: Past = None

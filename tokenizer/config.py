@@ -25,7 +25,7 @@ class AutoencoderConfig:
     spatial_stride: int = setting(16, "pixels per latent cell in height and width")
     temporal_stride: int = setting(4, "frames per latent frame after the first, which stands alone")
     channels: tuple[int, ...] = setting((128,), "width of each stage, from fine to coarse")
-    encoder_blocks: tuple[int, ...] = setting((1,), "the encoder's residual blocks per stage")
+    encoder_blocks: tuple[int, ...] = setting((0,), "the encoder's residual blocks per stage")
     decoder_blocks: tuple[int, ...] = setting((2,), "the decoder's residual blocks per stage")
 
     def __post_init__(self) -> None:
