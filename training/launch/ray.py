@@ -8,6 +8,7 @@ workers start again from the run's latest checkpoint.
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,21 @@ def launch(config: RunConfig) -> Trained:
 
 
 def _connect(address: str | None, workers: int) -> None:
+    """Joins the cluster at `address` or RAY_ADDRESS, or starts a Ray here, a CPU per worker."""
     if ray.is_initialized():
         return
-    if address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, log_to_driver=True)
-    else:
-        ray.init(num_cpus=max(workers, 1), include_dashboard=False)
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    try:
+        if address is not None:
+            ray.init(address=address)
+            return
+        if "RAY_AUTH_MODE" not in os.environ:
+            # Ray would write a new token to ~/.ray, which changes how later clusters start.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray.init(num_cpus=workers, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{address or 'a local Ray'}: cannot be reached: {reason}") from error
 
 
 def _worker(task: dict[str, Any]) -> None:
