@@ -5,6 +5,8 @@
     config          settings of a tokenizer, presets                         (no torch)
     codebook        nearest code, running means, restarts
     quantizer       multi-scale residual quantization; inputs of next-scale generators
+    causal          layers that never look ahead, each with its past as an argument
+    cosines         the fixed transform from which an autoencoder starts without data
     autoencoder3d   the causal video autoencoder, by whole clips or by pieces
     losses          what training minimises
     model           the tokenizer and its folder: encode, decode, load, save
