@@ -114,7 +114,7 @@ class LossConfig:
     commitment: float = setting(0.25, "weight in it of the latents moving to their codes")
     latent_size: float = setting(0.01, "weight of the latents' mean square")
     unquantized_share: float = setting(
-        0.2, "share of the training before the codebook is made from the latents and used"
+        0.2, "share of a training that did not begin from data before its codebook is made"
     )
     reversed_share: float = setting(0.5, "share of clips that are shown backwards in training")
 
