@@ -118,10 +118,10 @@ class Tokenizer(nn.Module):
     ) -> LossOutput:
         """The loss of a batch in [-1, 1] at `progress` (0 to 1) of the training.
 
-        The codebook follows the data in every step. Unless `begin` made it, latents pass unquantized
-        until `loss.unquantized_share`, and those seen last make it. `generator` draws which clips
-        are reversed and which vectors replace dead codes. All parameters always get a gradient.
-        Under torch.distributed every rank must call it in every step.
+        The codebook follows the data in every step. Unless `begin` made it, the latents pass
+        unquantized until `loss.unquantized_share`, and those seen last make it. `generator` draws
+        which clips are reversed and which vectors replace dead codes. All parameters always get a
+        gradient. Under torch.distributed every rank must call it in every step.
         """
         settings = self.config.loss
         schedule = self.schedule_for(*frames.shape[2:])
