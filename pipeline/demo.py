@@ -63,6 +63,7 @@ def run_demo(out: Path, videos: str | None, seed: int) -> int:
             return code
         meter.lap(name)
     result = _result(run, data, meter, time.monotonic() - started)
+    result = _with_earlier_cost(result, out / "result.json")
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     _summarise(result, out)
     return 0
@@ -150,6 +151,23 @@ def _result(run: Path, data: Path, meter: _Meter, wall_seconds: float) -> dict[s
             "run": str(run),
         },
     }
+
+
+def _with_earlier_cost(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The cost of all calls that made this folder: one that continues a demo adds to it."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        steps = earlier["cpu_seconds_by_step"]
+        return result | {
+            "cpu_seconds": round(result["cpu_seconds"] + earlier["cpu_seconds"], 1),
+            "wall_seconds": round(result["wall_seconds"] + earlier["wall_seconds"], 1),
+            "cpu_seconds_by_step": {
+                name: round(seconds + steps.get(name, 0.0), 1)
+                for name, seconds in result["cpu_seconds_by_step"].items()
+            },
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return result
 
 
 def _summarise(result: dict[str, Any], out: Path) -> None:

@@ -125,7 +125,9 @@ def write_samples(folder: Path, settings: SampleConfig) -> Generated:
         )
         for row, prompt in enumerate(chosen)
     ]
-    sheet = contact_sheet(rows, title="Generated clips", subtitle=_timing(generated))
+    sheet = contact_sheet(
+        rows, title="Generated clips", subtitle=_timing(generated), frames_per_clip=9
+    )
     save_png(sheet, out / "contact_sheet.png", made_by)
     record = made_by | {
         "settings": to_dict(settings),
