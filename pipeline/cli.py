@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ phases: plan (list, identify) > annotate (shots, scores, captions) > select (rul
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; a UserError is one line on stderr and exit code 2."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve a shared machine
     parser = _parser()
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "run"):
