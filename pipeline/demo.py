@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.corpus import write_corpus
+from pipeline.sources import list_sources
 from tokenizer.settings import UserError
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -32,6 +33,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 def run_demo(out: Path, videos: str | None, seed: int) -> int:
     """Runs every step and writes `result.json`; returns the exit code of the first that fails."""
+    if videos is not None:
+        list_sources([videos])  # says at once when there is nothing to read
     started = time.monotonic()
     _adopt_orphans()
     meter = _Meter()

@@ -133,6 +133,7 @@ def test_coca_without_weights_is_one_line_before_any_decoding(
         (["tokenizer", "info", "/nowhere"], "/nowhere"),
         (["stats", "/nowhere"], "/nowhere"),
         (["inspect", "/nowhere.tar"], "/nowhere.tar"),
+        (["demo", "--videos", "/nowhere", "--out", "/nowhere/out"], "/nowhere"),
         (["bild", "x"], "bild"),
         (["build", "demo", "--no-such-flag", "1"], "--no-such-flag"),
     ],
