@@ -157,17 +157,19 @@ def _sha256(path: Path) -> str:
 
 
 def _read_state(path: Path) -> Mapping[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (
+        *(OSError, ValueError, RuntimeError, EOFError),
+        *(pickle.UnpicklingError, SafetensorError),
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a file of weights ({reason})") from None
-    except Exception as error:  # safetensors raises its own class, which derives from Exception
-        raise UserError(f"{path}: not a file of weights ({error})") from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path}: holds no state dict of tensors")
