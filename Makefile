@@ -22,7 +22,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 lint: install
@@ -34,6 +34,8 @@ types: install
 
 contracts: install
 	$(BIN)/lint-imports
+
+unit integration: export OMP_NUM_THREADS = 1
 
 unit: install
 	$(BIN)/pytest -q -n 2 -m 'not slow and not ray and not multiprocess and not gpu'
