@@ -30,7 +30,7 @@ from pipeline.shards.writer import ShardWriter
 from pipeline.statistics import add_outcome, add_sample, empty_statistics
 from tokenizer.settings import to_dict
 
-TOKENIZE_VERSION = 1  # raise it when the bytes of a shard change for the same codes
+TOKENIZE_VERSION = 2  # raise it when the bytes of a shard change for the same codes
 
 DecodedClips = Iterator[tuple[np.ndarray | None, str | None, int]]
 

@@ -117,7 +117,7 @@ def test_a_damaged_sample_is_named_when_it_is_first_read(tmp_path: Path, codes: 
     make_dataset(tmp_path, CODES, codes)
     data = bytearray((tmp_path / "parts/1.tar").read_bytes())
     places = parse_sidecar((tmp_path / "index.bin").read_bytes()[: _first(tmp_path)], "index")
-    offset = int(places.records["offset"][2, 0]) + 130
+    offset = int(places.places["offset"][2, 0]) + 130
     data[offset] ^= 1
     (tmp_path / "parts/1.tar").write_bytes(data)
     samples = open_dataset(tmp_path).samples("train")
@@ -148,7 +148,7 @@ def test_a_path_out_of_the_folder_is_refused(tmp_path: Path, codes: np.ndarray) 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format_version", 2, "format version 2"),
+        ("format_version", 3, "format version 3"),
         ("token_sets", [{"name": "a", "kind": "sound", "dtype": "uint8"}], "unknown kind 'sound'"),
         ("token_sets", [{"name": "a", "kind": "codes", "dtype": "object"}], "unknown dtype"),
         ("shards", [{"path": "a.tar"}], "not a valid shard list"),
@@ -176,7 +176,7 @@ def test_garbage_sidecars_are_errors(tmp_path: Path, codes: np.ndarray) -> None:
             sidecar = parse_sidecar(bytes(cut), "index")
         except ShardError:
             continue
-        assert sidecar.records.shape[1] == len(sidecar.members)
+        assert sidecar.places.shape[1] == len(sidecar.members)
 
 
 def test_an_unfinished_or_missing_dataset_is_one_clear_line(tmp_path: Path) -> None:

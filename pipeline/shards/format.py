@@ -5,7 +5,8 @@
     DIR/parts/*.tar       shards: KEY.<token set>.npy and KEY.json, adjacent, keys sorted
     DIR/_SUCCESS          the build is complete
 
-Version 1. Unknown versions, kinds and dtypes are errors, never guesses.
+Version 2. Unknown versions, kinds and dtypes are errors, never guesses; a dataset of version 1 is
+brought forward by `tessera migrate`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any, Literal
 
 from tokenizer.scales import Schedule
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SHARDS_FILE = "shards.json"
 INDEX_FILE = "index.bin"
 SUCCESS_FILE = "_SUCCESS"
-KINDS = ("codes", "frames")
-DTYPES = ("uint16", "uint32", "uint8")
+KINDS = ("codes", "latents", "frames")
+DTYPES = ("uint16", "uint32", "float16", "uint8", "bits")
 
 
 class ShardError(Exception):
@@ -33,10 +34,13 @@ class ShardError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
-    """One kind of array per sample: `KEY.<name>.npy`."""
+    """One kind of array per sample: `KEY.<name>.npy`.
+
+    `dtype` "bits" packs each code into `bits_per_code` bits, least significant first, as uint8.
+    """
 
     name: str
-    kind: Literal["codes", "frames"]
+    kind: Literal["codes", "latents", "frames"]
     dtype: str
     codebook_size: int | None = None
     tokenizer: str | None = None
@@ -107,7 +111,10 @@ def parse_declaration(
         values = json.loads(text)
         version = values["format_version"]
         if version != FORMAT_VERSION:
-            raise ShardError(f"{where}: format version {version!r}; this code reads 1")
+            raise ShardError(
+                f"{where}: format version {version!r}; this code reads {FORMAT_VERSION} "
+                "(`tessera migrate` brings older ones forward)"
+            )
         sets = [_token_set(row, where) for row in values["token_sets"]]
         buckets = [_bucket(row) for row in values["buckets"]]
         shards = [ShardEntry(**row) for row in values["shards"]]

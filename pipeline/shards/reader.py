@@ -153,8 +153,8 @@ class _MappedShard:
         blob = memoryview(index)[entry.index_offset : entry.index_offset + entry.index_bytes]
         sidecar = parse_sidecar(blob, f"{root / INDEX_FILE} ({entry.path})")
         self._check(sidecar, entry, token_set)
-        self._array_places = sidecar.records[:, sidecar.members.index(token_set.member)]
-        self._json_places = sidecar.records[:, sidecar.members.index("json")]
+        self._array_places = sidecar.places[:, sidecar.members.index(token_set.member)]
+        self._json_places = sidecar.places[:, sidecar.members.index("json")]
         with open(self._path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
@@ -168,11 +168,11 @@ class _MappedShard:
             raise ShardError(f"{self._path}: missing shard") from None
         if size != sidecar.tar_bytes or size != entry.size_bytes:
             raise ShardError(f"{self._path}: {size} bytes, the index says {sidecar.tar_bytes}")
-        if len(sidecar.records) != entry.num_samples or not entry.num_samples:
-            raise ShardError(f"{self._path}: {len(sidecar.records)} samples in the index")
+        if len(sidecar.places) != entry.num_samples or not entry.num_samples:
+            raise ShardError(f"{self._path}: {len(sidecar.places)} samples in the index")
         if token_set.member not in sidecar.members or "json" not in sidecar.members:
             raise ShardError(f"{self._path}: no member {token_set.member!r} in the index")
-        lengths = sidecar.records[:, sidecar.members.index(token_set.member)]["length"]
+        lengths = sidecar.places[:, sidecar.members.index(token_set.member)]["length"]
         if lengths.min() != lengths.max():
             raise ShardError(f"{self._path}: arrays of different sizes in one bucket")
 

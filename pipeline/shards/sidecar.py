@@ -1,17 +1,23 @@
 """The sidecar of a shard: where each member's payload lies, so that samples are read by memory map.
 
-    8 bytes   magic "TESSIDX1"
+    8 bytes   magic "TESSIDX2"
     4 bytes   length of the header, little endian
-    header    JSON: members (in tar order), count, tar_bytes
-    records   count x members of (offset u64, length u32, crc32 u32), little endian
+    4 bytes   crc32 of everything after these 16 bytes
+    header    JSON: members (in tar order), count, tar_bytes; spaces up to a multiple of 64 bytes
+    samples   count x (key u64 u64, clip u64, code_key u64 u64), little endian
+    places    count x members of (offset u64, length u32, crc32 u32), little endian
 
-Sample i of the shard is row i. `KEY` is not kept: it is in the sample's JSON.
+Sample i of the shard is row i. `key` is the digest of its name, which joins token sets that lie in
+different shards; `clip` is the digest of what it shows, equal for the views of one clip; `code_key`
+says how its arrays were made (zero: unknown), so that a later build can copy them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,50 +25,82 @@ import numpy as np
 
 from pipeline.shards.format import ShardError, canonical_json
 
-MAGIC = b"TESSIDX1"
-RECORD = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4")])
+MAGIC = b"TESSIDX2"
+SAMPLE = np.dtype([("key", "<u8", (2,)), ("clip", "<u8"), ("code_key", "<u8", (2,))])
+PLACE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4")])
+_ALIGNMENT = 64
 _MAX_HEADER_BYTES = 65536
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Members of a shard in tar order and their places: records [count, members]."""
+    """A shard's members in tar order, who its samples are, and where: places [count, members]."""
 
     members: tuple[str, ...]
-    records: np.ndarray
+    samples: np.ndarray
+    places: np.ndarray
     tar_bytes: int
 
 
+def key_digest(key: str) -> tuple[int, int]:
+    """128 bits of a sample's name."""
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def clip_digest(clip: str) -> int:
+    """64 bits of the name that all views of a clip share."""
+    return int.from_bytes(hashlib.blake2b(clip.encode(), digest_size=8).digest(), "little")
+
+
+def code_key_words(code_key: str | None) -> tuple[int, int]:
+    """The two words of a code key given as 32 hexadecimal digits; zeros for None."""
+    if code_key is None:
+        return 0, 0
+    raw = bytes.fromhex(code_key)
+    return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:16], "little")
+
+
 def pack_sidecar(
-    members: Sequence[str], records: Sequence[Sequence[tuple[int, int, int]]], tar_bytes: int
+    members: Sequence[str], samples: np.ndarray, places: np.ndarray, tar_bytes: int
 ) -> bytes:
-    """The bytes of a sidecar; `records[i][j]` is (offset, length, crc32) of member j, sample i."""
+    """The bytes of a sidecar; `samples` [count] of SAMPLE, `places` [count, members] of PLACE."""
     header = canonical_json(
-        {"members": list(members), "count": len(records), "tar_bytes": tar_bytes}
+        {"members": list(members), "count": len(samples), "tar_bytes": tar_bytes}
     )
-    table = np.array([tuple(place) for row in records for place in row], dtype=RECORD)
-    return MAGIC + struct.pack("<I", len(header)) + header + table.tobytes()
+    header += b" " * (-(len(header) + 16) % _ALIGNMENT)
+    body = header + samples.astype(SAMPLE).tobytes() + places.astype(PLACE).tobytes()
+    return MAGIC + struct.pack("<II", len(header), zlib.crc32(body)) + body
 
 
-def parse_sidecar(data: bytes | memoryview, where: str) -> Sidecar:
-    """Reads a sidecar; raises ShardError when anything in it does not add up."""
+def parse_sidecar(data: bytes | memoryview, where: str, check: bool = True) -> Sidecar:
+    """Reads a sidecar; raises ShardError when anything in it does not add up.
+
+    `check=False` leaves the crc32 out, for an index whose whole was checked before.
+    """
     data = memoryview(data)
-    if bytes(data[:8]) != MAGIC or len(data) < 12:
+    if len(data) < 16 or bytes(data[:8]) != MAGIC:
         raise ShardError(f"{where}: not a sidecar of this format")
-    (header_bytes,) = struct.unpack("<I", data[8:12])
+    header_bytes, crc32 = struct.unpack("<II", data[8:16])
     if header_bytes > _MAX_HEADER_BYTES:
         raise ShardError(f"{where}: sidecar header of {header_bytes} bytes")
+    if check and zlib.crc32(data[16:]) != crc32:
+        raise ShardError(f"{where}: the sidecar is damaged (crc32)")
     try:
-        header = json.loads(bytes(data[12 : 12 + header_bytes]))
+        header = json.loads(bytes(data[16 : 16 + header_bytes]))
         members = tuple(str(name) for name in header["members"])
         count, tar_bytes = int(header["count"]), int(header["tar_bytes"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ShardError(f"{where}: sidecar header is damaged ({error})") from None
-    body = data[12 + header_bytes :]
-    if count < 0 or not members or len(body) != count * len(members) * RECORD.itemsize:
+    body = data[16 + header_bytes :]
+    sample_bytes = count * SAMPLE.itemsize
+    expected = sample_bytes + count * len(members) * PLACE.itemsize
+    if count < 0 or not members or len(body) != expected:
         raise ShardError(f"{where}: sidecar holds {len(body)} bytes for {count} samples")
-    records = np.frombuffer(body, dtype=RECORD).reshape(count, len(members))
-    ends = records["offset"] + records["length"]
-    if records.size and (int(ends.max()) > tar_bytes or int(records["offset"].max()) > tar_bytes):
-        raise ShardError(f"{where}: sidecar points behind the end of its tar")
-    return Sidecar(members, records, tar_bytes)
+    samples = np.frombuffer(body[:sample_bytes], dtype=SAMPLE)
+    places = np.frombuffer(body[sample_bytes:], dtype=PLACE).reshape(count, len(members))
+    if count:
+        offsets, lengths = places["offset"], places["length"].astype(np.uint64)
+        if int(offsets.max()) > tar_bytes or int((offsets + lengths).max()) > tar_bytes:
+            raise ShardError(f"{where}: sidecar points behind the end of its tar")
+    return Sidecar(members, samples, places, tar_bytes)

@@ -16,7 +16,14 @@ from typing import IO, Any
 import numpy as np
 
 from pipeline.shards.format import canonical_json
-from pipeline.shards.sidecar import pack_sidecar
+from pipeline.shards.sidecar import (
+    PLACE,
+    SAMPLE,
+    clip_digest,
+    code_key_words,
+    key_digest,
+    pack_sidecar,
+)
 
 BLOCK_BYTES = 512
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
@@ -33,13 +40,24 @@ class ShardWriter:
         self.num_samples = 0
         self._stream = stream
         self._members = members
+        self._samples: list[tuple] = []
         self._places: list[list[tuple[int, int, int]]] = []
         self._offset = 0
 
     def write(
-        self, key: str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
+        self,
+        key: str,
+        arrays: Mapping[str, np.ndarray],
+        metadata: Mapping[str, Any],
+        *,
+        clip: str | None = None,
+        code_key: str | None = None,
     ) -> None:
-        """Appends `KEY.<member>` for each declared member and `KEY.json`."""
+        """Appends `KEY.<member>` for each declared member and `KEY.json`.
+
+        `clip` names what the sample shows (default: the key), the same for all its views;
+        `code_key`, 32 hexadecimal digits, says how the arrays were made.
+        """
         if not _KEY.fullmatch(key):
             raise ValueError(f"key {key!r} must be 1 to 90 letters, digits, '_' or '-'")
         if set(arrays) != set(self._members):
@@ -48,6 +66,7 @@ class ShardWriter:
             self._append(f"{key}.{member}", _npy_bytes(arrays[member])) for member in self._members
         ]
         places.append(self._append(f"{key}.json", canonical_json(dict(metadata))))
+        self._samples.append((key_digest(key), clip_digest(clip or key), code_key_words(code_key)))
         self._places.append(places)
         self.num_samples += 1
 
@@ -55,7 +74,10 @@ class ShardWriter:
         """Ends the tar and returns its sidecar; the stream stays open."""
         self._stream.write(bytes(2 * BLOCK_BYTES))
         self._offset += 2 * BLOCK_BYTES
-        return pack_sidecar((*self._members, "json"), self._places, self._offset)
+        members = (*self._members, "json")
+        samples = np.array(self._samples, dtype=SAMPLE)
+        places = np.array(self._places, dtype=PLACE).reshape(len(samples), len(members))
+        return pack_sidecar(members, samples, places, self._offset)
 
     def _append(self, name: str, payload: bytes) -> tuple[int, int, int]:
         header = tarfile.TarInfo(name)
