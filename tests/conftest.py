@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -124,11 +122,10 @@ def tiny_tokenizer(seed: int = 0) -> Tokenizer:
 
 def write_random_shards(root: Path, kind: str, num_clips: int = 20) -> Path:
     """A dataset as `tessera build` leaves it, of `kind` codes or frames."""
-    from pipeline.shards.format import Bucket, ShardEntry, TokenSet, dump_declaration
-    from pipeline.shards.writer import ShardWriter
+    from pipeline.shards.dataset_writer import DatasetWriter
+    from pipeline.shards.format import Bucket, TokenSet
     from tokenizer.model import save_tokenizer
 
-    (root / "parts").mkdir(parents=True)
     tokenizer = tiny_tokenizer()
     token_set = TokenSet(name="frames", kind="frames", dtype="uint8")
     if kind == "codes":
@@ -140,46 +137,28 @@ def write_random_shards(root: Path, kind: str, num_clips: int = 20) -> Path:
             codebook_size=16,
             tokenizer=tokenizer.fingerprint,
         )
+    schedules = {name: tokenizer.schedule_for(*shape) for name, shape in CLIP_SHAPES.items()}
+    buckets = [
+        Bucket(
+            name=name,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            schedule=schedules[name] if kind == "codes" else None,
+        )
+        for name, (num_frames, height, width) in CLIP_SHAPES.items()
+    ]
     random = np.random.default_rng(0)
-    index, entries, buckets = b"", [], []
-    for name, (num_frames, height, width) in CLIP_SHAPES.items():
-        schedule = tokenizer.schedule_for(num_frames, height, width)
-        stream = io.BytesIO()
-        writer = ShardWriter(stream, (token_set.member,))
-        for number in range(num_clips):
-            array = random.integers(0, 16, schedule.num_tokens).astype(np.uint16)
-            if kind == "frames":
-                array = random.integers(0, 256, (num_frames, height, width, 3)).astype(np.uint8)
-            caption = ("a red seven", "a green three moving left")[number % 2]
-            metadata = {"label": str(number % 3), "caption": caption}
-            writer.write(f"{name}_{number:03d}", {token_set.member: array}, metadata)
-        sidecar, tar = writer.close(), stream.getvalue()
-        (root / "parts" / f"{name}.tar").write_bytes(tar)
-        buckets.append(
-            Bucket(
-                name=name,
-                num_frames=num_frames,
-                height=height,
-                width=width,
-                schedule=schedule if kind == "codes" else None,
-            )
-        )
-        entries.append(
-            ShardEntry(
-                path=f"parts/{name}.tar",
-                sha256=hashlib.sha256(tar).hexdigest(),
-                size_bytes=len(tar),
-                num_samples=num_clips,
-                bucket=name,
-                split="train",
-                index_offset=len(index),
-                index_bytes=len(sidecar),
-            )
-        )
-        index += sidecar
-    (root / "index.bin").write_bytes(index)
-    (root / "shards.json").write_text(dump_declaration([token_set], buckets, entries))
-    (root / "_SUCCESS").touch()
+    with DatasetWriter(root, [token_set], buckets) as writer:
+        for name, (num_frames, height, width) in CLIP_SHAPES.items():
+            for number in range(num_clips):
+                array = random.integers(0, 16, schedules[name].num_tokens).astype(np.uint16)
+                if kind == "frames":
+                    array = random.integers(0, 256, (num_frames, height, width, 3)).astype(np.uint8)
+                caption = ("a red seven", "a green three moving left")[number % 2]
+                metadata = {"label": str(number % 3), "caption": caption}
+                key = f"{name}_{number:03d}"
+                writer.write(key, {token_set.name: array}, metadata, bucket=name)
     return root
 
 

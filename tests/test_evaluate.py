@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import shutil
 from dataclasses import dataclass
@@ -15,8 +13,8 @@ import pytest
 import torch
 
 from pipeline.digits import caption_of, render_clips
-from pipeline.shards.format import Bucket, ShardEntry, TokenSet, dump_declaration
-from pipeline.shards.writer import ShardWriter
+from pipeline.shards.dataset_writer import DatasetWriter
+from pipeline.shards.format import Bucket, TokenSet
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer, save_tokenizer
 from tokenizer.settings import UserError
@@ -53,34 +51,11 @@ def write_dataset(
     metadata: list[dict[str, Any]],
     schedule: Any,
 ) -> None:
-    (root / "parts").mkdir(parents=True)
-    index, entries = b"", []
-    for split, part in (("train", slice(0, NUM_TRAIN)), ("val", slice(NUM_TRAIN, None))):
-        if not metadata[part]:
-            continue
-        stream = io.BytesIO()
-        writer = ShardWriter(stream, (token_set.member,))
-        for array, description in zip(arrays[part], metadata[part]):
-            writer.write(description["key"], {token_set.member: array}, description)
-        sidecar, tar = writer.close(), stream.getvalue()
-        (root / "parts" / f"{split}.tar").write_bytes(tar)
-        entries.append(
-            ShardEntry(
-                path=f"parts/{split}.tar",
-                sha256=hashlib.sha256(tar).hexdigest(),
-                size_bytes=len(tar),
-                num_samples=len(arrays[part]),
-                bucket=BUCKET,
-                split=split,
-                index_offset=len(index),
-                index_bytes=len(sidecar),
-            )
-        )
-        index += sidecar
     bucket = Bucket(name=BUCKET, num_frames=9, height=64, width=64, schedule=schedule)
-    (root / "index.bin").write_bytes(index)
-    (root / "shards.json").write_text(dump_declaration([token_set], [bucket], entries))
-    (root / "_SUCCESS").touch()
+    with DatasetWriter(root, [token_set], [bucket]) as writer:
+        for number, (array, description) in enumerate(zip(arrays, metadata)):
+            split = "train" if number < NUM_TRAIN else "val"
+            writer.write(description["key"], {token_set.name: array}, description, split=split)
 
 
 def make_project(root: Path, kind: str, labelled: bool = True, num_val: int = NUM_VAL) -> Project:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import xml.etree.ElementTree
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ import pytest
 from pipeline.commit import Store
 from pipeline.inspection import open_shard
 from pipeline.report import write_report
-from pipeline.shards.format import Bucket, ShardEntry, ShardError, dump_declaration
+from pipeline.shards.dataset_writer import DatasetWriter
+from pipeline.shards.format import Bucket, ShardError
 from pipeline.shards.format import TokenSet as Set
-from pipeline.shards.writer import ShardWriter
 from pipeline.statistics import add_outcome, add_sample, empty_statistics
 from pipeline.summary import summarize, to_json
 from tokenizer.scales import image_and_clip
@@ -85,43 +84,29 @@ def sample_metadata(index: int) -> dict[str, Any]:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished dataset of three shards, made with the pipeline's own writer and commits."""
     root = tmp_path_factory.mktemp("dataset")
+    token_set = Set(name="codes", kind="codes", dtype="uint16", codebook_size=CODEBOOK_SIZE)
+    bucket = Bucket(name="t9_h64_w64", num_frames=9, height=64, width=64, schedule=SCHEDULE)
+    num_samples = NUM_SHARDS * SAMPLES_PER_SHARD
+    rows = [sample_metadata(index) | {"outcome": "kept"} for index in range(num_samples)]
+    per_shard: dict[int, Any] = {}
+    with DatasetWriter(root, [token_set], [bucket], samples_per_shard=SAMPLES_PER_SHARD) as writer:
+        for index in range(num_samples):
+            metadata = sample_metadata(index)
+            codes = np.random.default_rng(index).integers(0, 32, SCHEDULE.num_tokens)
+            codes = codes.astype(np.uint16)
+            writer.write(metadata["key"], {"codes": codes}, metadata, split=metadata["split"])
+            statistics = per_shard.setdefault(index // SAMPLES_PER_SHARD, empty_statistics())
+            scales = SCHEDULE.scale_of_token
+            add_sample(statistics, metadata, codes, scales, CODEBOOK_SIZE, codes.nbytes)
+            add_outcome(statistics, "kept")
     store = Store(root)
     store.prepare()
-    token_set = Set(name="codes", kind="codes", dtype="uint16", codebook_size=CODEBOOK_SIZE)
-    entries, rows = [], []
-    for number in range(NUM_SHARDS):
-        indices = range(number * SAMPLES_PER_SHARD, (number + 1) * SAMPLES_PER_SHARD)
-        statistics = empty_statistics()
-
-        def write(file: Any, indices: range = indices, statistics: Any = statistics) -> None:
-            writer = ShardWriter(file, ("codes.npy",))
-            for index in indices:
-                metadata = sample_metadata(index)
-                codes = np.random.default_rng(index).integers(0, 32, SCHEDULE.num_tokens)
-                codes = codes.astype(np.uint16)
-                writer.write(metadata["key"], {"codes.npy": codes}, metadata)
-                scales = SCHEDULE.scale_of_token
-                add_sample(statistics, metadata, codes, scales, CODEBOOK_SIZE, codes.nbytes)
-                add_outcome(statistics, "kept")
-            writer.close()
-
-        part = store.write_part(f"shard-{number}", ".tar", write)
-        result = {"parts": [asdict(part)], "statistics": statistics}
+    parts = [f"parts/val-{bucket.name}-000000.tar"]
+    parts += [f"parts/train-{bucket.name}-{number:06d}.tar" for number in range(NUM_SHARDS - 1)]
+    for number, path in enumerate(parts):
+        part = {"path": path, "size_bytes": (root / path).stat().st_size}
+        result = {"parts": [part], "statistics": per_shard[number]}
         store.commit(f"tokenize-{number}", result, {"host": "here"})
-        split = "val" if number == 0 else "train"
-        entries.append(
-            ShardEntry(
-                path=part.path,
-                sha256=part.sha256,
-                size_bytes=part.size_bytes,
-                num_samples=SAMPLES_PER_SHARD,
-                bucket="t9_h64_w64",
-                split=split,
-                index_offset=0,
-                index_bytes=0,
-            )
-        )
-        rows += [sample_metadata(index) | {"outcome": "kept"} for index in indices]
     for index in range(20, 24):
         motion = {"brightness": 90.0, "motion": 0.1}
         outcome = "dropped:too_static"
@@ -132,15 +117,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row |= {name: row["scores"].get(name) for name in ("brightness", "motion")}
         del row["scores"]
     pq.write_table(pa.Table.from_pylist(rows), root / "manifest.parquet")
-    bucket = Bucket(name="t9_h64_w64", num_frames=9, height=64, width=64, schedule=SCHEDULE)
-    (root / "shards.json").write_text(dump_declaration([token_set], [bucket], entries))
     (root / "config.yaml").write_text(CONFIG)
-    (root / "_SUCCESS").touch()
     return root
 
 
 def first_shard(dataset: Path) -> Path:
-    return sorted((dataset / "parts").glob("*.tar"))[0]
+    return next((dataset / "parts").glob("val-*.tar"))
 
 
 def test_stats_count_every_clip_and_every_code(dataset: Path) -> None:
@@ -156,7 +138,7 @@ def test_stats_count_every_clip_and_every_code(dataset: Path) -> None:
     codes = np.concatenate(
         [
             open_shard(path).read(key).arrays["codes.npy"]
-            for path in sorted((dataset / "parts").iterdir())
+            for path in sorted((dataset / "parts").glob("*.tar"))
             for key in open_shard(path).keys
         ]
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -13,14 +12,8 @@ import pytest
 import webdataset
 
 from pipeline.shards import open_dataset
-from pipeline.shards.format import (
-    Bucket,
-    ShardEntry,
-    ShardError,
-    TokenSet,
-    dump_declaration,
-    parse_declaration,
-)
+from pipeline.shards.dataset_writer import DatasetWriter
+from pipeline.shards.format import Bucket, ShardError, TokenSet, parse_declaration
 from pipeline.shards.order import shuffled
 from pipeline.shards.sidecar import parse_sidecar
 from pipeline.shards.writer import ShardWriter
@@ -42,32 +35,16 @@ def shard_bytes(arrays: np.ndarray, member: str, first: int = 0) -> tuple[bytes,
 
 
 def make_dataset(root: Path, token_set: TokenSet, arrays: np.ndarray, per_shard: int = 5) -> Path:
-    (root / "parts").mkdir(parents=True)
-    index, entries = b"", []
-    for number, start in enumerate(range(0, len(arrays), per_shard)):
-        chunk = arrays[start : start + per_shard]
-        tar, sidecar = shard_bytes(chunk, token_set.member, start)
-        path = f"parts/{number}.tar"
-        (root / path).write_bytes(tar)
-        entries.append(
-            ShardEntry(
-                path=path,
-                sha256=hashlib.sha256(tar).hexdigest(),
-                size_bytes=len(tar),
-                num_samples=len(chunk),
-                bucket="t9_h64_w64",
-                split="train",
-                index_offset=len(index),
-                index_bytes=len(sidecar),
-            )
-        )
-        index += sidecar
     schedule = SCHEDULE if token_set.kind == "codes" else None
     bucket = Bucket(name="t9_h64_w64", num_frames=9, height=64, width=64, schedule=schedule)
-    (root / "index.bin").write_bytes(index)
-    (root / "shards.json").write_text(dump_declaration([token_set], [bucket], entries))
-    (root / "_SUCCESS").touch()
+    with DatasetWriter(root, [token_set], [bucket], samples_per_shard=per_shard) as writer:
+        for number, array in enumerate(arrays):
+            writer.write(f"clip_{number:04d}", {token_set.name: array}, {"number": number})
     return root
+
+
+def shard_path(root: Path, number: int) -> Path:
+    return root / f"parts/train-t9_h64_w64-{number:06d}.tar"
 
 
 @pytest.fixture
@@ -115,20 +92,20 @@ def test_gather_gives_the_rows_asked_for_in_any_order(
 
 def test_a_damaged_sample_is_named_when_it_is_first_read(tmp_path: Path, codes: np.ndarray) -> None:
     make_dataset(tmp_path, CODES, codes)
-    data = bytearray((tmp_path / "parts/1.tar").read_bytes())
+    data = bytearray(shard_path(tmp_path, 1).read_bytes())
     places = parse_sidecar((tmp_path / "index.bin").read_bytes()[: _first(tmp_path)], "index")
     offset = int(places.places["offset"][2, 0]) + 130
     data[offset] ^= 1
-    (tmp_path / "parts/1.tar").write_bytes(data)
+    shard_path(tmp_path, 1).write_bytes(data)
     samples = open_dataset(tmp_path).samples("train")
     assert np.array_equal(samples.gather([5, 6]), codes[[5, 6]])
-    with pytest.raises(ShardError, match=r"1\.tar: sample 2 at byte \d+ is damaged"):
+    with pytest.raises(ShardError, match=r"000001\.tar: sample 2 at byte \d+ is damaged"):
         samples.gather([7])
 
 
 def test_a_shard_cut_short_or_missing_is_refused(tmp_path: Path, codes: np.ndarray) -> None:
     make_dataset(tmp_path, CODES, codes)
-    shard = tmp_path / "parts/0.tar"
+    shard = shard_path(tmp_path, 0)
     shard.write_bytes(shard.read_bytes()[:-512])
     with pytest.raises(ShardError, match="bytes, the index says"):
         open_dataset(tmp_path).samples("train")

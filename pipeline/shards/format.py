@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -56,13 +56,17 @@ class TokenSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """Samples of one shape: `num_frames` x `height` x `width` pixels, and how their codes lie."""
+    """Samples of one shape: `num_frames` x `height` x `width` pixels, and how their codes lie.
+
+    `schedule` is that of the primary token set; `schedules` those of further ones, by name.
+    """
 
     name: str
     num_frames: int
     height: int
     width: int
     schedule: Schedule | None = None
+    schedules: Mapping[str, Schedule] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,14 @@ def dump_declaration(
     """The text of `shards.json`; its fingerprint covers token sets, buckets and shard contents."""
     sets = [asdict(each) | {"bits_per_code": each.bits_per_code} for each in token_sets]
     shapes = [
-        asdict(each) | {"schedule": each.schedule.to_list() if each.schedule else None}
+        {
+            "name": each.name,
+            "num_frames": each.num_frames,
+            "height": each.height,
+            "width": each.width,
+            "schedule": each.schedule.to_list() if each.schedule else None,
+            "schedules": {name: value.to_list() for name, value in each.schedules.items()},
+        }
         for each in buckets
     ]
     identity = [sets, shapes, [[each.split, each.bucket, each.sha256] for each in shards]]
@@ -147,4 +158,6 @@ def _token_set(row: Mapping[str, Any], where: str) -> TokenSet:
 
 def _bucket(row: Mapping[str, Any]) -> Bucket:
     schedule = row["schedule"]
-    return Bucket(**{**row, "schedule": Schedule.from_list(schedule) if schedule else None})
+    further = {str(name): Schedule.from_list(each) for name, each in row["schedules"].items()}
+    layout = Schedule.from_list(schedule) if schedule else None
+    return Bucket(**{**row, "schedule": layout, "schedules": further})

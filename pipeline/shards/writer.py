@@ -11,7 +11,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,6 +29,12 @@ BLOCK_BYTES = 512
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 
 
+class ByteSink(Protocol):
+    """Where a shard goes: a binary file, or anything else that takes bytes in order."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+
 class ShardWriter:
     """Appends samples to `stream`; `close` returns the sidecar's bytes.
 
@@ -36,7 +42,7 @@ class ShardWriter:
     metadata follows as the last member.
     """
 
-    def __init__(self, stream: IO[bytes], members: tuple[str, ...]) -> None:
+    def __init__(self, stream: ByteSink, members: tuple[str, ...]) -> None:
         self.num_samples = 0
         self._stream = stream
         self._members = members
