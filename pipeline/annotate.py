@@ -2,6 +2,10 @@
 
 Every score is stored and nothing is thrown away: what is too short, a tail, or unreadable is a row
 with its reason. A unit is a fixed group of files; its rows are one parquet part under one commit.
+
+A file's rows are its *scan* (decoding: clips, scores) and its *description* (sidecar: caption,
+label, licence). Scans that an earlier commit has are read from there and only described again, so
+a new caption decodes nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +14,14 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import scores, shots
+from pipeline import picture_hash, scores, shots
 from pipeline.captions import Sidecar, SidecarError, read_sidecar
 from pipeline.clip import (
     PREPROCESS_VERSION,
@@ -36,7 +40,7 @@ from pipeline.plan import PlannedSource
 from pipeline.statistics import add_outcome, empty_statistics
 from tokenizer.settings import to_dict
 
-ANNOTATE_VERSION = 1  # raise it when the rows of an unchanged file change
+ANNOTATE_VERSION = 2  # raise it when the rows of an unchanged file change
 
 
 @dataclass(frozen=True)
@@ -48,23 +52,21 @@ class AnnotateUnit:
 
 
 class AnnotateJob:
-    """What a worker needs to annotate units: settings and the dataset folder; picklable."""
+    """What a worker needs to annotate units: settings and the dataset folder; picklable.
 
-    def __init__(self, config: BuildConfig, root: Path) -> None:
+    `earlier` says which parts hold scans of which sources (`reuse.find_scans`).
+    """
+
+    def __init__(
+        self, config: BuildConfig, root: str, earlier: Mapping[str, ScanPlace] | None = None
+    ) -> None:
         self.config = config
         self.store = Store(root)
+        self.earlier = dict(earlier or {})
+        self.scan_fingerprint = scan_fingerprint(config)
         self.fingerprint = fingerprint_of(
             {
-                "versions": [
-                    ANNOTATE_VERSION,
-                    PREPROCESS_VERSION,
-                    shots.VERSION,
-                    scores.VERSION,
-                ],
-                "decoder": config.decoder,
-                "limits": to_dict(config.limits),
-                "shots": to_dict(config.shots),
-                "clips": to_dict(config.clips),
+                "scan": self.scan_fingerprint,
                 "captions": [config.captions.label, config.captions.template],
             }
         )
@@ -76,18 +78,30 @@ class AnnotateJob:
     def annotate(self, unit: AnnotateUnit) -> str:
         """Annotates and commits a unit in this process; returns its id."""
         started = time.monotonic()
-        rows = [clip for source in unit.sources for clip in self.clips_of(source)]
-        return self.commit(unit, rows, {"seconds": round(time.monotonic() - started, 3)})
+        scans = [self.scan(source) for source in unit.sources]
+        return self.commit(unit, scans, {"seconds": round(time.monotonic() - started, 3)})
 
-    def clips_of(self, source: PlannedSource) -> list[Clip]:
-        """The rows of one file: its clips, or one row that says why there are none."""
+    def scan(self, source: PlannedSource) -> list[Clip]:
+        """The clips and scores of one file, or one row that says why there are none."""
+        if source.source_id in self.earlier:
+            return self.earlier[source.source_id].rows(source.source_id)
         try:
-            return self._annotate(source)
-        except (DecodeError, SidecarError) as error:
+            return self._scan(source)
+        except DecodeError as error:
             return [failed_source(source.source_id, source.uri, f"error:{error.kind}")]
 
-    def commit(self, unit: AnnotateUnit, rows: list[Clip], run: dict[str, Any]) -> str:
-        """Publishes the rows of a unit."""
+    def commit(
+        self, unit: AnnotateUnit, scans: Sequence[Sequence[Clip]], run: dict[str, Any]
+    ) -> str:
+        """Describes and publishes the scans of a unit, one per source."""
+        rows: list[Clip] = []
+        scanned: list[str] = []
+        for source, scan in zip(unit.sources, scans, strict=True):
+            try:
+                rows += self._described(source, scan)
+                scanned.append(source.source_id)
+            except SidecarError as error:
+                rows.append(failed_source(source.source_id, source.uri, f"error:{error.kind}"))
         part = self.store.write_part(unit.id, ".parquet", lambda file: clips_to_parquet(rows, file))
         statistics = empty_statistics()
         outcomes = Counter(row.outcome or "kept" for row in rows)
@@ -96,8 +110,10 @@ class AnnotateJob:
         result = {
             "phase": "annotate",
             "fingerprint": self.fingerprint,
+            "scan_fingerprint": self.scan_fingerprint,
             "parts": [asdict(part)],
             "num_sources": len(unit.sources),
+            "scanned": scanned,
             **accounts(outcomes),
             "statistics": statistics,
         }
@@ -107,24 +123,17 @@ class AnnotateJob:
     def rows(self, unit: AnnotateUnit) -> list[Clip]:
         """The rows of a committed unit."""
         (part,) = self.store.read(unit.id)["result"]["parts"]
-        return clips_from_parquet(self.store.root / part["path"])
+        return clips_from_parquet(self.store.storage.read(part["path"]))
 
-    def _annotate(self, source: PlannedSource) -> list[Clip]:
+    def _scan(self, source: PlannedSource) -> list[Clip]:
         config = self.config
-        sidecar = read_sidecar(Path(source.sidecar_path)) if source.sidecar_path else None
         decoder = open_decoder(config.decoder, config.limits)
         probe = decoder.probe(source.path)
         scan = gather_scan(decoder.scan(source.path))
         if not len(scan.pts):
             raise scan.error or DecodeError("empty", f"{source.uri}: no frames")
         found = shots.find_shots(scan.pts, scan.frames, probe.time_base, config.shots)
-        template = Clip(
-            clip_id="",
-            source_id=source.source_id,
-            uri=source.uri,
-            license=sidecar.license if sidecar else None,
-            consent=sidecar.consent if sidecar else None,
-        )
+        template = Clip(clip_id="", source_id=source.source_id, uri=source.uri)
         buckets = make_buckets(parse_bucket(text) for text in config.clips.buckets)
         clips = [
             clip
@@ -133,46 +142,87 @@ class AnnotateJob:
                 template, probe, shot.start_pts, shot.end_pts, config.clips.fps, buckets
             )
         ]
-        rows = [self._described(clip, probe, scan.pts, scan.frames, sidecar) for clip in clips]
+        rows = [_scored(clip, probe, scan.pts, scan.frames) for clip in clips]
         if scan.error is not None:  # what came before the damage is sound; the rest is one row
             rows.append(failed_source(source.source_id, source.uri, f"error:{scan.error.kind}"))
         return rows
 
-    def _described(
-        self,
-        clip: Clip,
-        probe: Probe,
-        pts: np.ndarray,
-        frames: np.ndarray,
-        sidecar: Sidecar | None,
-    ) -> Clip:
-        """The clip with its place in seconds, its scores, label and caption."""
-        numerator, denominator = probe.time_base
-        seconds = (pts - pts[0]) * numerator / denominator
-        first, last = np.searchsorted(pts, [clip.start_pts, clip.end_pts])
-        start, end = (
-            round(float((edge - pts[0]) * numerator / denominator), 6)
-            for edge in (clip.start_pts, clip.end_pts)
+    def _described(self, source: PlannedSource, scan: Sequence[Clip]) -> list[Clip]:
+        """The rows with what the file's name and sidecar say of them."""
+        sidecar = read_sidecar(Path(source.sidecar_path)) if source.sidecar_path else None
+        return [self._captioned(replace(clip, uri=source.uri), sidecar) for clip in scan]
+
+    def _captioned(self, clip: Clip, sidecar: Sidecar | None) -> Clip:
+        caption, label, attributes = (
+            sidecar.for_span(clip.start_seconds, clip.end_seconds) if sidecar else (None, None, {})
         )
-        values = scores.score_frames(frames[first:last], seconds[first:last])
-        caption, label, attributes = sidecar.for_span(start, end) if sidecar else (None, None, {})
         by = "sidecar" if caption else None
         if label is None and self.config.captions.label == "folder":
-            folder = Path(clip.uri).parent.name
-            label = folder or None
+            label = Path(clip.uri).parent.name or None
         if caption is None and label is not None and self.config.captions.template:
             caption = self.config.captions.template.format(label=label)
             by = "template"
+        if not clip.kind:  # a row for a file, not a clip of it
+            caption, label, attributes, by = None, None, {}, None
         return replace(
             clip,
-            start_seconds=start,
-            end_seconds=end,
-            scores={name: _rounded(value) for name, value in values.items()},
             label=label,
             caption=caption,
             caption_by=by,
             attributes=dict(attributes or {}),
+            license=sidecar.license if sidecar else None,
+            consent=sidecar.consent if sidecar else None,
         )
+
+
+@dataclass(frozen=True)
+class ScanPlace:
+    """An annotate part, here or in another dataset, that holds the rows of a source."""
+
+    root: str
+    path: str
+
+    def rows(self, source_id: str) -> list[Clip]:
+        clips = clips_from_parquet(Store(self.root).storage.read(self.path))
+        return [clip for clip in clips if clip.source_id == source_id]
+
+
+def scan_fingerprint(config: BuildConfig) -> str:
+    """What a scan depends on besides the file: equal for scans that may be reused."""
+    return fingerprint_of(
+        {
+            "versions": [
+                ANNOTATE_VERSION,
+                PREPROCESS_VERSION,
+                shots.VERSION,
+                scores.VERSION,
+                picture_hash.VERSION,
+            ],
+            "decoder": config.decoder,
+            "limits": to_dict(config.limits),
+            "shots": to_dict(config.shots),
+            "clips": to_dict(config.clips),
+        }
+    )
+
+
+def _scored(clip: Clip, probe: Probe, pts: np.ndarray, frames: np.ndarray) -> Clip:
+    """The clip with its place in seconds, its scores and its picture hash."""
+    numerator, denominator = probe.time_base
+    seconds = (pts - pts[0]) * numerator / denominator
+    first, last = np.searchsorted(pts, [clip.start_pts, clip.end_pts])
+    start, end = (
+        round(float((edge - pts[0]) * numerator / denominator), 6)
+        for edge in (clip.start_pts, clip.end_pts)
+    )
+    values = scores.score_frames(frames[first:last], seconds[first:last])
+    return replace(
+        clip,
+        start_seconds=start,
+        end_seconds=end,
+        scores={name: _rounded(value) for name, value in values.items()},
+        picture_hash=picture_hash.picture_hash(frames[first:last]),
+    )
 
 
 def accounts(outcomes: Counter[str]) -> dict[str, int]:

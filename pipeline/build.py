@@ -26,10 +26,12 @@ from pipeline.finalize import finalize
 from pipeline.plan import PlannedSource, make_plan, read_plan, units_of
 from pipeline.progress import Progress
 from pipeline.report import write_report
+from pipeline.reuse import earlier_stores, find_codes, find_scans
 from pipeline.select import read_selection, select_clips, write_selection
 from pipeline.sources import list_sources
+from pipeline.storage import is_remote, light_copy
 from pipeline.tokenize import TokenizeJob
-from tokenizer.settings import UserError, save_settings
+from tokenizer.settings import UserError, dump_settings
 
 PIXELS_FOLDER = "pixels"
 
@@ -49,10 +51,9 @@ def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
     progress = Progress()
     plan = make_plan(config, files, store)
     units = units_of(plan)
-    duplicates = sum(row.duplicate for row in plan)
-    progress.note(
-        f"plan: {len(plan)} files, {duplicates} of them duplicates, in {len(units)} units"
-    )
+    skipped = Counter(row.skipped for row in plan if row.skipped)
+    listed = "".join(f", {count} {why}" for why, count in sorted(skipped.items()))
+    progress.note(f"plan: {len(plan)} files{listed}, in {len(units)} units")
     if until == "plan":
         return {"n_in": len(plan)}
     with _LazyExecutor(make_executor(config)) as executor:
@@ -67,13 +68,13 @@ def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
         )
 
 
-def build_pixels(config: BuildConfig) -> Path:
+def build_pixels(config: BuildConfig) -> str:
     """Pixel shards of the selection in OUT: OUT/pixels, a dataset of its own."""
     store = Store(config.out)
     selection = read_selection(store)
     if selection is None:
         raise UserError(f"{config.out}: no selection; run `tessera build CONFIG --until select`")
-    pixels = replace(config, out=str(store.root / PIXELS_FOLDER))
+    pixels = replace(config, out=f"{store.root}/{PIXELS_FOLDER}", reuse=())
     pixel_store = _open_store(pixels)
     with _LazyExecutor(make_executor(pixels)) as executor:
         _make_shards(
@@ -91,13 +92,18 @@ def build_pixels(config: BuildConfig) -> Path:
 
 def tokenizer_folder(config: BuildConfig) -> Path:
     """Where the tokenizer is, or will be put by `tessera tokenizer train`."""
+    if config.tokenize.tokenizer is None and is_remote(config.out):
+        raise UserError(
+            f"{config.out}: a remote dataset needs tokenize.tokenizer, a folder that every worker "
+            "can read"
+        )
     return Path(config.tokenize.tokenizer or Path(config.out) / "tokenizer")
 
 
 def _open_store(config: BuildConfig) -> Store:
     store = Store(config.out)
     store.prepare()
-    save_settings(config, store.root / "config.yaml")
+    store.storage.put("config.yaml", dump_settings(config).encode())
     return store
 
 
@@ -112,7 +118,12 @@ def _annotate(
     """The rows of all files, captions included, in plan order."""
     job = AnnotateJob(config, store.root)
     units = [job.unit(sources) for sources in units_of(plan)]
-    todo = [unit for unit in units if not store.has(unit.id)]
+    committed = store.committed()
+    todo = [unit for unit in units if unit.id not in committed]
+    if todo and (committed or config.reuse):
+        sources = [source.source_id for unit in todo for source in unit.sources]
+        history = earlier_stores(store, config.reuse)
+        job.earlier = find_scans(history, job.scan_fingerprint, sources)
     with progress.phase("annotate", len(units), len(units) - len(todo)) as advance:
         for _ in executor.get().annotate(job, todo) if todo else ():
             advance()
@@ -120,7 +131,7 @@ def _annotate(
     if weights is not None:
         captioner = CaptionJob(config, store.root, weights)
         caption_units = captioner.units(clips, plan)
-        waiting = [unit for unit in caption_units if not store.has(unit.id)]
+        waiting = [unit for unit in caption_units if unit.id not in committed]
         with progress.phase(
             "caption", len(caption_units), len(caption_units) - len(waiting)
         ) as advance:
@@ -128,7 +139,9 @@ def _annotate(
                 advance()
         clips = captioner.captioned(clips, caption_units)
     return clips + [
-        failed_source(row.source_id, row.uri, "dropped:duplicate") for row in plan if row.duplicate
+        failed_source(row.source_id, row.uri, f"dropped:{row.skipped}")
+        for row in plan
+        if row.skipped
     ]
 
 
@@ -161,15 +174,25 @@ def _make_shards(
         )
     job = TokenizeJob(config, store.root, recipe)
     units = job.units(selection, plan)
-    todo = [unit for unit in units if not store.has(unit.id)]
+    committed = store.committed()
+    todo = [unit for unit in units if unit.id not in committed]
+    if todo:
+        wanted = [job.code_key(clip) for unit in todo for clip in unit.clips]
+        known = find_codes(earlier_stores(store, config.reuse), wanted)
+        todo = job.fed(todo, plan, known)
+        if known:
+            progress.note(f"tokenize: {len(known)} of {len(wanted)} clips have codes already")
     with progress.phase("tokenize", len(units), len(units) - len(todo)) as advance:
         for _ in executor.get().run_clips(job, todo) if todo else ():
             advance()
     if not finish:
         return _count(selection)
     directory = Path(recipe.directory) if recipe.directory else None
-    totals = finalize(config, store, selection, units, directory)
-    write_report(store.root)
+    totals = finalize(config, store, selection, units, job.code_key, directory)
+    with light_copy(store.root) as folder:
+        write_report(folder)
+        if is_remote(store.root):
+            store.storage.put("report.html", folder / "report.html")
     progress.note(
         f"finalize: {totals['n_kept']} samples in {len(units)} shards under {store.root}, "
         f"{totals['n_dropped']} dropped, {totals['n_error']} unreadable"

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from pipeline.feed import make_chunks
 from pipeline.plan import PlannedSource
 from pipeline.select import outcome_of
 from pipeline.shards.format import canonical_json
-from pipeline.tokenize import ClipUnit, DecodedClips
+from pipeline.tokenize import ClipUnit, DecodedClips, Finish
 from tokenizer.settings import UserError, to_dict
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def check_weights(settings: CaptionSettings) -> str | None:
 class CaptionJob:
     """What a captioning worker needs; picklable, without torch until `load_model`."""
 
-    def __init__(self, config: BuildConfig, root: Path, weights_sha256: str) -> None:
+    def __init__(self, config: BuildConfig, root: str, weights_sha256: str) -> None:
         self.config = config
         self.store = Store(root)
         self.driver_pid = os.getpid()
@@ -109,8 +110,8 @@ class CaptionJob:
             Path(settings.coca_weights), settings.coca_model, settings.coca_device
         )
 
-    def run(self, unit: ClipUnit, decoded: DecodedClips, model: Captioner) -> str:
-        """Captions and commits a unit in this process; returns its id."""
+    def process(self, unit: ClipUnit, decoded: DecodedClips, model: Captioner) -> Finish:
+        """Captions a unit in this process; the result publishes and commits it."""
         captions: dict[str, str] = {}
         waiting: list[tuple[Clip, np.ndarray]] = []
         for clip, (frames, _, _) in zip(unit.clips, decoded, strict=True):
@@ -123,7 +124,9 @@ class CaptionJob:
         if waiting:
             captions |= _caption(waiting, model)
         by = f"coca:{model.model_id}:{model.weights_sha256}"
+        return partial(self._finish, unit, captions, by)
 
+    def _finish(self, unit: ClipUnit, captions: dict[str, str], by: str) -> None:
         def write(file: IO[bytes]) -> None:
             file.write(canonical_json({"captions": captions, "by": by}))
 
@@ -135,14 +138,13 @@ class CaptionJob:
             "num_captions": len(captions),
         }
         self.store.commit(unit.id, result, worker_facts() | {"driver_pid": self.driver_pid})
-        return unit.id
 
     def captioned(self, clips: Sequence[Clip], units: Sequence[ClipUnit]) -> list[Clip]:
         """The clips with the captions of the committed units filled in."""
         captions: dict[str, tuple[str, str]] = {}
         for unit in units:
             (part,) = self.store.read(unit.id)["result"]["parts"]
-            record = json.loads((self.store.root / part["path"]).read_text(encoding="utf-8"))
+            record = json.loads(self.store.storage.read(part["path"]))
             captions |= {key: (text, record["by"]) for key, text in record["captions"].items()}
         return [
             replace(clip, caption=captions[clip.clip_id][0], caption_by=captions[clip.clip_id][1])

@@ -80,7 +80,7 @@ def prepare_pixels(data: str) -> Path:
     config_file = Path(data) / "config.yaml"
     if not config_file.exists():
         raise UserError(f"{data}: no build here; run `tessera build CONFIG --until select` first")
-    return build_pixels(read_settings(BuildConfig, config_file, {"out": data}))
+    return Path(build_pixels(read_settings(BuildConfig, config_file, {"out": data})))
 
 
 def _register_build(commands: argparse._SubParsersAction) -> None:

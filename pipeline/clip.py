@@ -25,6 +25,10 @@ from pipeline.shards.format import Bucket, bucket_name, canonical_json
 PREPROCESS_VERSION = 1  # of the rule below; part of every fingerprint that depends on it
 
 KEPT = "kept"
+_NOT_IN_SAMPLES = (
+    *("outcome", "start_pts", "end_pts", "kind"),
+    *("shard", "row", "code_key", "picture_hash"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,8 @@ class Clip:
     """One row of the accounts: a clip ever considered, or a file that could not be read.
 
     `outcome` is "" while undecided, then `kept`, `dropped:<rule>` or `error:<class>`. Times are in
-    the source's own pts; `start_seconds` counts from the file's first frame.
+    the source's own pts; `start_seconds` counts from the file's first frame. `shard` and `row` say
+    where a kept clip's sample lies, `code_key` how its codes were made.
     """
 
     clip_id: str
@@ -63,11 +68,19 @@ class Clip:
     consent: str | None = None
     split: str = ""
     shard: str = ""
+    row: int = -1
+    code_key: str = ""
+    picture_hash: str = ""
 
     @property
     def key(self) -> str:
         """The sample's name in its shard: no dots, unique in a dataset."""
-        return f"{self.source_id[:16]}_{self.start_pts:012d}_{self.end_pts:012d}_{self.view}"
+        return f"{self.view_group}_{self.view}"
+
+    @property
+    def view_group(self) -> str:
+        """The name that all views of a clip share."""
+        return f"{self.source_id[:16]}_{self.start_pts:012d}_{self.end_pts:012d}"
 
     @property
     def duration_seconds(self) -> float:
@@ -95,7 +108,7 @@ class Clip:
     def metadata(self) -> dict[str, Any]:
         """What travels in the sample's JSON."""
         row = asdict(self)
-        for name in ("outcome", "start_pts", "end_pts", "kind", "shard"):
+        for name in _NOT_IN_SAMPLES:
             del row[name]
         return row | {
             "key": self.key,
@@ -227,6 +240,8 @@ _SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("label", "caption", "caption_by")),
         ("attributes", pa.string()),  # JSON: names differ from source to source
         *((name, pa.string()) for name in ("license", "consent", "split", "shard")),
+        ("row", pa.int64()),
+        *((name, pa.string()) for name in ("code_key", "picture_hash")),
     ]
 )
 _SCORES = ("brightness", "sharpness", "motion")
@@ -244,10 +259,11 @@ def clips_to_parquet(clips: Sequence[Clip], target: Any) -> None:
     pq.write_table(table, target, compression="zstd", store_schema=False)
 
 
-def clips_from_parquet(path: Path) -> list[Clip]:
-    """The rows that `clips_to_parquet` wrote."""
+def clips_from_parquet(source: str | Path | bytes) -> list[Clip]:
+    """The rows that `clips_to_parquet` wrote, from a file or from its bytes."""
     clips = []
-    for row in pq.read_table(path).to_pylist():
+    table = pq.read_table(pa.BufferReader(source) if isinstance(source, bytes) else source)
+    for row in table.to_pylist():
         row["scores"] = {name: row.pop(name) for name in _SCORES}
         row["attributes"] = json.loads(row["attributes"])
         row["time_base"] = tuple(row["time_base"])

@@ -1,8 +1,10 @@
 """The commit protocol: how work becomes part of a dataset, once, whatever dies.
 
-    1. write under tmp/, hashing, fsync
+    1. write aside, hashing, fsync
     2. publish as parts/<name>-<sha256[:12]><suffix> (content-addressed: an equal file is the file)
     3. create _commits/<unit>.json if absent; the first wins, a loser deletes its own part
+
+The same steps on a disk and in an object store (`storage`).
 
 A *unit* of work is named by its phase and the hash of its ordered inputs and fingerprint. A commit
 has a `result`, a function of the inputs alone (hashes, counts, statistics), and a `run` (host,
@@ -13,17 +15,18 @@ ends in the same bytes as one that was not.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
 
 from pipeline.shards.format import canonical_json
-from tokenizer.settings import UserError
+from pipeline.storage import Storage, check, open_storage
+
+COMMITS = "_commits"
 
 
 @dataclass(frozen=True)
@@ -47,114 +50,127 @@ def fingerprint_of(facts: Mapping[str, Any]) -> str:
 
 
 class Store:
-    """A dataset folder seen as parts and commits."""
+    """A dataset folder, on a disk or in an object store, seen as parts and commits."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.storage = open_storage(root)
+        self.root = self.storage.root
 
     def prepare(self) -> None:
-        """Creates the folders; UserError when the place cannot be written."""
-        try:
-            for name in ("tmp", "parts", "_commits"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
-            probe = self.root / "tmp" / f"probe-{secrets.token_hex(6)}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"{self.root}: the output folder cannot be written ({error.strerror}); "
-                "choose another with --out"
-            ) from None
+        """Makes the place ready; UserError when it cannot be written, or overwrites silently."""
+        self.storage.prepare()
+        check(self.storage)
+
+    def draft(self, name: str) -> Draft:
+        """Step 1: a file that nobody sees until it is published."""
+        return Draft(self.storage, name)
 
     def write_part(self, name: str, suffix: str, write: Callable[[IO[bytes]], None]) -> Part:
         """Steps 1 and 2 for one file whose bytes `write` produces."""
-        temporary = self.root / "tmp" / f"{name}.{secrets.token_hex(6)}"
-        try:
-            with open(temporary, "w+b") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-                size = file.tell()
-                file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            path = f"parts/{name}-{digest[:12]}{suffix}"
-            os.replace(temporary, self.root / path)
-        finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
-        _sync_folder(self.root / "parts")
-        return Part(path, digest, size)
+        with self.draft(name) as draft:
+            write(draft.stream)
+            return draft.publish(suffix)
 
     def write_beside(self, part: Part, suffix: str, data: bytes) -> Part:
         """Publishes a companion of a part, under the part's name with another suffix."""
-        name = Path(part.path).stem
-        temporary = self.root / "tmp" / f"{name}.{secrets.token_hex(6)}"
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        path = f"parts/{name}{suffix}"
-        os.replace(temporary, self.root / path)
-        _sync_folder(self.root / "parts")
+        path = str(PurePosixPath(part.path).with_suffix(suffix))
+        self.storage.put(path, data)
         return Part(path, hashlib.sha256(data).hexdigest(), len(data))
 
     def discard(self, parts: Iterable[Part]) -> None:
         """Deletes published parts that no commit will name."""
         for part in parts:
-            with suppress(FileNotFoundError):
-                (self.root / part.path).unlink()
+            self.storage.delete(part.path)
 
     def commit(self, unit: str, result: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
         """Step 3: True when this commit won; then, and only then, `result` is part of the build."""
-        final = self.root / "_commits" / f"{unit}.json"
-        record = {"unit": unit, "result": result, "run": run}
-        text = canonical_json(record).decode() + "\n"
-        temporary = self.root / "tmp" / f"{unit}.{secrets.token_hex(6)}"
-        temporary.write_text(text, encoding="utf-8")
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, final)
-        except FileExistsError:
-            self._delete_loser(result, self.read(unit)["result"])
-            return False
-        finally:
-            temporary.unlink()
-        _sync_folder(final.parent)
-        return True
+        record = canonical_json({"unit": unit, "result": result, "run": run}) + b"\n"
+        if self.storage.create(f"{COMMITS}/{unit}.json", record):
+            return True
+        winner = self.read(unit)["result"]
+        for part in result.get("parts", ()):
+            if part not in winner.get("parts", ()):
+                self.storage.delete(part["path"])
+        return False
 
     def read(self, unit: str) -> dict[str, Any]:
         """The commit of a unit; FileNotFoundError when there is none."""
-        path = self.root / "_commits" / f"{unit}.json"
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(self.storage.read(f"{COMMITS}/{unit}.json"))
 
     def has(self, unit: str) -> bool:
-        return (self.root / "_commits" / f"{unit}.json").exists()
+        return self.storage.size(f"{COMMITS}/{unit}.json") is not None
+
+    def committed(self) -> set[str]:
+        """The ids of all units that have a commit: one listing, whatever their number."""
+        return {
+            name.removesuffix(".json")
+            for name in self.storage.names(COMMITS)
+            if name.endswith(".json")
+        }
 
     def write_file(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
-        """A derived file (manifest, shard list): written aside, then renamed over the old one."""
-        temporary = self.root / "tmp" / f"{name}.{secrets.token_hex(6)}"
+        """A derived file (manifest, shard list): written aside, then put over the old one."""
+        temporary = self.storage.scratch() / f"{name}.{secrets.token_hex(6)}"
         try:
             with open(temporary, "wb") as file:
                 write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.root / name)
+            self.storage.put(name, temporary)
         finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
-        _sync_folder(self.root)
-
-    def _delete_loser(self, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-        for part in mine.get("parts", ()):
-            if part not in theirs.get("parts", ()):
-                with suppress(FileNotFoundError):
-                    (self.root / part["path"]).unlink()
+            temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class Draft:
+    """A file being written and hashed; leaving it unpublished deletes it."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage = storage
+        self._name = name
+        self._path = storage.scratch() / f"{name}.{secrets.token_hex(6)}"
+        self._hashed = _HashedStream(self._path)
+
+    @property
+    def stream(self) -> IO[bytes]:
+        return cast(IO[bytes], self._hashed)
+
+    def publish(self, suffix: str) -> Part:
+        """Step 2: the file under its content's name."""
+        self._hashed.close()
+        digest = self._hashed.sha256.hexdigest()
+        path = f"parts/{self._name}-{digest[:12]}{suffix}"
+        self._storage.put(path, self._path)
+        return Part(path, digest, self._hashed.size_bytes)
+
+    def close(self) -> None:
+        """Deletes what was not published."""
+        self._hashed.close()
+        self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class _HashedStream(io.RawIOBase):
+    """A file that knows the sha256 and number of its bytes as they are written."""
+
+    def __init__(self, path: Path) -> None:
+        self.sha256 = hashlib.sha256()
+        self.size_bytes = 0
+        self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size_bytes
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self.size_bytes += len(data)
+        return self._file.write(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -60,10 +60,15 @@ class CaptionSettings:
 class AnnotateSettings:
     sources_per_unit: int = setting(8, "files that are scanned and committed together")
     timeout_seconds: float = setting(600.0, "a unit that takes longer is killed, then isolated")
+    memory_bytes: int = setting(
+        4 << 30, "memory that one file may take when it runs alone, after two failures"
+    )
 
     def __post_init__(self) -> None:
         if self.sources_per_unit < 1:
             raise ValueError(f"sources_per_unit ({self.sources_per_unit}) must be at least 1")
+        if self.memory_bytes < 256 << 20:
+            raise ValueError(f"memory_bytes ({self.memory_bytes}) must be at least 268435456")
         if self.timeout_seconds <= 0:
             raise ValueError(f"timeout_seconds ({self.timeout_seconds}) must be above 0")
 
@@ -156,6 +161,9 @@ class BuildConfig:
 
     sources: tuple[str, ...] = setting(help="folders, files or globs of videos and images")
     out: str = setting(help="the dataset folder to make or continue")
+    reuse: tuple[str, ...] = setting(
+        (), "datasets whose scans and codes are copied where they are what would be made anew"
+    )
     decoder: Literal["pyav", "decord"] = setting("pyav", "library that decodes videos")
     executor: Literal["ray", "inline"] = setting(
         "ray", "ray: processes that may die, many machines; inline: a plain loop, for debugging"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -32,6 +32,10 @@ class Chunk:
     @property
     def size_bytes(self) -> int:
         return sum(request_bytes(request) for request in self.requests)
+
+    def singles(self) -> list[Chunk]:
+        """A chunk for each clip."""
+        return [replace(self, requests=(request,)) for request in self.requests]
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 Reads the `result` of every commit, and nothing else, so the files it writes do not depend on where
 the work ran or how often it was interrupted: `manifest.parquet` (one row per clip ever considered),
-`index.bin`, `shards.json`, the tokenizer, `report.html`, and last `_SUCCESS`.
+`index.bin`, `shards.json`, `statistics.json`, the tokenizer, and last `_SUCCESS`.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipeline.annotate import accounts
 from pipeline.clip import Clip, clips_to_parquet, make_buckets
@@ -28,11 +28,16 @@ from pipeline.shards.format import (
     canonical_json,
     dump_declaration,
 )
+from pipeline.statistics import merge
+from pipeline.storage import is_remote
 from pipeline.tokenize import ClipUnit
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError
 
 MANIFEST_FILE = "manifest.parquet"
+STATISTICS_FILE = "statistics.json"
+TOKENIZER_FILES = ("model.safetensors", "tokenizer.json")
+_THREADS = 8
 
 
 def finalize(
@@ -40,58 +45,56 @@ def finalize(
     store: Store,
     selection: Sequence[Clip],
     units: Sequence[ClipUnit],
+    code_key: Callable[[Clip], str],
     tokenizer_dir: Path | None,
 ) -> dict[str, int]:
     """Writes the dataset's files and returns its accounts; UserError when units are missing."""
-    missing = [unit.id for unit in units if not store.has(unit.id)]
+    committed = store.committed()
+    missing = [unit.id for unit in units if unit.id not in committed]
     if missing:
         raise UserError(f"{store.root}: {len(missing)} shards are not built; run `tessera build`")
-    results = [store.read(unit.id)["result"] for unit in units]
-    clips = _with_shards(selection, units, results)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        results = [record["result"] for record in pool.map(store.read, (u.id for u in units))]
+    clips = _with_shards(selection, units, results, code_key)
     totals = accounts(Counter(clip.outcome for clip in clips))
     if not totals["n_kept"]:
         raise UserError(
             f"{store.root}: no clip was kept ({totals['n_dropped']} dropped, "
             f"{totals['n_error']} unreadable); see `tessera stats {store.root}`"
         )
-    (store.root / SUCCESS_FILE).unlink(missing_ok=True)
+    store.storage.delete(SUCCESS_FILE)
     store.write_file(MANIFEST_FILE, lambda file: clips_to_parquet(clips, file))
     index, shards = _index(store, results)
-    store.write_file(INDEX_FILE, _bytes_writer(index))
-    declaration = dump_declaration(
-        [_token_set(results)], _buckets(config, results), shards
-    ).encode()
-    store.write_file(SHARDS_FILE, _bytes_writer(declaration))
+    store.storage.put(INDEX_FILE, index)
+    declaration = dump_declaration([_token_set(store, results)], _buckets(config, results), shards)
+    store.storage.put(SHARDS_FILE, declaration.encode())
+    statistics = merge(*(result["statistics"] for result in results))
+    store.storage.put(STATISTICS_FILE, canonical_json(statistics) + b"\n")
     if tokenizer_dir is not None:
         _copy_tokenizer(tokenizer_dir, store)
     summary = canonical_json({**totals, "num_shards": len(shards)})
-    store.write_file(SUCCESS_FILE, _bytes_writer(summary + b"\n"))
+    store.storage.put(SUCCESS_FILE, summary + b"\n")
     return totals
 
 
-def _bytes_writer(data: bytes) -> Callable[[IO[bytes]], None]:
-    def write(file: IO[bytes]) -> None:
-        file.write(data)
-
-    return write
-
-
 def _with_shards(
-    selection: Sequence[Clip], units: Sequence[ClipUnit], results: Sequence[dict[str, Any]]
+    selection: Sequence[Clip],
+    units: Sequence[ClipUnit],
+    results: Sequence[dict[str, Any]],
+    code_key: Callable[[Clip], str],
 ) -> list[Clip]:
-    """The selection with each kept clip's shard, or the error that tokenize met."""
-    placed: dict[str, tuple[str, str]] = {}
+    """The selection with each kept clip's place, or the error that tokenize met."""
+    placed: dict[str, Clip] = {}
     for unit, result in zip(units, results):
         shard = result["parts"][0]["path"] if result["parts"] else ""
+        row = 0
         for clip in unit.clips:
-            outcome = result["failed"].get(clip.clip_id, clip.outcome)
-            placed[clip.clip_id] = (outcome, shard if outcome == clip.outcome else "")
-    return [
-        replace(clip, outcome=placed[clip.clip_id][0], shard=placed[clip.clip_id][1])
-        if clip.clip_id in placed
-        else clip
-        for clip in selection
-    ]
+            if clip.clip_id in result["failed"]:
+                placed[clip.clip_id] = replace(clip, outcome=result["failed"][clip.clip_id])
+                continue
+            placed[clip.clip_id] = replace(clip, shard=shard, row=row, code_key=code_key(clip))
+            row += 1
+    return [placed.get(clip.clip_id, clip) for clip in selection]
 
 
 def _index(store: Store, results: Sequence[dict[str, Any]]) -> tuple[bytes, list[ShardEntry]]:
@@ -102,7 +105,7 @@ def _index(store: Store, results: Sequence[dict[str, Any]]) -> tuple[bytes, list
         if not result["parts"]:
             continue
         tar, sidecar = result["parts"]
-        data = (store.root / sidecar["path"]).read_bytes()
+        data = store.storage.read(sidecar["path"])
         shards.append(
             ShardEntry(
                 path=tar["path"],
@@ -119,10 +122,13 @@ def _index(store: Store, results: Sequence[dict[str, Any]]) -> tuple[bytes, list
     return bytes(index), shards
 
 
-def _token_set(results: Sequence[dict[str, Any]]) -> TokenSet:
+def _token_set(store: Store, results: Sequence[dict[str, Any]]) -> TokenSet:
     declared = {canonical_json(result["token_set"]): result["token_set"] for result in results}
     if len(declared) != 1:
-        raise UserError("shards of different tokenizers cannot be one dataset")
+        found = " and ".join(str(each["tokenizer"]) for each in declared.values())
+        raise UserError(
+            f"{store.root}: shards of different tokenizers, {found}; use one folder each"
+        )
     return TokenSet(**next(iter(declared.values())))
 
 
@@ -141,11 +147,7 @@ def _buckets(config: BuildConfig, results: Sequence[dict[str, Any]]) -> list[Buc
 
 def _copy_tokenizer(source: Path, store: Store) -> None:
     """The tokenizer travels with its codes; a folder that is already in place stays."""
-    target = store.root / "tokenizer"
-    if source.resolve() == target.resolve():
+    if not is_remote(store.root) and source.resolve() == (Path(store.root) / "tokenizer").resolve():
         return
-    target.mkdir(exist_ok=True)
-    for name in ("model.safetensors", "tokenizer.json"):
-        temporary = store.root / "tmp" / f"{name}.copy"
-        shutil.copyfile(source / name, temporary)
-        temporary.replace(target / name)
+    for name in TOKENIZER_FILES:
+        store.storage.put(f"tokenizer/{name}", (source / name).read_bytes())

@@ -1,14 +1,16 @@
 """Plan: what goes into a build; each file identified by content, and grouped into units.
 
 A file that was planned before keeps its unit; new files fill new units behind the old ones, so a
-grown collection makes new work only. The same content twice is one source.
+grown collection makes new work only. Files that came after shards were made are of a later
+*generation*, which gets shards of its own, so that those that exist stay as they are. The same
+content twice is one source; a source that was removed stays out.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,14 +19,19 @@ import pyarrow.parquet as pq
 from pipeline.captions import find_sidecar
 from pipeline.commit import Store
 from pipeline.config import BuildConfig
+from pipeline.removal import removed_sources
 from pipeline.sources import SourceFile, content_id
+from tokenizer.settings import UserError
 
 PLAN_FILE = "plan.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSource:
-    """A file to annotate; `source_id` is the sha256 of its content, `unit` its annotate unit."""
+    """A file to annotate; `source_id` is the sha256 of its content, `unit` its annotate unit.
+
+    `skipped` is "" or why the file is not annotated: `duplicate` or `removed`.
+    """
 
     source_id: str
     uri: str
@@ -35,14 +42,16 @@ class PlannedSource:
     sidecar_path: str | None
     sidecar_sha256: str | None
     unit: int
-    duplicate: bool
+    generation: int
+    skipped: str
 
 
 def make_plan(
     config: BuildConfig, files: Sequence[SourceFile], store: Store
 ) -> list[PlannedSource]:
     """Identifies the files, writes `plan.parquet`, returns it in plan order."""
-    previous = {row.path: row for row in read_plan(store)}
+    earlier = read_plan(store)
+    previous = {row.path: row for row in earlier if row.path}
     known: list[PlannedSource] = []
     fresh: list[PlannedSource] = []
     for file in files:
@@ -64,57 +73,75 @@ def make_plan(
             sidecar_path=str(sidecar) if sidecar else None,
             sidecar_sha256=_sha256(sidecar) if sidecar else None,
             unit=before.unit if before and unchanged else -1,
-            duplicate=False,
+            generation=before.generation if before and unchanged else -1,
+            skipped="",
         )
         (known if row.unit >= 0 else fresh).append(row)
-    plan = _without_duplicates([*sorted(known, key=_plan_order), *sorted(fresh, key=_plan_order)])
-    plan = _grouped(plan, config.annotate.sources_per_unit)
+    latest = max((row.generation for row in earlier), default=0)
+    generation = latest + (bool(earlier) and _has_shards(store))
+    fresh = [replace(row, generation=generation) for row in fresh]
+    plan = [*sorted(known, key=_plan_order), *sorted(fresh, key=_plan_order)]
+    plan = _grouped(_without_skipped(plan, removed_sources(store)), config)
     columns = [asdict(row) for row in plan]
-    store.write_file(
-        PLAN_FILE, lambda file: pq.write_table(pa.Table.from_pylist(columns, schema=_SCHEMA), file)
-    )
+    table = pa.Table.from_pylist(columns, schema=_SCHEMA)
+    store.write_file(PLAN_FILE, lambda file: pq.write_table(table, file))
     return plan
 
 
 def read_plan(store: Store) -> list[PlannedSource]:
-    """The plan on disk; empty when there is none."""
-    path = store.root / PLAN_FILE
-    if not path.exists():
+    """The plan that was written; empty when there is none. UserError when it is another format."""
+    try:
+        table = pq.read_table(pa.BufferReader(store.storage.read(PLAN_FILE)))
+    except FileNotFoundError:
         return []
-    return [PlannedSource(**row) for row in pq.read_table(path).to_pylist()]
+    if table.schema.names != _SCHEMA.names:
+        raise UserError(
+            f"{store.root}/{PLAN_FILE}: made by another version; build into a new folder, "
+            f"with `reuse: [{store.root}]` to keep its codes"
+        )
+    return [PlannedSource(**row) for row in table.to_pylist()]
 
 
 def units_of(plan: Iterable[PlannedSource]) -> list[list[PlannedSource]]:
-    """The annotate units in plan order, duplicates left out."""
+    """The annotate units in plan order, skipped files left out."""
     units: dict[int, list[PlannedSource]] = {}
     for row in plan:
-        if not row.duplicate:
+        if not row.skipped:
             units.setdefault(row.unit, []).append(row)
     return list(units.values())
+
+
+def _has_shards(store: Store) -> bool:
+    return any(unit.startswith("tokenize-") for unit in store.committed())
 
 
 def _plan_order(row: PlannedSource) -> tuple[int, str]:
     return row.unit, row.uri
 
 
-def _without_duplicates(plan: list[PlannedSource]) -> list[PlannedSource]:
+def _without_skipped(plan: list[PlannedSource], removed: set[str]) -> list[PlannedSource]:
+    """Marks what is not to be annotated; of a removed source not even the name is kept."""
     seen: set[str] = set()
     marked = []
     for row in plan:
-        marked.append(PlannedSource(**(asdict(row) | {"duplicate": row.source_id in seen})))
+        if row.source_id in removed:
+            nameless = replace(row, uri="", path="", sidecar_path=None, sidecar_sha256=None)
+            marked.append(replace(nameless, skipped="removed", unit=0, generation=0))
+        else:
+            marked.append(replace(row, skipped="duplicate" if row.source_id in seen else ""))
         seen.add(row.source_id)
     return marked
 
 
-def _grouped(plan: list[PlannedSource], sources_per_unit: int) -> list[PlannedSource]:
+def _grouped(plan: list[PlannedSource], config: BuildConfig) -> list[PlannedSource]:
     next_unit = max((row.unit for row in plan), default=-1) + 1
     result, filled = [], 0
     for row in plan:
         unit = row.unit
         if unit < 0:
-            unit = next_unit + filled // sources_per_unit
-            filled += not row.duplicate
-        result.append(PlannedSource(**(asdict(row) | {"unit": unit})))
+            unit = next_unit + filled // config.annotate.sources_per_unit
+            filled += not row.skipped
+        result.append(replace(row, unit=unit))
     return result
 
 
@@ -134,6 +161,7 @@ _SCHEMA = pa.schema(
         ("sidecar_path", pa.string()),
         ("sidecar_sha256", pa.string()),
         ("unit", pa.int64()),
-        ("duplicate", pa.bool_()),
+        ("generation", pa.int64()),
+        ("skipped", pa.string()),
     ]
 )

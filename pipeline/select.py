@@ -7,7 +7,7 @@ fact. Splits go by a hash of the source, so that no video is on both sides.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.clip import KEPT, Clip, clips_from_parquet, clips_to_parquet
@@ -42,12 +42,18 @@ def split_of(source_id: str, val_share: float) -> str:
     return "val" if int.from_bytes(digest[:8], "big") < val_share * 2**64 else "train"
 
 
-def group_for_shards(clips: Sequence[Clip], samples_per_shard: int) -> list[list[Clip]]:
-    """Kept clips cut into shards: one split and bucket each, in plan order."""
-    groups: dict[tuple[str, str], list[Clip]] = {}
+def group_for_shards(
+    clips: Sequence[Clip], samples_per_shard: int, generations: Mapping[str, int]
+) -> list[list[Clip]]:
+    """Kept clips cut into shards in plan order: one split, bucket and generation each.
+
+    `generations` is that of each source (default 0); a later one never fills up earlier shards.
+    """
+    groups: dict[tuple[int, str, str], list[Clip]] = {}
     for clip in clips:
         if clip.outcome == KEPT:
-            groups.setdefault((clip.split, clip.bucket), []).append(clip)
+            generation = generations.get(clip.source_id, 0)
+            groups.setdefault((generation, clip.split, clip.bucket), []).append(clip)
     return [
         members[start : start + samples_per_shard]
         for _, members in sorted(groups.items())
@@ -61,5 +67,7 @@ def write_selection(clips: Sequence[Clip], store: Store) -> None:
 
 def read_selection(store: Store) -> list[Clip] | None:
     """The selection on disk; None when `select` has not run."""
-    path = store.root / SELECTION_FILE
-    return clips_from_parquet(path) if path.exists() else None
+    try:
+        return clips_from_parquet(store.storage.read(SELECTION_FILE))
+    except FileNotFoundError:
+        return None

@@ -1,8 +1,8 @@
 """Tokenize: kept clips are decoded in full and become shards, one shard a unit of work.
 
 The unit's encoder owns it: decoded clips come in unit order, are encoded in fixed batches, written
-to a tar with its sidecar, and committed. A clip that cannot be decoded is an error in the accounts,
-not a failed build.
+to a tar with its sidecar, and committed. Arrays that an earlier shard has, by their code key, are
+copied instead. A clip that cannot be decoded is an error in the accounts, not a failed build.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from pipeline.config import BuildConfig, parse_bucket
 from pipeline.encode import Encoder, EncoderRecipe
 from pipeline.feed import Chunk, make_chunks
 from pipeline.plan import PlannedSource
+from pipeline.reuse import CodeCopies, CodePlace
 from pipeline.select import group_for_shards
 from pipeline.shards.format import Bucket, canonical_json
 from pipeline.shards.writer import ShardWriter
@@ -33,21 +33,27 @@ from tokenizer.settings import to_dict
 TOKENIZE_VERSION = 2  # raise it when the bytes of a shard change for the same codes
 
 DecodedClips = Iterator[tuple[np.ndarray | None, str | None, int]]
+Finish = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class ClipUnit:
-    """Clips that one model works through, and the decode tasks that feed it."""
+    """Clips that one model works through, and the decode tasks that feed it.
+
+    `copies` says, by the clip's place in the unit, which arrays are there already; the chunks
+    decode the others.
+    """
 
     id: str
     clips: tuple[Clip, ...]
     chunks: tuple[Chunk, ...]
+    copies: Mapping[int, CodePlace] = field(default_factory=dict)
 
 
 class TokenizeJob:
     """What an encoder worker needs to make shards; picklable, without torch until `load_model`."""
 
-    def __init__(self, config: BuildConfig, root: Path, recipe: EncoderRecipe) -> None:
+    def __init__(self, config: BuildConfig, root: str, recipe: EncoderRecipe) -> None:
         self.config = config
         self.store = Store(root)
         self.recipe = recipe
@@ -60,116 +66,213 @@ class TokenizeJob:
                 "encoder": recipe.fingerprint,
             }
         )
+        self._making = fingerprint_of(
+            {
+                "version": PREPROCESS_VERSION,
+                "decoder": config.decoder,
+                "encoder": recipe.fingerprint,
+            }
+        )
 
-    def units(self, selection: Sequence[Clip], plan: Sequence[PlannedSource]) -> list[ClipUnit]:
+    def code_key(self, clip: Clip) -> str:
+        """32 hexadecimal digits of what a clip's array is made from, and how.
+
+        Captions, scores and limits are not in it: codes are made once for all of them.
+        """
+        request = asdict(clip.request())
+        return fingerprint_of({"clip": clip.clip_id, "request": request, "how": self._making})[:32]
+
+    def units(
+        self,
+        selection: Sequence[Clip],
+        plan: Sequence[PlannedSource],
+    ) -> list[ClipUnit]:
         """One unit a shard; its id covers the clips, what is said of them, and the settings."""
-        settings = self.config.tokenize
-        paths = {row.source_id: row.path for row in reversed(plan)}
+        generations = {row.source_id: row.generation for row in reversed(plan)}
+        samples_per_shard = self.config.tokenize.samples_per_shard
         units = []
-        for clips in group_for_shards(selection, settings.samples_per_shard):
-            inputs = [canonical_json(clip.metadata()).decode() for clip in clips]
+        for clips in group_for_shards(selection, samples_per_shard, generations):
+            inputs = [
+                [self.code_key(clip), canonical_json(clip.metadata()).decode()] for clip in clips
+            ]
+            identity = unit_id("tokenize", inputs, self.fingerprint)
+            units.append(ClipUnit(identity, tuple(clips), ()))
+        return units
+
+    def fed(
+        self,
+        units: Sequence[ClipUnit],
+        plan: Sequence[PlannedSource],
+        known: Mapping[str, CodePlace],
+    ) -> list[ClipUnit]:
+        """The units with what they are made of: arrays that are known by code key, and chunks."""
+        paths = {row.source_id: row.path for row in reversed(plan)}
+        result = []
+        for unit in units:
+            keys = [self.code_key(clip) for clip in unit.clips]
+            copies = {place: known[key] for place, key in enumerate(keys) if key in known}
+            fresh = [clip for place, clip in enumerate(unit.clips) if place not in copies]
             chunks = make_chunks(
-                clips,
-                [clip.request() for clip in clips],
+                fresh,
+                [clip.request() for clip in fresh],
                 paths,
                 self.config.decoder,
                 self.config.limits,
-                settings.clips_per_decode,
+                self.config.tokenize.clips_per_decode,
             )
-            identity = unit_id("tokenize", inputs, self.fingerprint)
-            units.append(ClipUnit(identity, tuple(clips), tuple(chunks)))
-        return units
+            result.append(replace(unit, chunks=tuple(chunks), copies=copies))
+        return result
 
     def load_model(self) -> Encoder:
         return self.recipe.load()
 
-    def run(self, unit: ClipUnit, decoded: DecodedClips, model: Encoder) -> str:
-        """Encodes, writes and commits a unit in this process; returns its id."""
-        started = time.monotonic()
-        bucket = self._bucket(unit)
-        schedule = model.schedule(bucket)
-        statistics = empty_statistics()
-        outcomes: Counter[str] = Counter()
-        failed: dict[str, str] = {}
-        pids: set[int] = set()
-        sidecars: list[bytes] = []
+    def process(self, unit: ClipUnit, decoded: DecodedClips, model: Encoder) -> Finish:
+        """Encodes a unit into a draft of its shard; the result publishes and commits it."""
+        shard = _Shard(self, unit, model)
+        try:
+            for clip, array, error in _encoded(unit, decoded, shard.log, model):
+                shard.add(clip, array, error)
+        except BaseException:
+            shard.draft.close()
+            raise
+        return shard.finish
 
-        def write(file: IO[bytes]) -> None:
-            writer = ShardWriter(file, (model.token_set.member,))
-            for clip, array, error in self._encoded(unit, decoded, model, pids):
-                if array is None:
-                    failed[clip.clip_id] = f"error:{error}"
-                    outcomes[failed[clip.clip_id]] += 1
-                    continue
-                metadata = clip.metadata()
-                writer.write(clip.key, {model.token_set.member: array}, metadata)
-                outcomes["kept"] += 1
-                add_sample(
-                    statistics,
-                    metadata,
-                    array if schedule else None,
-                    schedule.scale_of_token if schedule else None,
-                    model.token_set.codebook_size,
-                    array.nbytes,
-                )
-            sidecars.append(writer.close())
+    def bucket(self, name: str) -> Bucket:
+        buckets = make_buckets(parse_bucket(text) for text in self.config.clips.buckets)
+        return next(each for each in buckets if each.name == name)
 
-        name = f"{unit.clips[0].split}-{bucket.name}-{unit.id.removeprefix('tokenize-')[:12]}"
-        part = self.store.write_part(name, ".tar", write)
-        parts = [part, self.store.write_beside(part, ".idx", sidecars[0])]
-        if not outcomes["kept"]:
-            self.store.discard(parts)
-            parts = []
-        for outcome, count in sorted(outcomes.items()):
-            add_outcome(statistics, outcome, count)
-        result = {
-            "phase": "tokenize",
-            "fingerprint": self.fingerprint,
-            "parts": [asdict(each) for each in parts],
-            "split": unit.clips[0].split,
-            "bucket": bucket.name,
-            "schedule": schedule.to_list() if schedule else None,
-            "token_set": asdict(model.token_set),
-            "num_samples": outcomes["kept"],
-            "failed": failed,
-            **accounts(outcomes),
-            "statistics": statistics,
-        }
+
+@dataclass
+class _Log:
+    """Who decoded and how long what took: for a commit's `run`."""
+
+    started_at: float = field(default_factory=time.time)
+    decoder_pids: set[int] = field(default_factory=set)
+    num_encoded: int = 0
+    encode_seconds: float = 0.0
+    encode_span: list[float] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
         facts = worker_facts()
-        run: dict[str, Any] = {
+        return {
             "host": facts["host"],
             "encoder_pid": facts["pid"],
-            "decoder_pids": sorted(pids),
-            "driver_pid": self.driver_pid,
-            "seconds": round(time.monotonic() - started, 3),
+            "decoder_pids": sorted(self.decoder_pids),
+            "started_at": round(self.started_at, 3),
+            "finished_at": round(time.time(), 3),
+            "seconds": round(time.time() - self.started_at, 3),
+            "encode_seconds": round(self.encode_seconds, 3),
+            "encode_span": [round(each, 3) for each in self.encode_span],
+            "num_encoded": self.num_encoded,
         }
-        self.store.commit(unit.id, result, run)
-        return unit.id
-
-    def _bucket(self, unit: ClipUnit) -> Bucket:
-        buckets = make_buckets(parse_bucket(text) for text in self.config.clips.buckets)
-        return next(each for each in buckets if each.name == unit.clips[0].bucket)
-
-    def _encoded(
-        self, unit: ClipUnit, decoded: DecodedClips, model: Encoder, pids: set[int]
-    ) -> Iterable[tuple[Clip, np.ndarray | None, str | None]]:
-        """Every clip of the unit in order, with its array or its error class."""
-        waiting: list[tuple[Clip, np.ndarray | None, str | None]] = []
-        num_frames = 0
-        for clip, (frames, error, pid) in zip(unit.clips, decoded, strict=True):
-            pids.add(pid)
-            waiting.append((clip, frames, error))
-            num_frames += frames is not None
-            if num_frames == model.batch_size:
-                yield from _encode_waiting(waiting, model)
-                waiting, num_frames = [], 0
-        yield from _encode_waiting(waiting, model)
 
 
-def _encode_waiting(
-    waiting: list[tuple[Clip, np.ndarray | None, str | None]], model: Encoder
+class _Shard:
+    """A shard in the making: its draft, and what its commit will say."""
+
+    def __init__(self, job: TokenizeJob, unit: ClipUnit, model: Encoder) -> None:
+        self.log = _Log()
+        self._job = job
+        self._unit = unit
+        self._token_set = model.token_set
+        self._bucket = job.bucket(unit.clips[0].bucket)
+        self._schedule = model.schedule(self._bucket)
+        self._statistics = empty_statistics()
+        self._outcomes: Counter[str] = Counter()
+        self._failed: dict[str, str] = {}
+        short = unit.id.removeprefix("tokenize-")[:12]
+        self.draft = job.store.draft(f"{unit.clips[0].split}-{self._bucket.name}-{short}")
+        self._writer = ShardWriter(self.draft.stream, (self._token_set.member,))
+
+    def add(self, clip: Clip, array: np.ndarray | None, error: str | None) -> None:
+        if array is None:
+            self._failed[clip.clip_id] = f"error:{error}"
+            self._outcomes[f"error:{error}"] += 1
+            return
+        metadata = clip.metadata()
+        self._writer.write(
+            clip.key,
+            {self._token_set.member: array},
+            metadata,
+            clip=clip.view_group,
+            code_key=self._job.code_key(clip),
+        )
+        self._outcomes["kept"] += 1
+        add_sample(
+            self._statistics,
+            metadata,
+            array if self._schedule else None,
+            self._schedule.scale_of_token if self._schedule else None,
+            self._token_set.codebook_size,
+            array.nbytes,
+        )
+
+    def finish(self) -> None:
+        """Publishes tar and sidecar, then commits."""
+        unit, store = self._unit, self._job.store
+        with self.draft:
+            sidecar = self._writer.close()
+            parts = []
+            if self._outcomes["kept"]:
+                part = self.draft.publish(".tar")
+                parts = [part, store.write_beside(part, ".idx", sidecar)]
+        for outcome, count in sorted(self._outcomes.items()):
+            add_outcome(self._statistics, outcome, count)
+        result = {
+            "phase": "tokenize",
+            "fingerprint": self._job.fingerprint,
+            "parts": [asdict(each) for each in parts],
+            "split": unit.clips[0].split,
+            "bucket": self._bucket.name,
+            "schedule": self._schedule.to_list() if self._schedule else None,
+            "token_set": asdict(self._token_set),
+            "num_samples": self._outcomes["kept"],
+            "failed": self._failed,
+            **accounts(self._outcomes),
+            "statistics": self._statistics,
+        }
+        run = self.log.facts() | {"driver_pid": self._job.driver_pid}
+        store.commit(unit.id, result, run)
+
+
+def _encoded(
+    unit: ClipUnit, decoded: DecodedClips, log: _Log, model: Encoder
 ) -> Iterator[tuple[Clip, np.ndarray | None, str | None]]:
-    batch = [frames for _, frames, _ in waiting if frames is not None]
-    arrays = iter(model.encode(np.stack(batch)) if batch else ())
-    for clip, frames, error in waiting:
-        yield clip, None if frames is None else next(arrays), error
+    """Every clip of the unit in order, with its array or its error class."""
+    waiting: list[tuple[int, Clip, str | None]] = []
+    batch: dict[int, np.ndarray] = {}
+
+    def flush() -> Iterator[tuple[Clip, np.ndarray | None, str | None]]:
+        arrays = dict(zip(batch, _timed_encode(model, list(batch.values()), log)))
+        for place, clip, error in waiting:
+            if place in unit.copies:
+                yield clip, copies.read(unit.copies[place]), None
+            else:
+                yield clip, arrays.get(place), error
+        waiting.clear()
+        batch.clear()
+
+    with CodeCopies() as copies:
+        for place, clip in enumerate(unit.clips):
+            error = None
+            if place not in unit.copies:
+                frames, error, pid = next(decoded)
+                log.decoder_pids.add(pid)
+                if frames is not None:
+                    batch[place] = frames
+            waiting.append((place, clip, error))
+            if len(batch) == model.batch_size:
+                yield from flush()
+        yield from flush()
+
+
+def _timed_encode(model: Encoder, frames: list[np.ndarray], log: _Log) -> np.ndarray | tuple[()]:
+    if not frames:
+        return ()
+    started = time.time()
+    codes = model.encode(np.stack(frames))
+    finished = time.time()
+    log.num_encoded += len(frames)
+    log.encode_seconds += finished - started
+    log.encode_span = [log.encode_span[0] if log.encode_span else started, finished]
+    return codes

@@ -41,7 +41,7 @@ def test_the_first_commit_wins_and_the_loser_deletes_its_part(store: Store) -> N
     assert store.commit("u", {"parts": [asdict(first)]}, {"seconds": 1})
     assert not store.commit("u", {"parts": [asdict(second)]}, {"seconds": 2})
     assert store.read("u")["result"]["parts"] == [asdict(first)]
-    assert [path.name for path in (store.root / "parts").iterdir()] == [Path(first.path).name]
+    assert [path.name for path in (Path(store.root) / "parts").iterdir()] == [Path(first.path).name]
 
 
 def test_a_loser_with_the_same_bytes_leaves_the_winners_part_alone(store: Store) -> None:
@@ -49,7 +49,7 @@ def test_a_loser_with_the_same_bytes_leaves_the_winners_part_alone(store: Store)
     again = store.write_part("u", ".tar", write(b"same"))
     assert store.commit("u", {"parts": [asdict(part)]}, {})
     assert not store.commit("u", {"parts": [asdict(again)]}, {})
-    assert (store.root / part.path).read_bytes() == b"same"
+    assert (Path(store.root) / part.path).read_bytes() == b"same"
 
 
 def test_a_writer_that_fails_leaves_nothing(store: Store) -> None:
@@ -61,7 +61,7 @@ def test_a_writer_that_fails_leaves_nothing(store: Store) -> None:
         store.write_part("u", ".tar", fail)
     with pytest.raises(OSError, match="disk full"):
         store.write_file("manifest.parquet", fail)
-    assert [path for path in store.root.rglob("*") if path.is_file()] == []
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
 
 
 RACER = """
@@ -82,8 +82,8 @@ def test_two_processes_that_race_for_units_leave_one_part_each(store: Store) -> 
     racers = [subprocess.Popen([*command, str(number)]) for number in range(2)]
     assert [racer.wait() for racer in racers] == [0, 0]
     parts = {store.read(f"u{unit}")["result"]["parts"][0]["path"] for unit in range(50)}
-    assert {f"parts/{path.name}" for path in (store.root / "parts").iterdir()} == parts
-    assert not list((store.root / "tmp").iterdir())
+    assert {f"parts/{path.name}" for path in (Path(store.root) / "parts").iterdir()} == parts
+    assert not list((Path(store.root) / "tmp").iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:

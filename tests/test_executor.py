@@ -21,12 +21,12 @@ from pipeline.sources import list_sources
 class HostileJob(AnnotateJob):
     """Annotates, but two files take their process with them."""
 
-    def clips_of(self, source: PlannedSource) -> list[Clip]:
+    def scan(self, source: PlannedSource) -> list[Clip]:
         if source.uri == "crashes.mp4":
             os._exit(139)
         if source.uri == "hangs.mp4":
             time.sleep(3600)
-        return super().clips_of(source)
+        return super().scan(source)
 
 
 @pytest.mark.ray

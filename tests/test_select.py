@@ -48,7 +48,7 @@ def test_splits_follow_the_source_and_have_about_the_share() -> None:
 
 def test_shards_hold_one_split_and_bucket_in_order() -> None:
     rows = select_clips([clip(number) for number in range(100)], SelectSettings(val_share=0.3))
-    shards = group_for_shards(rows, 16)
+    shards = group_for_shards(rows, 16, {})
     assert sum(map(len, shards)) == 100
     assert all(len({(row.split, row.bucket) for row in shard}) == 1 for shard in shards)
     assert all(len(shard) <= 16 for shard in shards)

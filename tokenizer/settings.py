@@ -92,8 +92,12 @@ def to_dict(settings: Any) -> dict[str, Any]:
 
 def save_settings(settings: Any, path: str | Path) -> None:
     """Writes settings so that `read_settings` gives them back."""
-    text = yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(dump_settings(settings), encoding="utf-8")
+
+
+def dump_settings(settings: Any) -> str:
+    """Settings as the YAML that `read_settings` reads."""
+    return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type, leave_out: tuple[str, ...] = ()) -> None:

@@ -13,18 +13,20 @@ from typing import Any, Protocol
 
 from pipeline.annotate import AnnotateJob, AnnotateUnit
 from pipeline.cluster import prepare_environment
+from pipeline.commit import Store
 from pipeline.config import BuildConfig
-from pipeline.tokenize import ClipUnit, DecodedClips
+from pipeline.tokenize import ClipUnit, DecodedClips, Finish
 
 
 class ClipJob(Protocol):
     """Work of one model on units of decoded clips: tokenizing, captioning."""
 
     config: BuildConfig
+    store: Store
 
     def load_model(self) -> Any: ...
 
-    def run(self, unit: ClipUnit, decoded: DecodedClips, model: Any) -> str: ...
+    def process(self, unit: ClipUnit, decoded: DecodedClips, model: Any) -> Finish: ...
 
 
 class Executor(AbstractContextManager, Protocol):

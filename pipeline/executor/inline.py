@@ -33,4 +33,6 @@ class InlineExecutor:
     def run_clips(self, job: ClipJob, units: Sequence[ClipUnit]) -> Iterator[str]:
         model = job.load_model() if units else None
         for unit in units:
-            yield job.run(unit, clips_in_order(unit.chunks, map(decode_chunk, unit.chunks)), model)
+            decoded = clips_in_order(unit.chunks, map(decode_chunk, unit.chunks))
+            job.process(unit, decoded, model)()
+            yield unit.id

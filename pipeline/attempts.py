@@ -1,0 +1,49 @@
+"""Attempts: which units were begun and never ended, written down where a crash cannot erase it.
+
+A marker `_attempts/<unit>.<n>` is made before a unit is given to a worker and deleted when it is
+committed. One that is found later stands for a worker, or a whole build, that died over the unit.
+After two of them its files are run one by one, each alone in its process with limits, so that the
+file that kills is found and left out, and the build goes on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from pipeline.commit import Store
+
+ATTEMPTS = "_attempts"
+ALLOWED = 2
+
+
+class Attempts:
+    """The markers of a dataset."""
+
+    def __init__(self, store: Store) -> None:
+        self._storage = store.storage
+        self._markers: dict[str, list[str]] = defaultdict(list)
+        for name in self._storage.names(ATTEMPTS):
+            self._markers[name.rpartition(".")[0]].append(name)
+
+    def begin(self, unit: str) -> None:
+        name = f"{unit}.{len(self._markers[unit])}"
+        self._storage.create(f"{ATTEMPTS}/{name}", b"")
+        self._markers[unit].append(name)
+
+    def end(self, unit: str) -> None:
+        """The unit is committed: its markers go."""
+        for name in self._markers.pop(unit, ()):
+            self._storage.delete(f"{ATTEMPTS}/{name}")
+
+    def withdraw(self, unit: str) -> None:
+        """The unit was given back unharmed: its last marker goes."""
+        if self._markers[unit]:
+            self._storage.delete(f"{ATTEMPTS}/{self._markers[unit].pop()}")
+
+    def exhausted(self, unit: str) -> bool:
+        return len(self._markers[unit]) >= ALLOWED
+
+    def counts(self, units: Iterable[str]) -> Counter[str]:
+        """Attempts that were begun and not ended, by unit."""
+        return Counter({unit: len(self._markers[unit]) for unit in units if unit in self._markers})

@@ -1,0 +1,138 @@
+"""Reuse: what earlier commits hold that need not be made again, here or in other datasets.
+
+    known = find_codes([store, *others], wanted)       # code key -> where its array lies
+    scans = find_scans([store, *others], fingerprint, source_ids)
+
+A code key covers the clip, its preprocessing and the tokenizer, so an array found under it is the
+array that encoding would give. Arrays are copied byte for byte, checked against their crc32.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.annotate import ScanPlace
+from pipeline.commit import Store
+from pipeline.shards.format import ShardError
+from pipeline.shards.sidecar import code_key_words, parse_sidecar
+from pipeline.storage import open_storage
+from tokenizer.settings import UserError
+
+_THREADS = 8  # commits and sidecars read at a time: they wait for the store, not for the processor
+
+
+@dataclass(frozen=True)
+class CodePlace:
+    """Where an array lies: an `.npy` payload of a shard."""
+
+    root: str
+    path: str
+    offset: int
+    length: int
+    crc32: int
+
+
+def find_codes(stores: Sequence[Store], wanted: Iterable[str]) -> dict[str, CodePlace]:
+    """The places of the wanted code keys that are in some committed shard."""
+    words = {code_key_words(key): key for key in wanted}
+    first_words = np.array([first for first, _ in words], dtype=np.uint64)
+    known: dict[str, CodePlace] = {}
+    for store in stores:
+        for result in _results(store, "tokenize-"):
+            if result["parts"]:
+                known |= _found(store, result, words, first_words)
+    return known
+
+
+def find_scans(
+    stores: Sequence[Store], scan_fingerprint: str, source_ids: Iterable[str]
+) -> dict[str, ScanPlace]:
+    """Where the scans of these sources are, of those made in the same way."""
+    wanted = set(source_ids)
+    known: dict[str, ScanPlace] = {}
+    for store in stores:
+        for result in _results(store, "annotate-"):
+            if result.get("scan_fingerprint") == scan_fingerprint:
+                place = ScanPlace(store.root, result["parts"][0]["path"])
+                known |= {source: place for source in result["scanned"] if source in wanted}
+    return known
+
+
+def earlier_stores(store: Store, roots: Sequence[str]) -> list[Store]:
+    """The build's own history and the datasets to reuse; UserError when one is no dataset."""
+    others = [Store(root) for root in roots]
+    for other in others:
+        if not other.committed():
+            raise UserError(f"reuse: {other.root} has no commits; name folders that builds made")
+    return [*others, store]
+
+
+class CodeCopies:
+    """Reads arrays from earlier shards, keeping the shards open."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._files: dict[tuple[str, str], IO[bytes]] = {}
+
+    def read(self, place: CodePlace) -> np.ndarray:
+        """The array; UserError when its bytes are damaged or gone."""
+        name = (place.root, place.path)
+        try:
+            if name not in self._files:
+                file = open_storage(place.root).open(place.path)
+                self._files[name] = self._stack.enter_context(file)
+            self._files[name].seek(place.offset)
+            payload = self._files[name].read(place.length)
+        except OSError as error:
+            raise UserError(f"{place.root}/{place.path}: cannot be read ({error})") from None
+        if zlib.crc32(payload) != place.crc32:
+            raise UserError(
+                f"{place.root}/{place.path} at byte {place.offset}: damaged, so its codes cannot "
+                f"be used again; `tessera verify {place.root} --repair` takes such shards out"
+            )
+        return np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
+
+    def __enter__(self) -> CodeCopies:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+
+def _results(store: Store, prefix: str) -> Iterator[dict[str, Any]]:
+    units = sorted(unit for unit in store.committed() if unit.startswith(prefix))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for record in pool.map(store.read, units):
+            yield record["result"]
+
+
+def _found(
+    store: Store,
+    result: dict[str, Any],
+    words: dict[tuple[int, int], str],
+    first_words: np.ndarray,
+) -> dict[str, CodePlace]:
+    tar, idx = result["parts"]
+    where = f"{store.root}/{idx['path']}"
+    try:
+        sidecar = parse_sidecar(store.storage.read(idx["path"]), where)
+        column = sidecar.members.index(f"{result['token_set']['name']}.npy")
+    except (FileNotFoundError, ShardError, ValueError):
+        return {}  # swept away, damaged or of an older version: nothing to copy there
+    rows = np.flatnonzero(np.isin(sidecar.samples["code_key"][:, 0], first_words))
+    found = {}
+    for row in rows.tolist():
+        first, second = sidecar.samples["code_key"][row].tolist()
+        key = words.get((first, second))
+        if key is not None:
+            offset, length, crc32 = sidecar.places[row, column].tolist()
+            found[key] = CodePlace(store.root, tar["path"], offset, length, crc32)
+    return found
