@@ -42,23 +42,41 @@ class Sidecar:
     tar_bytes: int
 
 
+def key_bytes(key: str) -> bytes:
+    """128 bits of a sample's name, as they stand in `samples`."""
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+
+
+def clip_bytes(clip: str) -> bytes:
+    """64 bits of the name that all views of a clip share."""
+    return hashlib.blake2b(clip.encode(), digest_size=8).digest()
+
+
+def code_key_bytes(code_key: str | None) -> bytes:
+    """A code key of 32 hexadecimal digits as 128 bits; zeros for None."""
+    if code_key is None:
+        return bytes(16)
+    raw = bytes.fromhex(code_key)
+    if len(raw) != 16:
+        raise ValueError(f"code key {code_key!r} is not 32 hexadecimal digits")
+    return raw
+
+
 def key_digest(key: str) -> tuple[int, int]:
-    """128 bits of a sample's name."""
-    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    """The two words of `key_bytes`, for comparison with `samples["key"]`."""
+    digest = key_bytes(key)
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
-def clip_digest(clip: str) -> int:
-    """64 bits of the name that all views of a clip share."""
-    return int.from_bytes(hashlib.blake2b(clip.encode(), digest_size=8).digest(), "little")
-
-
 def code_key_words(code_key: str | None) -> tuple[int, int]:
-    """The two words of a code key given as 32 hexadecimal digits; zeros for None."""
-    if code_key is None:
-        return 0, 0
-    raw = bytes.fromhex(code_key)
-    return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:16], "little")
+    """The two words of `code_key_bytes`, for comparison with `samples["code_key"]`."""
+    raw = code_key_bytes(code_key)
+    return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
+
+
+def clip_digest(clip: str) -> int:
+    """`clip_bytes` as the number in `samples["clip"]`."""
+    return int.from_bytes(clip_bytes(clip), "little")
 
 
 def pack_sidecar(
