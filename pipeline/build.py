@@ -23,15 +23,22 @@ from pipeline.config import PHASES, BuildConfig
 from pipeline.encode import EncoderRecipe, code_recipe, frame_recipe
 from pipeline.executor import Executor, make_executor
 from pipeline.finalize import finalize
-from pipeline.plan import PlannedSource, make_plan, read_plan, units_of
+from pipeline.plan import (
+    PlannedSource,
+    make_plan,
+    read_plan,
+    units_of,
+    without_removed,
+    write_plan,
+)
 from pipeline.progress import Progress
 from pipeline.report import write_report
-from pipeline.reuse import earlier_stores, find_codes, find_scans
+from pipeline.reuse import earlier_stores, find_codes, find_failures, find_scans
 from pipeline.select import read_selection, select_clips, write_selection
 from pipeline.sources import list_sources
 from pipeline.storage import is_remote, light_copy
 from pipeline.tokenize import TokenizeJob
-from tokenizer.settings import UserError, dump_settings
+from tokenizer.settings import UserError, dump_settings, read_settings
 
 PIXELS_FOLDER = "pixels"
 
@@ -88,6 +95,34 @@ def build_pixels(config: BuildConfig) -> str:
             finish=True,
         )
     return pixel_store.root
+
+
+def rewrite_without_removed(root: str) -> dict[str, int]:
+    """Makes the shards of a finished dataset anew without what was removed; returns its accounts.
+
+    All other bytes are copied from the shards that exist: nothing is decoded or encoded, and the
+    videos need not be there. The superseded parts stay until they are swept.
+    """
+    store = Store(root)
+    plan = read_plan(store)
+    with light_copy(root) as folder:
+        if not plan or not (folder / "config.yaml").exists():
+            raise UserError(f"{root}: no build here that could be made anew; name its folder")
+        config = read_settings(BuildConfig, folder / "config.yaml", {"out": root})
+        is_pixels = not (folder / "tokenizer" / "tokenizer.json").exists()
+        recipe = (
+            frame_recipe(config.tokenize)
+            if is_pixels
+            else code_recipe(folder / "tokenizer", config.tokenize)
+        )
+        progress = Progress()
+        with _LazyExecutor(make_executor(replace(config, executor="inline"))) as executor:
+            plan = write_plan(without_removed(plan, store), store)
+            clips = _annotate(
+                config, store, plan, executor, check_weights(config.captions), progress
+            )
+            selection = _select(config, store, clips, progress)
+            return _make_shards(config, store, selection, plan, recipe, executor, progress, True)
 
 
 def tokenizer_folder(config: BuildConfig) -> Path:
@@ -178,8 +213,9 @@ def _make_shards(
     todo = [unit for unit in units if unit.id not in committed]
     if todo:
         wanted = [job.code_key(clip) for unit in todo for clip in unit.clips]
-        known = find_codes(earlier_stores(store, config.reuse), wanted)
-        todo = job.fed(todo, plan, known)
+        history = earlier_stores(store, config.reuse)
+        known = find_codes(history, wanted)
+        todo = job.fed(todo, plan, known, find_failures(history, job.fingerprint))
         if known:
             progress.note(f"tokenize: {len(known)} of {len(wanted)} clips have codes already")
     with progress.phase("tokenize", len(units), len(units) - len(todo)) as advance:

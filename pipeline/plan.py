@@ -81,9 +81,12 @@ def make_plan(
     generation = latest + (bool(earlier) and _has_shards(store))
     fresh = [replace(row, generation=generation) for row in fresh]
     plan = [*sorted(known, key=_plan_order), *sorted(fresh, key=_plan_order)]
-    plan = _grouped(_without_skipped(plan, removed_sources(store)), config)
-    columns = [asdict(row) for row in plan]
-    table = pa.Table.from_pylist(columns, schema=_SCHEMA)
+    return write_plan(_grouped(without_removed(plan, store), config), store)
+
+
+def write_plan(plan: list[PlannedSource], store: Store) -> list[PlannedSource]:
+    """Puts the plan in place of the earlier one; returns it."""
+    table = pa.Table.from_pylist([asdict(row) for row in plan], schema=_SCHEMA)
     store.write_file(PLAN_FILE, lambda file: pq.write_table(table, file))
     return plan
 
@@ -111,16 +114,9 @@ def units_of(plan: Iterable[PlannedSource]) -> list[list[PlannedSource]]:
     return list(units.values())
 
 
-def _has_shards(store: Store) -> bool:
-    return any(unit.startswith("tokenize-") for unit in store.committed())
-
-
-def _plan_order(row: PlannedSource) -> tuple[int, str]:
-    return row.unit, row.uri
-
-
-def _without_skipped(plan: list[PlannedSource], removed: set[str]) -> list[PlannedSource]:
+def without_removed(plan: Sequence[PlannedSource], store: Store) -> list[PlannedSource]:
     """Marks what is not to be annotated; of a removed source not even the name is kept."""
+    removed = removed_sources(store)
     seen: set[str] = set()
     marked = []
     for row in plan:
@@ -131,6 +127,14 @@ def _without_skipped(plan: list[PlannedSource], removed: set[str]) -> list[Plann
             marked.append(replace(row, skipped="duplicate" if row.source_id in seen else ""))
         seen.add(row.source_id)
     return marked
+
+
+def _has_shards(store: Store) -> bool:
+    return any(unit.startswith("tokenize-") for unit in store.committed())
+
+
+def _plan_order(row: PlannedSource) -> tuple[int, str]:
+    return row.unit, row.uri
 
 
 def _grouped(plan: list[PlannedSource], config: BuildConfig) -> list[PlannedSource]:

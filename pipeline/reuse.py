@@ -52,6 +52,17 @@ def find_codes(stores: Sequence[Store], wanted: Iterable[str]) -> dict[str, Code
     return known
 
 
+def find_failures(stores: Sequence[Store], fingerprint: str) -> dict[str, str]:
+    """The error class of each clip that could not be decoded under this fingerprint."""
+    return {
+        clip_id: outcome.removeprefix("error:")
+        for store in stores
+        for result in _results(store, "tokenize-")
+        if result["fingerprint"] == fingerprint
+        for clip_id, outcome in result["failed"].items()
+    }
+
+
 def find_scans(
     stores: Sequence[Store], scan_fingerprint: str, source_ids: Iterable[str]
 ) -> dict[str, ScanPlace]:

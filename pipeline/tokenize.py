@@ -40,14 +40,15 @@ Finish = Callable[[], None]
 class ClipUnit:
     """Clips that one model works through, and the decode tasks that feed it.
 
-    `copies` says, by the clip's place in the unit, which arrays are there already; the chunks
-    decode the others.
+    `copies` says, by the clip's place in the unit, which arrays are there already, `failures` which
+    clips have failed in the same way before; the chunks decode the others.
     """
 
     id: str
     clips: tuple[Clip, ...]
     chunks: tuple[Chunk, ...]
     copies: Mapping[int, CodePlace] = field(default_factory=dict)
+    failures: Mapping[int, str] = field(default_factory=dict)
 
 
 class TokenizeJob:
@@ -104,14 +105,24 @@ class TokenizeJob:
         units: Sequence[ClipUnit],
         plan: Sequence[PlannedSource],
         known: Mapping[str, CodePlace],
+        failed: Mapping[str, str],
     ) -> list[ClipUnit]:
-        """The units with what they are made of: arrays that are known by code key, and chunks."""
+        """The units with what they are made of: arrays known by code key, failures, and chunks."""
         paths = {row.source_id: row.path for row in reversed(plan)}
         result = []
         for unit in units:
             keys = [self.code_key(clip) for clip in unit.clips]
             copies = {place: known[key] for place, key in enumerate(keys) if key in known}
-            fresh = [clip for place, clip in enumerate(unit.clips) if place not in copies]
+            failures = {
+                place: failed[clip.clip_id]
+                for place, clip in enumerate(unit.clips)
+                if clip.clip_id in failed and place not in copies
+            }
+            fresh = [
+                clip
+                for place, clip in enumerate(unit.clips)
+                if place not in copies and place not in failures
+            ]
             chunks = make_chunks(
                 fresh,
                 [clip.request() for clip in fresh],
@@ -120,7 +131,7 @@ class TokenizeJob:
                 self.config.limits,
                 self.config.tokenize.clips_per_decode,
             )
-            result.append(replace(unit, chunks=tuple(chunks), copies=copies))
+            result.append(replace(unit, chunks=tuple(chunks), copies=copies, failures=failures))
         return result
 
     def load_model(self) -> Encoder:
@@ -254,8 +265,8 @@ def _encoded(
 
     with CodeCopies() as copies:
         for place, clip in enumerate(unit.clips):
-            error = None
-            if place not in unit.copies:
+            error = unit.failures.get(place)
+            if place not in unit.copies and error is None:
                 frames, error, pid = next(decoded)
                 log.decoder_pids.add(pid)
                 if frames is not None:

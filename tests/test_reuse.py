@@ -1,0 +1,160 @@
+"""Reuse: what was made once is not made again, and what is copied is what would be made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.build import build
+from pipeline.clip import clips_from_parquet
+from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
+from pipeline.shards import open_dataset
+from tokenizer.settings import UserError
+
+NUM_VIDEOS = 6
+
+
+@pytest.fixture
+def made(
+    write_film: Callable[[Path, int], Path], random_tokenizer: Path, tmp_path: Path
+) -> BuildConfig:
+    """A finished dataset of a few films, each with a caption of its own."""
+    for seed in range(NUM_VIDEOS):
+        write_film(tmp_path / "videos" / "films" / f"{seed}.mp4", seed)
+        (tmp_path / "videos" / "films" / f"{seed}.txt").write_text(f"film {seed}")
+    config = BuildConfig(
+        sources=(str(tmp_path / "videos"),),
+        out=str(tmp_path / "data"),
+        executor="inline",
+        annotate=AnnotateSettings(sources_per_unit=3),
+        select=SelectSettings(val_share=0.3, drop={"too_static": "motion < 20"}),
+        tokenize=TokenizeSettings(
+            tokenizer=str(random_tokenizer), samples_per_shard=4, batch_size=4
+        ),
+    )
+    build(config)
+    return config
+
+
+def commits(out: str, phase: str) -> dict[str, dict]:
+    paths = (Path(out) / "_commits").glob(f"{phase}-*.json")
+    return {path.stem: json.loads(path.read_text()) for path in paths}
+
+
+def encoded_since(out: str, before: dict[str, dict]) -> int:
+    now = commits(out, "tokenize")
+    return sum(each["run"]["num_encoded"] for name, each in now.items() if name not in before)
+
+
+def parts(out: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (Path(out) / "parts").glob("*.tar")}
+
+
+def manifest(out: str) -> dict[str, object]:
+    return {row.clip_id: row for row in clips_from_parquet(Path(out) / "manifest.parquet")}
+
+
+def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("annotate", "feed"):
+        monkeypatch.setattr(f"pipeline.{module}.open_decoder", lambda *_: pytest.fail("decoded"))
+
+
+def test_a_new_caption_decodes_and_encodes_nothing(
+    made: BuildConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = commits(made.out, "tokenize")
+    caption = Path(made.sources[0]) / "films" / "2.txt"
+    caption.write_text("a better caption")
+    forbid_decoding(monkeypatch)
+    build(made)
+    assert encoded_since(made.out, before) == 0
+    captions = {row.uri: row.caption for row in manifest(made.out).values()}
+    assert captions["films/2.mp4"] == "a better caption"
+    assert captions["films/3.mp4"] == "film 3"
+    samples = open_dataset(made.out).samples("train")
+    shown = {each["uri"]: each["caption"] for each in samples.metadata(range(len(samples)))}
+    assert shown.get("films/2.mp4", "a better caption") == "a better caption"
+
+
+def test_a_new_threshold_encodes_the_newly_kept_clips_only(made: BuildConfig) -> None:
+    kept = {key for key, row in manifest(made.out).items() if row.outcome == "kept"}
+    before = commits(made.out, "tokenize")
+    looser = replace(made, select=replace(made.select, drop={"too_static": "motion < 1"}))
+    build(looser)
+    now = {key for key, row in manifest(made.out).items() if row.outcome == "kept"}
+    assert kept < now
+    assert encoded_since(made.out, before) == len(now - kept)
+
+
+def test_what_was_copied_is_what_a_build_from_scratch_makes(
+    made: BuildConfig, tmp_path: Path
+) -> None:
+    looser = replace(made, select=replace(made.select, drop={"too_static": "motion < 1"}))
+    build(looser)
+    fresh = replace(looser, out=str(tmp_path / "fresh"))
+    build(fresh)
+    for name in ("manifest.parquet", "shards.json", "index.bin", "statistics.json"):
+        assert (Path(made.out) / name).read_bytes() == (Path(fresh.out) / name).read_bytes()
+    assert parts(fresh.out).items() <= parts(made.out).items()
+
+
+def test_added_videos_leave_the_old_shards_as_they_are(
+    made: BuildConfig, write_film: Callable[[Path, int], Path]
+) -> None:
+    before = parts(made.out)
+    units = commits(made.out, "tokenize")
+    for seed in range(10):
+        write_film(Path(made.sources[0]) / "films" / f"added-{seed}.mp4", 100 + seed)
+    build(made)
+    declared = {
+        Path(shard["path"]).name
+        for shard in json.loads((Path(made.out) / "shards.json").read_text())["shards"]
+    }
+    assert before.items() <= parts(made.out).items()
+    assert set(before) < declared
+    added = [row for row in manifest(made.out).values() if "added" in row.uri]
+    assert encoded_since(made.out, units) == sum(row.outcome == "kept" for row in added)
+
+
+def test_another_dataset_lends_its_scans_and_codes(
+    made: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(made, out=str(tmp_path / "other"), reuse=(made.out,))
+    forbid_decoding(monkeypatch)
+    build(other)
+    assert encoded_since(other.out, {}) == 0
+    assert parts(other.out) == parts(made.out)
+
+
+def test_a_damaged_shard_is_never_copied(made: BuildConfig, tmp_path: Path) -> None:
+    for path in (Path(made.out) / "parts").glob("*.tar"):
+        data = bytearray(path.read_bytes())
+        data[512 + 140] ^= 1
+        path.write_bytes(bytes(data))
+    other = replace(made, out=str(tmp_path / "other"), reuse=(made.out,))
+    with pytest.raises(UserError, match=r"at byte 512: damaged.*verify .* --repair"):
+        build(other)
+    assert not commits(other.out, "tokenize")
+
+
+def test_a_folder_without_commits_cannot_be_reused(made: BuildConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    other = replace(made, out=str(tmp_path / "other"), reuse=(str(tmp_path / "empty"),))
+    with pytest.raises(UserError, match="has no commits"):
+        build(other)
+
+
+def test_files_that_moved_are_not_scanned_again(
+    made: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = commits(made.out, "tokenize")
+    shutil.move(str(Path(made.sources[0]) / "films"), str(Path(made.sources[0]) / "movies"))
+    forbid_decoding(monkeypatch)
+    build(made)
+    assert {row.uri.split("/")[0] for row in manifest(made.out).values()} == {"movies"}
+    assert encoded_since(made.out, before) == 0
