@@ -63,7 +63,7 @@ def array_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 def header_length(data: bytes, where: str) -> int:
     """Bytes before the payload, from the first 12 of a member; ShardError when it is no array."""
     if len(data) < 12 or data[:6] != _MAGIC:
-        raise ShardError(f"{where}: not an array (.npy)")
+        raise ShardError(f"{where}: not a sound .npy (no array begins here)")
     if data[6:8] == b"\x01\x00":
         length = 10 + struct.unpack_from("<H", data, 8)[0]
     elif data[6:8] in (b"\x02\x00", b"\x03\x00"):

@@ -71,7 +71,7 @@ def unpack_codes(packed: np.ndarray, bits_per_code: int, num_codes: int) -> np.n
         value = np.zeros(packed.shape[:-1], dtype=wide)
         for byte, shift in _bytes_of_lane(lane, bits_per_code):
             part = packed[..., byte].astype(wide)
-            value |= part << shift if shift >= 0 else part >> -shift
+            value |= np.left_shift(part, shift) if shift >= 0 else np.right_shift(part, -shift)
         codes[..., lane] = value & mask
     flat = codes.reshape(*packed.shape[:-2], groups * _GROUP)
     return flat[..., :num_codes]

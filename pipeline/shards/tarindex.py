@@ -63,7 +63,7 @@ def index_tar(path: str | Path, *, crc: bool = True) -> TarIndex:
     """
     with open_tar(path) as tar:
         walk = walk_tar(tar)
-        keys, members, places = _group(tar, walk)
+        keys, members, places = group_members(tar, walk)
         if crc:
             _add_sums(tar, places)
         arrays = {
@@ -86,8 +86,11 @@ def split_name(name: str) -> tuple[str, str] | None:
     return folder + slash + key, extension.lower()
 
 
-def _group(tar: TarFile, walk: Walk) -> tuple[list[str], tuple[str, ...], np.ndarray]:
-    """Keys [count], members in the order of their first appearance, places [count, members]."""
+def group_members(tar: TarFile, walk: Walk) -> tuple[list[str], tuple[str, ...], np.ndarray]:
+    """Keys [count], members in the order of their first appearance, places [count, members].
+
+    A sample without a member has offset 0 and length 0 there; checksums are not computed.
+    """
     keys: list[str] = []
     seen: set[str] = set()
     columns: dict[str, int] = {}
