@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.shards import Loader
 from tokenizer.config import AutoencoderConfig, QuantizerConfig, TokenizerConfig
 from tokenizer.model import Tokenizer, load_tokenizer, save_tokenizer
 from tokenizer.settings import UserError
@@ -29,7 +30,7 @@ from training.config import (
     TokenizerRun,
     TrainerConfig,
 )
-from training.data import Batches, open_samples
+from training.data import open_loader, open_samples
 from training.launch import local
 from training.methods import METHODS
 from training.metrics import read_metrics
@@ -89,14 +90,14 @@ def test_a_run_that_is_killed_and_started_again_ends_where_the_undisturbed_one_d
     whole = local.launch(make_run(data, tmp_path / "whole"))
     killed = make_run(data, tmp_path / "killed")
     with monkeypatch.context() as patch:
-        real_batch = Batches.batch
+        real_batch = Loader.batch
 
-        def dies_at_step_5(self: Batches, step: int) -> Any:
+        def dies_at_step_5(self: Loader, step: int) -> Any:
             if step == 5:
                 raise KeyboardInterrupt
             return real_batch(self, step)
 
-        patch.setattr(Batches, "batch", dies_at_step_5)
+        patch.setattr(Loader, "batch", dies_at_step_5)
         with pytest.raises(KeyboardInterrupt):
             local.launch(killed)
     assert latest_checkpoint(tmp_path / "killed").name == "step_00000004"  # type: ignore[union-attr]
@@ -112,28 +113,21 @@ def test_a_run_that_is_killed_and_started_again_ends_where_the_undisturbed_one_d
     assert len(losses[0]) == 6
 
 
-def test_any_number_of_ranks_sees_the_same_global_batches(code_shards: Path) -> None:
-    _, samples = open_samples(DataConfig(path=str(code_shards), buckets=BUCKETS))
+def test_the_trainers_batches_are_those_of_its_settings(code_shards: Path) -> None:
+    data = DataConfig(path=str(code_shards), buckets=BUCKETS)
+    trainer = TrainerConfig(global_batch_size=7, seed=3)
+    _, samples = open_samples(data)
     buckets = set()
     for step in range(40):
-        whole = Batches(samples, 7, seed=3).batch(step)
+        whole = open_loader(samples, data, trainer).batch(step)
         buckets.add(whole.bucket.name)
-        for world_size in (2, 3, 7):
-            parts = [
-                Batches(samples, 7, 3, rank, world_size).batch(step) for rank in range(world_size)
-            ]
-            assert np.array_equal(np.concatenate([each.arrays for each in parts]), whole.arrays)
-            assert {each.bucket.name for each in parts} == {whole.bucket.name}
+        parts = [open_loader(samples, data, trainer, rank, 3).batch(step) for rank in range(3)]
+        assert np.array_equal(np.concatenate([each.arrays for each in parts]), whole.arrays)
     assert buckets == set(BUCKETS)
-
-
-def test_every_epoch_shows_every_clip_once_in_another_order(code_shards: Path) -> None:
-    _, samples = open_samples(DataConfig(path=str(code_shards)))
-    batches = Batches(samples, 6, seed=0)
-    seen = np.concatenate([batches.global_indices(step)[1] for step in range(20)])
-    epochs = seen.reshape(-1, 20)
-    assert all(sorted(epoch.tolist()) == list(range(20)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs.tolist()}) == len(epochs)
+    with pytest.raises(
+        UserError, match=r"trainer.global_batch_size \(7\) must be at least one clip"
+    ):
+        open_loader(samples, data, trainer, 0, 8)
 
 
 @pytest.mark.parametrize("kind", ["none", "class", "text"])

@@ -20,6 +20,30 @@ class DataConfig:
         (), "shapes to train on; several take turns by their number of clips (empty: the longest)"
     )
     split: str = setting("train", "split to train on")
+    where: str | None = setting(
+        None, "train on the clips for which this holds, like \"motion > 1.5 and label == 'cat'\""
+    )
+    captions: str | None = setting(
+        None, "parquet of other captions: columns clip_id or key, and caption"
+    )
+    order: Literal["global", "window"] = setting(
+        "global", "shuffle all clips, or (more than memory, or remote) those of some shards at once"
+    )
+    window_shards: int = setting(8, "order window: shards that are shuffled together")
+    tail: Literal["wrap", "drop"] = setting(
+        "wrap", "the end of an epoch that fills no batch: joins the next epoch, or is left out"
+    )
+    views: Literal["one", "all"] = setting(
+        "one", "of the views of a clip, show one in an epoch, or all"
+    )
+    damaged: Literal["raise", "skip"] = setting(
+        "raise", "a clip whose bytes are damaged: stop, or take the next one and count it"
+    )
+    threads: int = setting(1, "threads that read the next batches ahead; 0 reads when asked")
+
+    def __post_init__(self) -> None:
+        if self.window_shards < 1 or not 0 <= self.threads <= 16:
+            raise ValueError("window_shards must be at least 1, threads between 0 and 16")
 
 
 @dataclass(frozen=True, kw_only=True)

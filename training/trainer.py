@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.shards import Batch
 from training.checkpoint import (
     check_identity,
     latest_checkpoint,
@@ -27,7 +28,6 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
-from training.data import Batch
 from training.draws import seed_step
 from training.metrics import Metrics
 from training.optimizer import make_optimizers
@@ -65,28 +65,31 @@ def train(
     metrics = Metrics(run, trainer, first_step) if is_first else None
     sums = _Sums(device)
     task.module.train()
-    for step in range(first_step, trainer.num_steps):
-        rate = learning_rate_factor(schedule, step, trainer.num_steps)
-        seed_step(trainer.seed, step, rank)
-        started = time.perf_counter()
-        batch = task.batches.batch(step)
-        waited = time.perf_counter() - started
-        losses: Losses = step_module(batch, step)
-        count = _summed(torch.tensor(float(losses.num_units), device=device))
-        (losses.loss * (world_size / count)).backward()
-        norm = _clipped(task.module, optimizer.clip_norm)
-        _apply(optimizers, rate)
-        sums.add(losses, waited, time.perf_counter() - started)
-        done = step + 1
-        is_last = done == trainer.num_steps
-        if done % trainer.log_every == 0 or is_last:
-            values = sums.take(task.unit)
-            if metrics is not None:
-                peak = optimizers[0].param_groups[0]["lr"]
-                metrics.write(done, values | {"learning_rate": peak, "gradient_norm": float(norm)})
-        if is_first and (done % trainer.checkpoint_every == 0 or is_last):
-            keep = trainer.keep_checkpoints
-            save_checkpoint(run, done, task.module, optimizers, task.identity, keep)
+    with task.loader.batches(first_step, trainer.num_steps) as batches:
+        for step in range(first_step, trainer.num_steps):
+            rate = learning_rate_factor(schedule, step, trainer.num_steps)
+            seed_step(trainer.seed, step, rank)
+            started = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - started
+            losses: Losses = step_module(batch, step)
+            count = _summed(torch.tensor(float(losses.num_units), device=device))
+            (losses.loss * (world_size / count)).backward()
+            norm = _clipped(task.module, optimizer.clip_norm)
+            _apply(optimizers, rate)
+            sums.add(losses, waited, time.perf_counter() - started)
+            done = step + 1
+            is_last = done == trainer.num_steps
+            if done % trainer.log_every == 0 or is_last:
+                values = sums.take(task.unit)
+                if metrics is not None:
+                    peak = optimizers[0].param_groups[0]["lr"]
+                    metrics.write(
+                        done, values | {"learning_rate": peak, "gradient_norm": float(norm)}
+                    )
+            if is_first and (done % trainer.checkpoint_every == 0 or is_last):
+                keep = trainer.keep_checkpoints
+                save_checkpoint(run, done, task.module, optimizers, task.identity, keep)
     if metrics is not None:
         metrics.close()
         task.finish(run)

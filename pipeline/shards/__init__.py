@@ -2,22 +2,42 @@
 
 Its rooms:
 
-    format    names, versions and records: token sets, buckets, shard entries, `shards.json`
-    writer    one tar and its sidecar, the same bytes for the same samples
-    sidecar   where each member lies in a tar: offset, length, crc32
-    reader    `open_dataset(DIR)`: batches by memory map
-    order     shuffling as a function of (seed, epoch, position)
+    format          names, versions and records: token sets, buckets, shards, `shards.json`
+    writer          one tar and its sidecar, the same bytes for the same samples
+    dataset_writer  a dataset of samples that were made elsewhere
+    packing         codes in as few bits as they need
+    hashing         a stream that hashes what passes through it
+    sidecar         where each member lies in a tar: offset, length, crc32
+    reader          `open_dataset(DIR)`: what is in a dataset
+    folder          where its files lie
+    shard           one tar under a memory map
+    samples         batches by random access
+    order           shuffling as a function of (seed, epoch, position)
+    mixture         turns by weight
+    views           several samples of one clip
+    stream          the endless epochs of some samples
+    steps           which samples a step sees
+    loader          batches for a trainer
+    prefetch        reading ahead by threads
 """
 
 from pipeline.shards.format import Bucket, ShardEntry, ShardError, TokenSet
-from pipeline.shards.reader import Dataset, Samples, open_dataset
+from pipeline.shards.loader import Batch, Loader, LoaderConfig, Source
+from pipeline.shards.reader import Dataset, open_dataset
+from pipeline.shards.samples import Samples
+from pipeline.shards.shard import DamagedSample
 
 __all__ = [
+    "Batch",
     "Bucket",
+    "DamagedSample",
     "Dataset",
+    "Loader",
+    "LoaderConfig",
     "Samples",
     "ShardEntry",
     "ShardError",
+    "Source",
     "TokenSet",
     "open_dataset",
 ]

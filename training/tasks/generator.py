@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.shards import Dataset, Samples
+from pipeline.shards import Batch, Dataset, Samples
 from tokenizer.model import Tokenizer, load_tokenizer
 from tokenizer.settings import UserError, to_dict
 from training.config import GeneratorRun
-from training.data import Batch, Batches, open_samples
+from training.data import data_order, open_loader, open_samples
 from training.draws import numpy_generator
 from training.generator import Generator
 from training.partial import feature_channels, input_features
@@ -58,9 +58,7 @@ class GeneratorTask:
         for schedule in self._schedules.values():
             self.generator.layout_for(schedule)
         self._device = torch.device(device)
-        self.batches = Batches(
-            samples, config.trainer.global_batch_size, config.trainer.seed, rank, world_size
-        )
+        self.loader = open_loader(samples, config.data, config.trainer, rank, world_size)
         self.record = RunRecord(
             dataset=self.dataset.fingerprint,
             tokenizer=self.tokenizer.fingerprint,
@@ -83,6 +81,7 @@ class GeneratorTask:
             "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
             "seed": config.trainer.seed,
             "global_batch_size": config.trainer.global_batch_size,
+            "data_order": data_order(config.data),
         }
         self._encoded: dict[str | None, list[int]] = {}
 

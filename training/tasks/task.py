@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from training.data import Batch, Batches
+from pipeline.shards import Batch, Loader
 
 
 class Losses(NamedTuple):
@@ -22,7 +22,7 @@ class Task(Protocol):
     """A module, the batches that it learns from, and the loss on one of them."""
 
     module: nn.Module
-    batches: Batches
+    loader: Loader
     unit: str  # what `Losses.num_units` counts, for the metrics: "tokens", "clips"
     identity: dict[str, Any]  # what a checkpoint must agree on to continue; plain JSON values
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.shards import Samples
+from pipeline.shards import Batch, Samples
 from pipeline.shards.order import shuffled
 from tokenizer.model import Tokenizer, save_tokenizer, signed
 from tokenizer.settings import UserError, save_settings, to_dict
 from training.config import TokenizerRun
-from training.data import Batch, Batches, open_samples
+from training.data import data_order, open_loader, open_samples
 from training.draws import torch_generator
 from training.tasks.task import Losses
 
@@ -46,15 +46,14 @@ class TokenizerTask:
         self._device = torch.device(device)
         self._begin(samples)
         self._rank = rank
-        self.batches = Batches(
-            samples, config.trainer.global_batch_size, config.trainer.seed, rank, world_size
-        )
+        self.loader = open_loader(samples, config.data, config.trainer, rank, world_size)
         self.identity: dict[str, Any] = {
             "task": "tokenizer",
             "dataset": self.dataset.fingerprint,
             "model": to_dict(config.tokenizer),
             "seed": config.trainer.seed,
             "global_batch_size": config.trainer.global_batch_size,
+            "data_order": data_order(config.data),
         }
 
     def _begin(self, samples: Mapping[str, Samples]) -> None:

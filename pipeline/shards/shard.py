@@ -1,0 +1,236 @@
+"""One shard under a memory map: opened when it is first read, checked as it is read.
+
+    shard = Shard(name="parts/0.tar", num_samples=1000, open_file=..., read_sidecar=...)
+    shard.gather_into(out, places, rows, "codes.npy")
+
+Its sidecar is parsed at the first read and kept; the map itself is one of a bounded number that a
+process keeps, the least recently used is let go. An open map holds a shared lock on its file, which
+is how the cache of remote shards knows what is in use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import itertools
+import math
+import mmap
+import resource
+import threading
+import weakref
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+
+from pipeline.shards.format import ShardError
+from pipeline.shards.sidecar import Sidecar
+
+BLOCK_BYTES = 512
+_MAX_MAPS = 4096
+_MAX_NPY_HEADER = 4096
+
+
+class DamagedSample(ShardError):
+    """A sample whose bytes are not what its shard's index says."""
+
+    def __init__(self, key: str, shard: str, offset: int, row: int, reason: str) -> None:
+        super().__init__(f"{shard}: sample {key} (row {row}) at byte {offset} {reason}")
+        self.key = key
+        self.shard = shard
+        self.offset = offset
+        self.row = row
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """The arrays of one member: shape and dtype, `.npy` header, and where each payload starts."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    header: bytes
+    starts: np.ndarray
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Shard:
+    """Samples [0, num_samples) of one tar.
+
+    `open_file` gives the tar, open for reading; `read_sidecar` its sidecar. Both are called when a
+    sample is first read. `name` is what errors call it.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        num_samples: int,
+        open_file: Callable[[], IO[bytes]],
+        read_sidecar: Callable[[], Sidecar],
+    ) -> None:
+        self.name = name
+        self.num_samples = num_samples
+        self.map: ShardMap | None = None  # set and let go by `_Maps`
+        self._open_file = open_file
+        self._read_sidecar = read_sidecar
+        self._sidecar: Sidecar | None = None
+        self._layouts: dict[str, ArrayLayout] = {}
+
+    @property
+    def sidecar(self) -> Sidecar:
+        """Where its members lie; ShardError when the index is not about these samples."""
+        if self._sidecar is None:
+            sidecar = self._read_sidecar()
+            if len(sidecar.places) != self.num_samples or not self.num_samples:
+                raise ShardError(f"{self.name}: {len(sidecar.places)} samples in the index")
+            self._sidecar = sidecar
+        return self._sidecar
+
+    def layout(self, member: str) -> ArrayLayout:
+        """How the arrays of `member` lie; ShardError unless all are alike."""
+        layout = self._layouts.get(member)
+        if layout is None:
+            layout = self._layouts[member] = self._read_layout(member)
+        return layout
+
+    def gather_into(
+        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, layout: ArrayLayout
+    ) -> None:
+        """Copies the payloads of `rows` to `places` of `out` [n], a void per sample."""
+        out[places] = _MAPS.get(self).items(layout.size_bytes)[layout.starts[rows]]
+
+    def slices(self, member: str, rows: np.ndarray) -> list[bytes]:
+        """The bytes of a member that is no array, of each row."""
+        data = _MAPS.get(self).data
+        places = self._places(member)[rows]
+        starts, lengths = places["offset"].tolist(), places["length"].tolist()
+        return [data[start : start + length] for start, length in zip(starts, lengths)]
+
+    def check(self, member: str, rows: np.ndarray, header: bytes = b"") -> None:
+        """DamagedSample unless these rows have their crc32 and begin with `header`."""
+        memory = _MAPS.get(self).memory
+        for row, (offset, length, crc32) in zip(rows.tolist(), self._places(member)[rows].tolist()):
+            payload = memory[offset : offset + length]
+            if zlib.crc32(payload) != crc32:
+                raise self.damaged(member, row, "is damaged (crc32)")
+            if payload[: len(header)] != header:
+                raise self.damaged(member, row, "has another dtype or shape than its shard")
+
+    def damaged(self, member: str, row: int, reason: str) -> DamagedSample:
+        """The error about a row."""
+        offset = int(self._places(member)[row]["offset"])
+        return DamagedSample(self.key(member, row), self.name, offset, row, reason)
+
+    def key(self, member: str, row: int) -> str:
+        """The key of a row, from the tar header of one of its members."""
+        offset = int(self._places(member)[row]["offset"])
+        name = _MAPS.get(self).data[max(0, offset - BLOCK_BYTES) : offset][:100]
+        return name.split(b"\0")[0].decode("utf-8", "replace").removesuffix(f".{member}")
+
+    def open_map(self) -> ShardMap:
+        """A new map of the file, whose size must be the index's."""
+        with self._open_file() as file:
+            return ShardMap(file, self.name, self.sidecar.tar_bytes)
+
+    def _places(self, member: str) -> np.ndarray:
+        sidecar = self.sidecar
+        if member not in sidecar.members:
+            raise ShardError(f"{self.name}: no member {member!r} in the index")
+        return sidecar.places[:, sidecar.members.index(member)]
+
+    def _read_layout(self, member: str) -> ArrayLayout:
+        places = self._places(member)
+        if places["length"].min() != places["length"].max():
+            raise ShardError(f"{self.name}: arrays of different sizes in one bucket")
+        offset, length = int(places["offset"][0]), int(places["length"][0])
+        head = _MAPS.get(self).data[offset : offset + min(length, _MAX_NPY_HEADER)]
+        shape, dtype, header_bytes = _npy_header(head, f"{self.name} at byte {offset}")
+        starts = places["offset"].astype(np.int64) + header_bytes
+        layout = ArrayLayout(shape, dtype, head[:header_bytes], starts)
+        if header_bytes + layout.size_bytes != length:
+            raise ShardError(f"{self.name} at byte {offset}: {length} bytes for shape {shape}")
+        return layout
+
+
+class ShardMap:
+    """A read-only memory map that keeps a shared lock on its file."""
+
+    def __init__(self, file: IO[bytes], name: str, size_bytes: int) -> None:
+        fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+        try:
+            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise ShardError(f"{name}: empty file") from None
+        if len(self.data) != size_bytes:
+            raise ShardError(f"{name}: {len(self.data)} bytes, the index says {size_bytes}")
+        self.memory = memoryview(self.data)
+        self.last_use = 0
+        self._items: dict[int, np.ndarray] = {}
+
+    def items(self, size_bytes: int) -> np.ndarray:
+        """At [i]: the `size_bytes` bytes from byte i on, as one item; items overlap."""
+        items = self._items.get(size_bytes)
+        if items is None:
+            length = len(self.data) - size_bytes + 1
+            items = np.ndarray((length,), f"V{size_bytes}", self.data, strides=(1,))
+            self._items[size_bytes] = items
+        return items
+
+
+class _Maps:
+    """The open maps of this process, at most `limit`; those not used for longest go first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._clock = itertools.count()
+        self._open: weakref.WeakSet[Shard] = weakref.WeakSet()
+
+    def get(self, shard: Shard) -> ShardMap:
+        opened = shard.map or self._opened(shard)
+        opened.last_use = next(self._clock)
+        return opened
+
+    def _opened(self, shard: Shard) -> ShardMap:
+        with self._lock:
+            if shard.map is None:
+                if len(self._open) >= self._limit:
+                    self._let_go(self._limit // 4 + 1)
+                shard.map = shard.open_map()
+                self._open.add(shard)
+            return shard.map
+
+    def _let_go(self, count: int) -> None:
+        """Forgets maps; one that another thread is reading from lives until it is done."""
+        by_use = sorted(self._open, key=lambda each: each.map.last_use if each.map else 0)
+        for shard in by_use[:count]:
+            shard.map = None
+            self._open.discard(shard)
+
+
+def _npy_header(head: bytes, where: str) -> tuple[tuple[int, ...], np.dtype, int]:
+    stream = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ShardError(f"{where}: .npy version {version}; shards hold version 1")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except ValueError as error:
+        raise ShardError(f"{where}: not an array ({error})") from None
+    if fortran or dtype.kind not in "biuf" or not shape or min(shape) < 1:
+        raise ShardError(f"{where}: {dtype} of shape {shape} is no array that shards hold")
+    return shape, dtype, stream.tell()
+
+
+def _map_limit() -> int:
+    """Half of the files that this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(_MAX_MAPS, soft // 2 if soft > 0 else _MAX_MAPS))
+
+
+_MAPS = _Maps(_map_limit())
