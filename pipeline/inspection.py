@@ -4,8 +4,8 @@
     sample = shard.read(shard.keys[0])
     sample.arrays["codes.npy"].shape, sample.metadata["caption"]
 
-A shard may come from anywhere. A member that is not a plain file, whose path leaves the folder, that
-is larger than the limits or than the file, an array whose header lies, or JSON that is not an
+A shard may come from anywhere. A member that is not a plain file, whose path leaves the folder,
+that is larger than the limits or than the file, an array whose header lies, or JSON that is not an
 object: each is one `ShardError` that names the member, and nothing is ever unpacked or unpickled.
 """
 
