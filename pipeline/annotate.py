@@ -37,7 +37,7 @@ from pipeline.config import BuildConfig, parse_bucket
 from pipeline.decode import open_decoder
 from pipeline.decode.decoder import DecodeError, Probe, gather_scan
 from pipeline.plan import PlannedSource
-from pipeline.statistics import add_outcome, empty_statistics
+from pipeline.statistics import Tally
 from tokenizer.settings import to_dict
 
 ANNOTATE_VERSION = 2  # raise it when the rows of an unchanged file change
@@ -103,10 +103,10 @@ class AnnotateJob:
             except SidecarError as error:
                 rows.append(failed_source(source.source_id, source.uri, f"error:{error.kind}"))
         part = self.store.write_part(unit.id, ".parquet", lambda file: clips_to_parquet(rows, file))
-        statistics = empty_statistics()
+        tally = Tally()
         outcomes = Counter(row.outcome or "kept" for row in rows)
         for outcome, count in sorted(outcomes.items()):
-            add_outcome(statistics, outcome, count)
+            tally.add_outcome(outcome, count)
         result = {
             "phase": "annotate",
             "fingerprint": self.fingerprint,
@@ -115,7 +115,7 @@ class AnnotateJob:
             "num_sources": len(unit.sources),
             "scanned": scanned,
             **accounts(outcomes),
-            "statistics": statistics,
+            "statistics": tally.to_json(),
         }
         self.store.commit(unit.id, result, run | worker_facts())
         return unit.id

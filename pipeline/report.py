@@ -23,7 +23,7 @@ import yaml
 
 from pipeline.charts import bar, histogram, sparkline
 from pipeline.config import Rule, SelectSettings
-from pipeline.statistics import code_usage, outcome_totals, overall_usage
+from pipeline.statistics import code_counts, code_usage, outcome_totals, overall_usage
 from pipeline.summary import Summary, score_columns, summarize
 from tokenizer.settings import UserError, from_dict
 
@@ -37,7 +37,7 @@ def write_report(directory: str | Path) -> Path:
     root = Path(directory)
     summary = summarize(root)
     rules = _rules(root / "config.yaml")
-    table = pq.read_table(summary.accounts_file) if summary.accounts_file else None
+    table = pq.read_table(root / summary.accounts_file) if summary.accounts_file else None
     sections = [
         _section("What became of every clip", _funnel(summary)),
         _section("Scores, and where they were cut", _score_charts(table, rules)),
@@ -71,7 +71,7 @@ def _page(summary: Summary, body: str) -> str:
         tiles.append(("codes in use", f"{overall.num_used:,} / {overall.codebook_size:,}"))
     state = f"dataset {summary.fingerprint[:16]}" if summary.fingerprint else "not finished"
     return Template(_PAGE).substitute(
-        title=_text(summary.root.resolve().name),
+        title=_text(Path(summary.root).resolve().name),
         state=_text(state),
         tiles="".join(f"<div class=tile><b>{value}</b>{name}</div>" for name, value in tiles),
         body=body,
@@ -178,7 +178,14 @@ def _codebook(summary: Summary) -> str:
     overall = overall_usage(summary.statistics)
     if overall is None:
         return ""
-    histograms = [row for rows in _by_bucket(summary).values() for row in rows]
+    histograms = [
+        row
+        for each in code_counts(summary.statistics).values()
+        if each.counts is not None
+        for row in each.counts
+    ]
+    if not histograms:
+        return ""
     usages = [(overall, np.sum(histograms, axis=0))]
     usages += list(zip(code_usage(summary.statistics), histograms))
     rows = [
@@ -196,14 +203,6 @@ def _codebook(summary: Summary) -> str:
     ]
     header = ["bucket", "scale", "tokens", "used", "dead", "bits", "perplexity", "codes by use"]
     return f"<p>{overall.codebook_size:,} codes</p>" + _table(header, rows)
-
-
-def _by_bucket(summary: Summary) -> dict[str, list[np.ndarray]]:
-    """Histograms in the order of `code_usage`."""
-    return {
-        bucket: [np.array(row, dtype=np.int64) for row in rows]
-        for bucket, rows in sorted(summary.statistics["codes"].items())
-    }
 
 
 def _failures(summary: Summary) -> str:

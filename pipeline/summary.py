@@ -1,16 +1,18 @@
-"""Summary: what a dataset folder holds, from its commits and its accounts; no shard is read.
+"""Summary: what a dataset folder holds, from its accounts and statistics; no shard is read.
 
-    summary = summarize("runs/demo/data")
+    summary = summarize("runs/demo/data")            # or s3://bucket/data
     summary.outcomes                 # {"kept": 1020, "dropped:too_static": 12, "error:corrupt": 3}
     code_usage(summary.statistics)   # of the samples in the shards
 
-Works on a finished dataset and on one that is being made: then it counts what is committed so far.
+A finished dataset answers from `statistics.json`. One that is being made answers from its commits,
+so far as there are any.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,34 +21,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.distribution import describe, distribution_of
 from pipeline.shards.format import SHARDS_FILE, SUCCESS_FILE, ShardEntry, parse_declaration
+from pipeline.shards.removal import REMOVED_FOLDER, read_removed
 from pipeline.statistics import (
     Statistics,
+    Tally,
     code_usage,
-    deviation,
-    distribution_of,
-    mean,
     merge,
     outcome_totals,
     overall_usage,
-    quantile,
 )
+from pipeline.storage import Storage, open_storage
 from tokenizer.settings import UserError
 
-ACCOUNTS_FILES = ("manifest.parquet", "selection.parquet")
+MANIFEST_FILE, SELECTION_FILE = "manifest.parquet", "selection.parquet"
+ACCOUNTS_FILES = (MANIFEST_FILE, SELECTION_FILE)
+STATISTICS_FILE = "statistics.json"
 COMMITS_FOLDER = "_commits"
 MAX_FAILURES = 1000
 NOT_SCORES = ("start_seconds", "end_seconds", "fps")
+_READ_AHEAD = 256
+_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """What is known of a dataset; `outcomes` counts every clip ever considered."""
 
-    root: Path
+    root: str
     is_finished: bool
     fingerprint: str | None
-    accounts_file: Path | None
+    accounts_file: str | None
     outcomes: dict[str, int]
     failures: list[tuple[str, str]]
     """(uri, outcome) of what could not be read, at most MAX_FAILURES."""
@@ -54,38 +60,37 @@ class Summary:
     """The distribution of each score over every clip that has it, kept or not."""
     num_shards: int
     shard_bytes: int
+    num_removed: int
+    """Samples that `tessera remove` took out and `tessera gc --rewrite` has not erased yet."""
     statistics: Statistics
     """Of the samples in the shards."""
 
 
 def summarize(directory: str | Path) -> Summary:
-    """The summary of a dataset folder; UserError when the folder is not one or is damaged."""
-    root = Path(directory)
-    if not root.is_dir():
+    """The summary of a dataset; UserError when there is none or it is damaged."""
+    storage = open_storage(directory)
+    root = storage.root
+    if "://" not in root and not Path(root).is_dir():
         raise UserError(f"{root}: no such folder")
-    accounts = next((root / name for name in ACCOUNTS_FILES if (root / name).exists()), None)
-    is_finished = (root / SUCCESS_FILE).exists() and (root / SHARDS_FILE).exists()
-    if accounts is None and not (root / COMMITS_FOLDER).is_dir():
-        raise UserError(f"{root}: not a dataset (neither {ACCOUNTS_FILES[0]} nor commits in it)")
-    fingerprint, shards = None, None
+    accounts = next((name for name in ACCOUNTS_FILES if storage.size(name) is not None), None)
+    is_finished = all(storage.size(name) is not None for name in (SUCCESS_FILE, SHARDS_FILE))
+    fingerprint = None
     if is_finished:
-        text = (root / SHARDS_FILE).read_text(encoding="utf-8")
-        fingerprint, _, _, shards = parse_declaration(text, str(root / SHARDS_FILE))
-    results = _shard_results(root, shards)
-    try:
-        statistics = merge(*(result["statistics"] for result in results))
-        sizes = [result["parts"][0]["size_bytes"] for result in results]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{root / COMMITS_FOLDER}: damaged statistics ({error})") from None
+        text = storage.read(SHARDS_FILE).decode("utf-8", "replace")
+        fingerprint, _, _, shards = parse_declaration(text, f"{root}/{SHARDS_FILE}")
+        statistics = _finished_statistics(storage, shards)
+        num_shards, shard_bytes = len(shards), sum(shard.size_bytes for shard in shards)
+    else:
+        commits = [name for name in storage.names(COMMITS_FOLDER) if name.startswith("tokenize-")]
+        if accounts is None and not storage.names(COMMITS_FOLDER):
+            raise UserError(f"{root}: not a dataset (neither {MANIFEST_FILE} nor commits in it)")
+        statistics, sizes = _sum_of(storage, commits)
+        num_shards, shard_bytes = len(sizes), sum(sizes.values())
     outcomes: dict[str, int] = statistics["outcomes"]
     failures: list[tuple[str, str]] = []
     considered: dict[str, dict[str, Any]] = {}
     if accounts is not None:
-        table = _read_accounts(accounts)
-        outcomes, failures = _outcomes(table)
-        considered = {
-            name: distribution_of(table[name].to_numpy()) for name in score_columns(table)
-        }
+        outcomes, failures, considered = _read_accounts(storage, accounts)
     return Summary(
         root=root,
         is_finished=is_finished,
@@ -94,8 +99,9 @@ def summarize(directory: str | Path) -> Summary:
         outcomes=outcomes,
         failures=failures,
         considered=considered,
-        num_shards=len(results),
-        shard_bytes=sum(sizes),
+        num_shards=num_shards,
+        shard_bytes=shard_bytes,
+        num_removed=_num_removed(storage),
         statistics=statistics,
     )
 
@@ -105,7 +111,7 @@ def to_json(summary: Summary) -> dict[str, Any]:
     statistics = summary.statistics
     usages = [usage for usage in (overall_usage(statistics), *code_usage(statistics)) if usage]
     return {
-        "path": str(summary.root),
+        "path": summary.root,
         "finished": summary.is_finished,
         "fingerprint": summary.fingerprint,
         **outcome_totals({"outcomes": summary.outcomes}),
@@ -113,6 +119,7 @@ def to_json(summary: Summary) -> dict[str, Any]:
         "failures": [{"uri": uri, "outcome": outcome} for uri, outcome in summary.failures],
         "shards": summary.num_shards,
         "shard_bytes": summary.shard_bytes,
+        "removed": summary.num_removed,
         "samples": statistics["samples"],
         "frames": statistics["frames"],
         "tokens": statistics["tokens"],
@@ -150,53 +157,108 @@ def score_columns(accounts: pa.Table | pa.Schema) -> list[str]:
     ]
 
 
-def describe(distribution: Mapping[str, Any]) -> dict[str, Any]:
-    """A distribution in nine numbers; the quantiles are within 5%."""
-    return {
-        "count": distribution["count"],
-        "mean": mean(distribution),
-        "deviation": deviation(distribution),
-        "min": distribution["min"],
-        "p5": quantile(distribution, 0.05),
-        "p50": quantile(distribution, 0.5),
-        "p95": quantile(distribution, 0.95),
-        "max": distribution["max"],
-    }
-
-
-def _shard_results(root: Path, shards: list[ShardEntry] | None) -> list[dict[str, Any]]:
-    """Results of the commits that made these shards, in order; None: of every shard so far."""
-    made = {}
-    for path in sorted((root / COMMITS_FOLDER).glob("tokenize-*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))["result"]
-            if result["parts"]:
-                made[result["parts"][0]["path"]] = result
-        except (ValueError, KeyError, TypeError, IndexError):
-            raise UserError(f"{path}: not a commit of this version, or damaged") from None
-    if shards is None:
-        return list(made.values())
-    missing = [shard.path for shard in shards if shard.path not in made]
-    if missing:
-        raise UserError(
-            f"{root}: no commit for shard {missing[0]} ({len(missing)} of {len(shards)} missing); "
-            f"was {COMMITS_FOLDER} deleted or not copied?"
-        )
-    return [made[shard.path] for shard in shards]
-
-
-def _read_accounts(path: Path) -> pa.Table:
+def _finished_statistics(storage: Storage, shards: list[ShardEntry]) -> Statistics:
+    """`statistics.json`, or the sum of the shards' commits where there is none."""
+    where = f"{storage.root}/{STATISTICS_FILE}"
     try:
-        names = pq.read_schema(path)
-        wanted = ["outcome", "uri", *score_columns(names)]
-        return pq.read_table(path, columns=wanted)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        statistics = merge(json.loads(storage.read(STATISTICS_FILE)))
+    except FileNotFoundError:
+        return _statistics_of_shards(storage, shards)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{where}: damaged ({error}); run `tessera finalize` again") from None
+    num_samples = sum(shard.num_samples for shard in shards)
+    if statistics["samples"] != num_samples:
+        raise UserError(
+            f"{where}: of {statistics['samples']} samples, but the shards hold {num_samples}; "
+            "run `tessera finalize` again"
+        )
+    return statistics
 
 
-def _outcomes(table: pa.Table) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Counts per outcome, and the first files that could not be read."""
-    counts = pc.value_counts(table["outcome"])
-    outcomes = {row["values"]: row["counts"] for row in counts.to_pylist()}
-    failed = table.filter(pc.starts_with(table["outcome"], "error:")).slice(0, MAX_FAILURES)
-    return outcomes, [(row["uri"], row["outcome"]) for row in failed.to_pylist()]
+def _statistics_of_shards(storage: Storage, shards: list[ShardEntry]) -> Statistics:
+    names = [name for name in storage.names(COMMITS_FOLDER) if name.startswith("tokenize-")]
+    wanted = {shard.path for shard in shards}
+    statistics, sizes = _sum_of(storage, names, wanted)
+    missing = sorted(wanted - set(sizes))
+    if missing and names:
+        raise UserError(
+            f"{storage.root}: no commit for shard {missing[0]} ({len(missing)} of {len(shards)} "
+            f"missing); was {COMMITS_FOLDER} deleted or not copied?"
+        )
+    if missing:  # shards that no build made: their number is known, and no more
+        statistics["samples"] = sum(shard.num_samples for shard in shards)
+    return statistics
+
+
+def _sum_of(
+    storage: Storage, names: Iterable[str], wanted: set[str] | None = None
+) -> tuple[Statistics, dict[str, int]]:
+    """(statistics, bytes by shard) of the commits that made shards, or these shards."""
+    tally, sizes = Tally(), {}
+    for name, record in read_commits(storage, names):
+        try:
+            result = record["result"]
+            if not result["parts"]:
+                continue
+            path = str(result["parts"][0]["path"])
+            if path in sizes or (wanted is not None and path not in wanted):
+                continue
+            tally.add_record(result["statistics"])
+            sizes[path] = int(result["parts"][0]["size_bytes"])
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise _not_a_commit(storage, name, error) from None
+    return tally.to_json(), sizes
+
+
+def read_commits(storage: Storage, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, record) of commits in the order given, some read ahead; UserError when damaged."""
+    waiting = list(names)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(waiting), _READ_AHEAD):
+            piece = waiting[start : start + _READ_AHEAD]
+            contents = pool.map(storage.read, [f"{COMMITS_FOLDER}/{name}" for name in piece])
+            for name, content in zip(piece, contents):
+                try:
+                    yield name, json.loads(content)
+                except (ValueError, RecursionError) as error:
+                    raise _not_a_commit(storage, name, error) from None
+
+
+def _not_a_commit(storage: Storage, name: str, error: Exception) -> UserError:
+    path = f"{storage.root}/{COMMITS_FOLDER}/{name}"
+    return UserError(f"{path}: not a commit of this version, or damaged ({error})")
+
+
+def _read_accounts(
+    storage: Storage, name: str
+) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, dict[str, Any]]]:
+    """(clips per outcome, files that could not be read, distributions of scores)."""
+    try:
+        with storage.open(name) as file:
+            source = pq.ParquetFile(file, read_dictionary=["outcome"])
+            scores = score_columns(source.schema_arrow)
+            table = source.read(columns=["outcome", *scores])
+            counts = pc.value_counts(table["outcome"].unify_dictionaries()).to_pylist()
+            outcomes = {str(row["values"]): row["counts"] for row in counts}
+            failures = []
+            if any(outcome.startswith("error:") for outcome in outcomes):
+                failures = _failures(source)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"{storage.root}/{name}: cannot be read ({error})") from None
+    return outcomes, failures, {name: distribution_of(table[name].to_numpy()) for name in scores}
+
+
+def _failures(accounts: pq.ParquetFile) -> list[tuple[str, str]]:
+    """The first files that could not be read."""
+    failures: list[tuple[str, str]] = []
+    for batch in accounts.iter_batches(columns=["outcome", "uri"]):
+        failed = batch.filter(pc.starts_with(batch["outcome"].cast(pa.string()), "error:"))
+        failures += [(row["uri"], row["outcome"]) for row in failed.to_pylist()]
+        if len(failures) >= MAX_FAILURES:
+            break
+    return failures[:MAX_FAILURES]
+
+
+def _num_removed(storage: Storage) -> int:
+    removed = read_removed(storage.names(REMOVED_FOLDER), storage.read, storage.root)
+    return sum(len(rows) for rows in removed.rows.values())

@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.distribution import describe
 from pipeline.inspection import InspectedShard, Sample
 from pipeline.shards.format import SHARDS_FILE, Bucket, ShardError, parse_declaration
 from pipeline.statistics import code_usage, outcome_totals, overall_usage
-from pipeline.summary import Summary, describe, distributions
+from pipeline.summary import Summary, distributions
 
 MAX_GROUP_ROWS = 12
 MAX_FAILURE_ROWS = 10
@@ -165,10 +166,8 @@ def _print_codebook(console: Console, summary: Summary) -> None:
             usage.bucket,
             "all" if usage.scale < 0 else str(usage.scale),
             f"{usage.num_tokens:,}",
-            f"{usage.num_used:,}",
-            f"{usage.num_dead:,}",
-            f"{usage.entropy_bits:.2f}",
-            f"{usage.perplexity:,.1f}",
+            *("-" if n is None else f"{n:,}" for n in (usage.num_used, usage.num_dead)),
+            *("-" if x is None else f"{x:,.2f}" for x in (usage.entropy_bits, usage.perplexity)),
         ]
         for usage in (*code_usage(summary.statistics), overall)
     ]

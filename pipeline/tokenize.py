@@ -27,7 +27,7 @@ from pipeline.reuse import CodeCopies, CodePlace
 from pipeline.select import group_for_shards
 from pipeline.shards.format import Bucket, canonical_json
 from pipeline.shards.writer import ShardWriter
-from pipeline.statistics import add_outcome, add_sample, empty_statistics
+from pipeline.statistics import Tally
 from tokenizer.settings import to_dict
 
 TOKENIZE_VERSION = 2  # raise it when the bytes of a shard change for the same codes
@@ -188,7 +188,7 @@ class _Shard:
         self._token_set = model.token_set
         self._bucket = job.bucket(unit.clips[0].bucket)
         self._schedule = model.schedule(self._bucket)
-        self._statistics = empty_statistics()
+        self._tally = Tally()
         self._outcomes: Counter[str] = Counter()
         self._failed: dict[str, str] = {}
         short = unit.id.removeprefix("tokenize-")[:12]
@@ -209,8 +209,7 @@ class _Shard:
             code_key=self._job.code_key(clip),
         )
         self._outcomes["kept"] += 1
-        add_sample(
-            self._statistics,
+        self._tally.add_sample(
             metadata,
             array if self._schedule else None,
             self._schedule.scale_of_token if self._schedule else None,
@@ -228,7 +227,7 @@ class _Shard:
                 part = self.draft.publish(".tar")
                 parts = [part, store.write_beside(part, ".idx", sidecar)]
         for outcome, count in sorted(self._outcomes.items()):
-            add_outcome(self._statistics, outcome, count)
+            self._tally.add_outcome(outcome, count)
         result = {
             "phase": "tokenize",
             "fingerprint": self._job.fingerprint,
@@ -240,7 +239,7 @@ class _Shard:
             "num_samples": self._outcomes["kept"],
             "failed": self._failed,
             **accounts(self._outcomes),
-            "statistics": self._statistics,
+            "statistics": self._tally.to_json(),
         }
         run = self.log.facts() | {"driver_pid": self._job.driver_pid}
         store.commit(unit.id, result, run)

@@ -25,7 +25,7 @@ from pipeline.report import write_report
 from pipeline.shards.dataset_writer import DatasetWriter
 from pipeline.shards.format import Bucket, ShardError
 from pipeline.shards.format import TokenSet as Set
-from pipeline.statistics import add_outcome, add_sample, empty_statistics
+from pipeline.statistics import Tally
 from pipeline.summary import summarize, to_json
 from tokenizer.scales import image_and_clip
 from tokenizer.settings import UserError
@@ -95,17 +95,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             codes = np.random.default_rng(index).integers(0, 32, SCHEDULE.num_tokens)
             codes = codes.astype(np.uint16)
             writer.write(metadata["key"], {"codes": codes}, metadata, split=metadata["split"])
-            statistics = per_shard.setdefault(index // SAMPLES_PER_SHARD, empty_statistics())
+            tally = per_shard.setdefault(index // SAMPLES_PER_SHARD, Tally())
             scales = SCHEDULE.scale_of_token
-            add_sample(statistics, metadata, codes, scales, CODEBOOK_SIZE, codes.nbytes)
-            add_outcome(statistics, "kept")
+            tally.add_sample(metadata, codes, scales, CODEBOOK_SIZE, codes.nbytes)
+            tally.add_outcome("kept")
     store = Store(root)
     store.prepare()
     parts = [f"parts/val-{bucket.name}-000000.tar"]
     parts += [f"parts/train-{bucket.name}-{number:06d}.tar" for number in range(NUM_SHARDS - 1)]
     for number, path in enumerate(parts):
         part = {"path": path, "size_bytes": (root / path).stat().st_size}
-        result = {"parts": [part], "statistics": per_shard[number]}
+        result = {"parts": [part], "statistics": per_shard[number].to_json()}
         store.commit(f"tokenize-{number}", result, {"host": "here"})
     for index in range(20, 24):
         motion = {"brightness": 90.0, "motion": 0.1}

@@ -9,22 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.statistics import (
+from pipeline.codebook_use import CodeCounts
+from pipeline.distribution import (
     add_number,
-    add_outcome,
-    add_sample,
     bins,
-    code_usage,
     deviation,
     distribution_of,
     empty_distribution,
-    empty_statistics,
     mean,
-    merge,
-    outcome_totals,
-    overall_usage,
     quantile,
 )
+from pipeline.statistics import Tally, code_usage, merge, outcome_totals, overall_usage
 
 SCALE_OF_TOKEN = np.repeat([0, 1, 2], [1, 4, 16])
 
@@ -48,25 +43,26 @@ def metadata(index: int, **changes: Any) -> dict[str, Any]:
 
 
 def record(indices: range, codebook_size: int = 32) -> dict[str, Any]:
-    statistics = empty_statistics()
+    tally = Tally()
     for index in indices:
         codes = np.random.default_rng(index).integers(0, codebook_size, 21).astype(np.uint16)
-        add_sample(statistics, metadata(index), codes, SCALE_OF_TOKEN, codebook_size, 1000)
-        add_outcome(statistics, "kept")
-    add_outcome(statistics, "dropped:too_static", 2)
-    add_outcome(statistics, "error:truncated")
-    return statistics
+        tally.add_sample(metadata(index), codes, SCALE_OF_TOKEN, codebook_size, 1000)
+        tally.add_outcome("kept")
+    tally.add_outcome("dropped:too_static", 2)
+    tally.add_outcome("error:truncated")
+    return tally.to_json()
 
 
 def test_records_add_up_to_the_record_of_everything_in_any_order() -> None:
     parts = [record(range(5)), record(range(5, 6)), record(range(6, 20))]
     forwards = merge(*parts)
     assert forwards == merge(*reversed(parts)) == merge(merge(parts[1], parts[2]), parts[0])
-    whole = record(range(20))
-    add_outcome(whole, "dropped:too_static", 4)
-    add_outcome(whole, "error:truncated", 2)
-    assert forwards == whole
-    assert merge(empty_statistics(), whole) == whole
+    whole = Tally()
+    whole.add_record(record(range(20)))
+    whole.add_outcome("dropped:too_static", 4)
+    whole.add_outcome("error:truncated", 2)
+    assert forwards == whole.to_json()
+    assert merge(merge(), forwards) == forwards
 
 
 def test_a_record_survives_json_to_the_byte() -> None:
@@ -88,7 +84,7 @@ def test_every_clip_that_came_in_is_counted_once() -> None:
 
 def test_an_outcome_must_be_one_of_the_three_kinds() -> None:
     with pytest.raises(ValueError, match="'skipped' is not kept"):
-        add_outcome(empty_statistics(), "skipped")
+        Tally().add_outcome("skipped")
 
 
 @given(st.lists(st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-3), min_size=1))
@@ -122,8 +118,9 @@ def test_quantiles_are_within_five_percent(values: list[float], share: float) ->
 
 
 def test_a_missing_score_is_counted_as_missing_and_never_as_a_number() -> None:
-    statistics = empty_statistics()
-    add_sample(statistics, metadata(1, scores={"aesthetic": None, "motion": math.nan}))
+    tally = Tally()
+    tally.add_sample(metadata(1, scores={"aesthetic": None, "motion": math.nan}))
+    statistics = tally.to_json()
     assert statistics["missing_scores"] == {"aesthetic": 1, "motion": 1}
     assert statistics["scores"] == {}
 
@@ -137,9 +134,10 @@ def test_groups_add_up_to_the_whole() -> None:
 
 
 def test_codebook_use_per_scale_is_what_numpy_counts() -> None:
-    statistics = empty_statistics()
+    tally = Tally()
     codes = np.array([3, 0, 0, 1, 1, *([7] * 16)], dtype=np.uint16)
-    add_sample(statistics, metadata(0), codes, SCALE_OF_TOKEN, 8)
+    tally.add_sample(metadata(0), codes, SCALE_OF_TOKEN, 8)
+    statistics = tally.to_json()
     first, second, third = code_usage(statistics)
     assert (first.num_used, first.entropy_bits, first.num_dead) == (1, 0.0, 7)
     assert (second.num_used, second.entropy_bits, second.perplexity) == (2, 1.0, 2.0)
@@ -152,19 +150,90 @@ def test_codebook_use_per_scale_is_what_numpy_counts() -> None:
 
 def test_codes_out_of_range_and_foreign_codebooks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"outside \[0, 8\)"):
-        add_sample(empty_statistics(), metadata(0), np.array([8]), None, 8)
+        Tally().add_sample(metadata(0), np.array([8]), None, 8)
     with pytest.raises(ValueError, match="32 and 16 entries"):
         merge(record(range(2), 32), record(range(2), 16))
 
 
 def test_a_record_of_another_version_is_refused() -> None:
-    with pytest.raises(ValueError, match="version 99 is not 1"):
-        merge(empty_statistics() | {"version": 99})
+    with pytest.raises(ValueError, match="version 99 is not 2"):
+        merge(merge() | {"version": 99})
 
 
 def test_images_and_bare_metadata_are_counted_too() -> None:
-    statistics = empty_statistics()
-    add_sample(statistics, {"num_frames": 1})
+    tally = Tally()
+    tally.add_sample({"num_frames": 1})
+    statistics = tally.to_json()
     assert statistics["samples"] == 1
     assert statistics["seconds"]["count"] == 0
     assert statistics["by"]["label"]["(none)"]["frames"] == 1
+
+
+def slowly_counted(samples: list[np.ndarray], num_scales: int, codebook_size: int) -> np.ndarray:
+    counts = np.zeros((num_scales, codebook_size), dtype=np.int64)
+    for codes in samples:
+        for scale, code in zip(SCALE_OF_TOKEN.tolist(), codes.tolist()):
+            counts[scale, code] += 1
+    return counts
+
+
+@pytest.mark.parametrize("codebook_size", [1, 2, 300, 5000, 65_536])
+def test_counts_survive_their_record_however_they_are_written(codebook_size: int) -> None:
+    draw = np.random.default_rng(codebook_size)
+    samples = [draw.integers(0, codebook_size, 21) for _ in range(40)]
+    counts = CodeCounts(codebook_size)
+    for codes in samples:
+        counts.add(codes.astype(np.uint16), SCALE_OF_TOKEN)
+    expected = slowly_counted(samples, 3, codebook_size)
+    assert counts.counts is not None
+    np.testing.assert_array_equal(counts.counts, expected)
+    for factor in (1, 100, 10**5, 10**10):  # every width
+        counts.counts[:] = expected * factor
+        again = CodeCounts(codebook_size)
+        again.add_record(json.loads(json.dumps(counts.to_json())))
+        np.testing.assert_array_equal(again.counts, expected * factor)
+        assert again.tokens.tolist() == (expected * factor).sum(axis=1).tolist()
+
+
+def test_a_record_of_counts_is_small() -> None:
+    counts = CodeCounts(4096)
+    for seed in range(100):
+        counts.add(np.random.default_rng(seed).integers(0, 4096, 21), SCALE_OF_TOKEN)
+    assert len(json.dumps(counts.to_json())) < 8 * 2100
+
+
+def test_large_codebooks_say_which_codes_occur_and_huge_ones_how_many_tokens() -> None:
+    for size, num_used in ((1 << 18, 3), (1 << 30, None)):
+        tally = Tally()
+        for codes in ([5, 5, 70_000], [5, 2**18 - 1, 5]):
+            tally.add_sample({"bucket": "b"}, np.array(codes, np.uint32), np.array([0, 1, 1]), size)
+        total = merge(tally.to_json(), tally.to_json())
+        assert [row.num_tokens for row in code_usage(total)] == [4, 8]
+        assert [row.perplexity for row in code_usage(total)] == [None, None]
+        overall = overall_usage(total)
+        assert overall is not None
+        assert (overall.num_tokens, overall.num_used, overall.entropy_bits) == (12, num_used, None)
+        assert len(json.dumps(total)) < 50_000
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"counts": ["dense u2 AAA="]},
+        {"counts": ["dense u2 AAAA"]},
+        {"counts": ["dense f8 AAAAAAAAAAA="]},
+        {"counts": ["dense u1 no base64!"]},
+        {"counts": ["sparse u1 CQA= AQ=="]},
+        {"counts": ["sparse u1 AQABAA== AQE="]},
+        {"counts": ["sparse u1 AQA= AQE="]},
+        {"counts": "dense u1 AA=="},
+        {"counts": [7]},
+        {"counts": [""] * (1 << 24)},
+        {"codebook_size": -1},
+        {"codebook_size": "4"},
+    ],
+)
+def test_damaged_counts_are_refused(damage: dict[str, Any]) -> None:
+    total = merge() | {"codes": {"b": {"codebook_size": 8, "counts": [], **damage}}}
+    with pytest.raises((ValueError, AttributeError)):
+        merge(total)
