@@ -8,8 +8,17 @@ Its rooms:
     packing         codes in as few bits as they need
     hashing         a stream that hashes what passes through it
     sidecar         where each member lies in a tar: offset, length, crc32
+    npy             headers of arrays
+    tarwalk         the members of a tar, whoever wrote it
+    tarindex        the samples of a tar that came without a sidecar
     reader          `open_dataset(DIR)`: what is in a dataset
     folder          where its files lie
+    stock           WebDataset tars of others as a dataset
+    cache           what is kept of them, and of remote shards
+    where           filters over the manifest
+    overrides       other captions
+    removal         samples that were taken out
+    companions      further token sets from other datasets
     shard           one tar under a memory map
     samples         batches by random access
     order           shuffling as a function of (seed, epoch, position)

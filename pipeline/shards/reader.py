@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from pipeline.shards.format import (
 from pipeline.shards.overrides import Captions, read_captions
 from pipeline.shards.removal import REMOVED_FOLDER, read_removed
 from pipeline.shards.samples import Samples
+from pipeline.shards.stock import StockFolder, find_tars
 from pipeline.shards.where import matching_rows
 from tokenizer.settings import UserError
 
@@ -39,31 +40,26 @@ MANIFEST_FILE = "manifest.parquet"
 
 
 def open_dataset(
-    directory: str | Path,
+    location: str | Path | Sequence[str | Path],
     *,
     where: str | None = None,
     captions: str | Path | None = None,
     companions: Sequence[str | Path] = (),
 ) -> Dataset:
-    """The finished dataset in `directory`; UserError if there is none, ShardError if damaged.
+    """The finished dataset at `location`; UserError if there is none, ShardError if damaged.
 
+    `location` is its folder; or stock WebDataset tars: a folder of them, a pattern, or a list.
     `where` keeps the samples that match an expression over the columns of its manifest (see
     `where`), `captions` names a parquet of other captions (see `overrides`), `companions` are
     datasets with further token sets of the same samples. All of them change the fingerprint, and so
     do samples that were removed.
     """
-    root = Path(directory)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such dataset folder")
-    folder = LocalFolder(root)
-    if not folder.exists(SUCCESS_FILE) or not folder.exists(SHARDS_FILE):
-        raise UserError(f"{root}: not a finished dataset; run `tessera build` to its end first")
-    text = folder.read(SHARDS_FILE).decode("utf-8", "replace")
-    fingerprint, token_sets, buckets, shards = parse_declaration(text, f"{folder}/{SHARDS_FILE}")
+    declared = _declared(location)
+    folder, fingerprint = declared.folder, declared.fingerprint
     removed = read_removed(folder.names(REMOVED_FOLDER), folder.read, str(folder))
     manifest = folder.local(MANIFEST_FILE)
     if where is not None and manifest is None:
-        raise UserError(f"{root}: has no {MANIFEST_FILE}, which a filter (where) needs")
+        raise UserError(f"{declared.root}: has no {MANIFEST_FILE}, which a filter (where) needs")
     matching = matching_rows(manifest, where) if where is not None and manifest else None
     texts = read_captions(Path(captions), manifest) if captions is not None else None
     others = tuple(open_dataset(each) for each in companions)
@@ -75,14 +71,9 @@ def open_dataset(
     ]
     if any(seen):
         fingerprint = hashlib.sha256(canonical_json([fingerprint, *seen])).hexdigest()
-    return Dataset(
-        root=root,
+    return replace(
+        declared,
         fingerprint=fingerprint,
-        token_sets={each.name: each for each in token_sets},
-        buckets={each.name: each for each in buckets},
-        shards=shards,
-        tokenizer_dir=folder.local("tokenizer"),
-        folder=folder,
         removed=removed.rows,
         matching=matching,
         captions=texts,
@@ -102,12 +93,16 @@ class Dataset:
     token_sets: dict[str, TokenSet]
     buckets: dict[str, Bucket]
     shards: list[ShardEntry]
-    tokenizer_dir: Path | None
-    folder: LocalFolder = field(repr=False)
+    folder: LocalFolder | StockFolder = field(repr=False)
     removed: Mapping[str, np.ndarray] = field(repr=False, default_factory=dict)
     matching: Mapping[str, np.ndarray] | None = field(repr=False, default=None)
     captions: Captions | None = field(repr=False, default=None)
     companions: tuple[Dataset, ...] = ()
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """The folder of the tokenizer that made the codes; None when there is none."""
+        return self.folder.local("tokenizer")
 
     @property
     def primary(self) -> TokenSet:
@@ -124,10 +119,12 @@ class Dataset:
         chosen = self._shards(split, bucket)
         name = chosen[0].bucket
         identity = canonical_json([self.fingerprint, split, name])
+        shards = [self.folder.shard(each) for each in chosen]
+        members = shards[0].sidecar.members
         samples = Samples(
             self.buckets[name],
-            self.token_sets,
-            [self.folder.shard(each) for each in chosen],
+            {key: each for key, each in self.token_sets.items() if each.member in members},
+            shards,
             rows=self._rows(chosen),
             check=check,
             captions=self.captions,
@@ -192,3 +189,31 @@ class Dataset:
             kept.append(start + (np.setdiff1d(rows, removed) if removed.size else rows))
             start += shard.num_samples
         return np.concatenate(kept)
+
+
+def _declared(location: str | Path | Sequence[str | Path]) -> Dataset:
+    """The dataset as its files declare it: nothing removed, filtered or added."""
+    folder: LocalFolder | StockFolder
+    if isinstance(location, (str, Path)) and (Path(location) / SHARDS_FILE).exists():
+        folder = LocalFolder(Path(location))
+        if not folder.exists(SUCCESS_FILE):
+            raise UserError(f"{folder}: not a finished dataset; run `tessera build` to its end")
+        text = folder.read(SHARDS_FILE).decode("utf-8", "replace")
+        declaration = parse_declaration(text, f"{folder}/{SHARDS_FILE}")
+    else:
+        tars = find_tars(location)
+        if not tars:
+            known = isinstance(location, (str, Path)) and Path(location).is_dir()
+            problem = "not a finished dataset; run `tessera build` to its end first"
+            raise UserError(f"{location}: {problem if known else 'no such dataset folder'}")
+        folder = StockFolder(tars)
+        declaration = (folder.fingerprint, folder.token_sets, folder.buckets, folder.shards)
+    fingerprint, token_sets, buckets, shards = declaration
+    return Dataset(
+        root=Path(str(location)) if isinstance(location, (str, Path)) else Path(str(location[0])),
+        fingerprint=fingerprint,
+        token_sets={each.name: each for each in token_sets},
+        buckets={each.name: each for each in buckets},
+        shards=shards,
+        folder=folder,
+    )

@@ -47,6 +47,8 @@ class Samples:
         captions: Captions | None = None,
         fingerprint: str = "",
     ) -> None:
+        if not token_sets:
+            raise ShardError(f"{shards[0].name}: none of the token sets is a member of it")
         self.bucket = bucket
         self.token_set = next(iter(token_sets.values()))
         self.token_sets = dict(token_sets)
@@ -134,10 +136,11 @@ class Samples:
         expected = self._layouts.get(token_set.name)
         if expected is None:
             dtype = np.dtype(np.uint8 if token_set.dtype == "bits" else token_set.dtype)
-            expected = self._layouts[token_set.name] = (layout.shape, dtype)
-        if (layout.shape, layout.dtype) != expected:
+            expected = self._layouts[token_set.name] = (layout.array.shape, dtype)
+        shape, dtype = layout.array.shape, layout.array.dtype
+        if (shape, dtype) != expected:
             raise ShardError(
-                f"{shard.name}: {layout.dtype} of shape {layout.shape} in {token_set.name}, "
+                f"{shard.name}: {dtype} of shape {shape} in {token_set.name}, "
                 f"not {expected[1]} of shape {expected[0]}"
             )
         return layout
@@ -191,7 +194,7 @@ class Selection:
         for shard, places, rows in self._groups:
             if _JSON in shard.sidecar.members:
                 for place, payload in zip(places.tolist(), shard.slices(_JSON, rows)):
-                    payloads[place] = payload
+                    payloads[place] = payload or b"{}"
         found = _parsed(payloads)
         if found is None:
             raise self._bad_json()
@@ -220,12 +223,12 @@ class Selection:
         samples = self._samples
         if not self._groups:
             layout = samples._layout(samples.shards[0], token_set)
-            return np.empty((0, *layout.shape), dtype=layout.dtype)
+            return np.empty((0, *layout.array.shape), dtype=layout.array.dtype)
         layout = samples._layout(self._groups[0][0], token_set)
-        out = np.empty(len(self._numbers), dtype=f"V{layout.size_bytes}")
+        out = np.empty(len(self._numbers), dtype=f"V{layout.array.payload_bytes}")
         for shard, places, rows in self._groups:
             shard.gather_into(out, places, rows, samples._layout(shard, token_set))
-        return out.view(layout.dtype).reshape(len(out), *layout.shape)
+        return out.view(layout.array.dtype).reshape(len(out), *layout.array.shape)
 
     def _check(self, member: str, token_set: TokenSet | None) -> None:
         """Compares samples that are read for the first time with their crc32."""

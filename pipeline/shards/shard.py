@@ -4,16 +4,13 @@
     shard.gather_into(out, places, rows, "codes.npy")
 
 Its sidecar is parsed at the first read and kept; the map itself is one of a bounded number that a
-process keeps, the least recently used is let go. An open map holds a shared lock on its file, which
-is how the cache of remote shards knows what is in use.
+process keeps, the least recently used is let go. A map keeps its file open, and with it the lock by
+which the cache of remote shards knows what is in use.
 """
 
 from __future__ import annotations
 
-import fcntl
-import io
 import itertools
-import math
 import mmap
 import resource
 import threading
@@ -26,11 +23,11 @@ from typing import IO
 import numpy as np
 
 from pipeline.shards.format import ShardError
+from pipeline.shards.npy import MAX_HEADER_BYTES, ArrayHeader, parse_array_header
 from pipeline.shards.sidecar import Sidecar
 
 BLOCK_BYTES = 512
 _MAX_MAPS = 4096
-_MAX_NPY_HEADER = 4096
 
 
 class DamagedSample(ShardError):
@@ -46,16 +43,11 @@ class DamagedSample(ShardError):
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """The arrays of one member: shape and dtype, `.npy` header, and where each payload starts."""
+    """The arrays of one member: what they are, their `.npy` header, where each payload starts."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    array: ArrayHeader
     header: bytes
     starts: np.ndarray
-
-    @property
-    def size_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Shard:
@@ -102,10 +94,10 @@ class Shard:
         self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, layout: ArrayLayout
     ) -> None:
         """Copies the payloads of `rows` to `places` of `out` [n], a void per sample."""
-        out[places] = _MAPS.get(self).items(layout.size_bytes)[layout.starts[rows]]
+        out[places] = _MAPS.get(self).items(layout.array.payload_bytes)[layout.starts[rows]]
 
     def slices(self, member: str, rows: np.ndarray) -> list[bytes]:
-        """The bytes of a member that is no array, of each row."""
+        """The bytes of a member, of each row."""
         data = _MAPS.get(self).data
         places = self._places(member)[rows]
         starts, lengths = places["offset"].tolist(), places["length"].tolist()
@@ -148,20 +140,21 @@ class Shard:
         if places["length"].min() != places["length"].max():
             raise ShardError(f"{self.name}: arrays of different sizes in one bucket")
         offset, length = int(places["offset"][0]), int(places["length"][0])
-        head = _MAPS.get(self).data[offset : offset + min(length, _MAX_NPY_HEADER)]
-        shape, dtype, header_bytes = _npy_header(head, f"{self.name} at byte {offset}")
-        starts = places["offset"].astype(np.int64) + header_bytes
-        layout = ArrayLayout(shape, dtype, head[:header_bytes], starts)
-        if header_bytes + layout.size_bytes != length:
-            raise ShardError(f"{self.name} at byte {offset}: {length} bytes for shape {shape}")
-        return layout
+        head = _MAPS.get(self).data[offset : offset + min(length, MAX_HEADER_BYTES)]
+        where = f"{self.name} at byte {offset}"
+        array = parse_array_header(head, where)
+        if array.fortran_order or not array.payload_bytes:
+            raise ShardError(f"{where}: arrays must be in C order, and not empty")
+        if array.header_bytes + array.payload_bytes != length:
+            raise ShardError(f"{where}: {length} bytes for shape {array.shape}")
+        starts = places["offset"].astype(np.int64) + array.header_bytes
+        return ArrayLayout(array, head[: array.header_bytes], starts)
 
 
 class ShardMap:
-    """A read-only memory map that keeps a shared lock on its file."""
+    """A read-only memory map of a shard."""
 
     def __init__(self, file: IO[bytes], name: str, size_bytes: int) -> None:
-        fcntl.flock(file.fileno(), fcntl.LOCK_SH)
         try:
             self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
@@ -211,20 +204,6 @@ class _Maps:
         for shard in by_use[:count]:
             shard.map = None
             self._open.discard(shard)
-
-
-def _npy_header(head: bytes, where: str) -> tuple[tuple[int, ...], np.dtype, int]:
-    stream = io.BytesIO(head)
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ShardError(f"{where}: .npy version {version}; shards hold version 1")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    except ValueError as error:
-        raise ShardError(f"{where}: not an array ({error})") from None
-    if fortran or dtype.kind not in "biuf" or not shape or min(shape) < 1:
-        raise ShardError(f"{where}: {dtype} of shape {shape} is no array that shards hold")
-    return shape, dtype, stream.tell()
 
 
 def _map_limit() -> int:
