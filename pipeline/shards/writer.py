@@ -9,7 +9,7 @@ Same samples, same bytes: keys in the order given, members adjacent, mtime, uid 
 version 1 headers, JSON with sorted keys. The tar ends with two zero blocks.
 
 A tar header is put together from constants, the name, the size and the checksum, whose sum is known
-but for these; a sample is one write.
+but for these; samples reach the stream some at a time.
 """
 
 from __future__ import annotations
@@ -36,11 +36,10 @@ from pipeline.shards.sidecar import (
 
 BLOCK_BYTES = 512
 MAX_MEMBER_BYTES = (1 << 32) - 1
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
+_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_KEY_BYTES = 90
 _NAME_BYTES = 100
-_PLACE = Struct("<QII")
-_PADDING = [bytes(-length % BLOCK_BYTES) for length in range(BLOCK_BYTES)]
-_NAME_END = [bytes(_NAME_BYTES - length) for length in range(_NAME_BYTES + 1)]
+_WRITE_BYTES = 128 << 10  # samples are gathered up to here: fewer, larger writes, still in cache
 _MODE_AND_OWNER = b"0000444\0" + b"0000000\0" * 2
 _TIME = b"\0" + b"00000000000\0"  # ends the size before it
 _HEADER_END = b"\0 0" + bytes(100) + b"ustar\x0000" + bytes(247)
@@ -65,32 +64,36 @@ class ShardWriter:
         self._stream = stream
         self._members = members
         self._names = set(members)
-        self._suffixes = [f".{member}".encode() for member in (*members, "json")]
-        self._suffix_sums = [sum(suffix) for suffix in self._suffixes]
-        self._longest_key = _NAME_BYTES - max(map(len, self._suffixes))
+        self._longest_key = min(_KEY_BYTES, _NAME_BYTES - 1 - max(map(len, (*members, "json"))))
+        self._pack_places = Struct("<" + "QII" * (len(members) + 1)).pack
+        self._ends: dict[int, list[tuple[str | None, bytes, int]]] = {}
         self._keys: set[bytes] = set()
         self._samples = bytearray()
         self._places = bytearray()
+        self._waiting: list[bytes] = []
+        self._written = 0
         self._offset = 0
 
     def write(
         self,
         key: str,
         arrays: Mapping[str, np.ndarray],
-        metadata: Mapping[str, Any],
+        metadata: Mapping[str, Any] | bytes,
         *,
         clip: str | None = None,
         code_key: str | None = None,
     ) -> None:
         """Appends `KEY.<member>` for each declared member and `KEY.json`.
 
-        `clip` names what the sample shows (default: the key), the same for all its views;
-        `code_key`, 32 hexadecimal digits, says how the arrays were made. ValueError when the
-        sample does not fit: nothing of it is written then.
+        `metadata` as bytes is JSON that was encoded before, copied as it is. `clip` names what the
+        sample shows (default: the key), the same for all its views; `code_key`, 32 hexadecimal
+        digits, says how the arrays were made. ValueError when the sample does not fit: nothing of
+        it is written then.
         """
         if not _KEY.fullmatch(key) or len(key) > self._longest_key:
-            longest = min(90, self._longest_key)
-            raise ValueError(f"key {key!r} must be 1 to {longest} letters, digits, '_' or '-'")
+            raise ValueError(
+                f"key {key!r} must be 1 to {self._longest_key} letters, digits, '_' or '-'"
+            )
         if arrays.keys() != self._names:
             raise ValueError(f"sample {key} has {sorted(arrays)}, not {sorted(self._members)}")
         digest = key_bytes(key)
@@ -100,58 +103,69 @@ class ShardWriter:
         name = key.encode()
         name_sum = sum(name)
         pieces: list[Any] = []
-        places = []
+        places: list[int] = []
         offset = self._offset
-        for number, suffix in enumerate(self._suffixes):
-            if number < len(self._members):
-                array = np.ascontiguousarray(arrays[self._members[number]])
-                head, payload = array_header(array.dtype, array.shape), _bytes_of(array)
-                length = len(head) + array.nbytes
-                crc32 = zlib.crc32(payload, zlib.crc32(head))
+        for member, suffix, suffix_sum in self._name_ends(len(name)):
+            if member is None:
+                start, head_bytes, crc32 = _HEADER_END, 0, 0
+                payload: Any = metadata if isinstance(metadata, bytes) else canonical_json(metadata)
+                length = len(payload)
             else:
-                head, payload = b"", canonical_json(metadata)
-                length, crc32 = len(payload), zlib.crc32(payload)
-            if length > MAX_MEMBER_BYTES:
-                raise ValueError(f"sample {key}: {suffix.decode()} of {length} bytes is too large")
-            fields, field_sum = _size_fields(length)
-            checksum = _CONSTANT_SUM + name_sum + self._suffix_sums[number] + field_sum
-            pieces += (
-                name,
-                suffix,
-                _NAME_END[len(name) + len(suffix)],
-                fields,
-                b"%06o" % checksum,
-                _HEADER_END,
-                head,
-                payload,
-                _PADDING[length % BLOCK_BYTES],
-            )
-            places.append(_PLACE.pack(offset + BLOCK_BYTES, length, crc32))
-            offset += BLOCK_BYTES + length + -length % BLOCK_BYTES
-        self._stream.write(b"".join(pieces))
+                array = np.ascontiguousarray(arrays[member])
+                start, head_bytes, crc32 = _array_start(array.dtype, array.shape)
+                payload = array if array.dtype.kind in "biufc" else array.tobytes()
+                length = head_bytes + array.nbytes
+            fields, field_sum, padding = _size_fields(length)
+            checksum = b"%06o" % (_CONSTANT_SUM + name_sum + suffix_sum + field_sum)
+            pieces += (name, suffix, fields, checksum, start, payload, padding)
+            places += (offset + BLOCK_BYTES, length, zlib.crc32(payload, crc32))
+            offset += BLOCK_BYTES + length + len(padding)
+        self._waiting.append(b"".join(pieces))
         self._offset = offset
+        if offset - self._written >= _WRITE_BYTES:
+            self._flush()
         self._keys.add(digest)
         self._samples += sample
-        self._places += b"".join(places)
+        self._places += self._pack_places(*places)
         self.num_samples += 1
 
     def close(self) -> bytes:
         """Ends the tar and returns its sidecar; the stream stays open."""
-        self._stream.write(bytes(2 * BLOCK_BYTES))
+        self._waiting.append(bytes(2 * BLOCK_BYTES))
         self._offset += 2 * BLOCK_BYTES
+        self._flush()
         members = (*self._members, "json")
         samples = np.frombuffer(self._samples, dtype=SAMPLE)
         places = np.frombuffer(self._places, dtype=PLACE).reshape(len(samples), len(members))
         return pack_sidecar(members, samples, places, self._offset)
 
+    def _name_ends(self, key_bytes: int) -> list[tuple[str | None, bytes, int]]:
+        """Member (None: JSON), rest of the name field and its sum, for keys of this length."""
+        if key_bytes not in self._ends:
+            suffixes = [(member, f".{member}".encode()) for member in self._members]
+            self._ends[key_bytes] = [
+                (member, suffix.ljust(_NAME_BYTES - key_bytes, b"\0"), sum(suffix))
+                for member, suffix in [*suffixes, (None, b".json")]
+            ]
+        return self._ends[key_bytes]
+
+    def _flush(self) -> None:
+        self._stream.write(b"".join(self._waiting))
+        self._waiting.clear()
+        self._written = self._offset
+
 
 @lru_cache(maxsize=8192)
-def _size_fields(length: int) -> tuple[bytes, int]:
-    """The header from behind the name up to the checksum, and what the length adds to the sum."""
+def _size_fields(length: int) -> tuple[bytes, int, bytes]:
+    """The header from behind the name up to the checksum, the sum of the size, the padding."""
+    if length > MAX_MEMBER_BYTES:
+        raise ValueError(f"a member of {length} bytes is too large")
     digits = b"%011o" % length
-    return _MODE_AND_OWNER + digits + _TIME, sum(digits)
+    return _MODE_AND_OWNER + digits + _TIME, sum(digits), bytes(-length % BLOCK_BYTES)
 
 
-def _bytes_of(array: np.ndarray) -> Any:
-    """The array's bytes without a copy, where its dtype lets them be shared."""
-    return array if array.dtype.kind in "biufc" else array.tobytes()
+@lru_cache(maxsize=4096)
+def _array_start(dtype: np.dtype, shape: tuple[int, ...]) -> tuple[bytes, int, int]:
+    """The end of the tar header and the array's header; the latter's length and crc32."""
+    head = array_header(dtype, shape)
+    return _HEADER_END + head, len(head), zlib.crc32(head)
