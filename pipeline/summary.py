@@ -11,8 +11,6 @@ so far as there are any.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.commit_sum import COMMITS_FOLDER, sum_commits
 from pipeline.distribution import describe, distribution_of
 from pipeline.shards.format import SHARDS_FILE, SUCCESS_FILE, ShardEntry, parse_declaration
 from pipeline.shards.removal import REMOVED_FOLDER, read_removed
 from pipeline.statistics import (
     Statistics,
-    Tally,
     code_usage,
     merge,
     outcome_totals,
@@ -38,11 +36,8 @@ from tokenizer.settings import UserError
 MANIFEST_FILE, SELECTION_FILE = "manifest.parquet", "selection.parquet"
 ACCOUNTS_FILES = (MANIFEST_FILE, SELECTION_FILE)
 STATISTICS_FILE = "statistics.json"
-COMMITS_FOLDER = "_commits"
 MAX_FAILURES = 1000
 NOT_SCORES = ("start_seconds", "end_seconds", "fps")
-_READ_AHEAD = 256
-_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +79,8 @@ def summarize(directory: str | Path) -> Summary:
         commits = [name for name in storage.names(COMMITS_FOLDER) if name.startswith("tokenize-")]
         if accounts is None and not storage.names(COMMITS_FOLDER):
             raise UserError(f"{root}: not a dataset (neither {MANIFEST_FILE} nor commits in it)")
-        statistics, sizes = _sum_of(storage, commits)
+        so_far = sum_commits(storage, commits)
+        statistics, sizes = so_far.statistics, so_far.shard_bytes
         num_shards, shard_bytes = len(sizes), sum(sizes.values())
     outcomes: dict[str, int] = statistics["outcomes"]
     failures: list[tuple[str, str]] = []
@@ -178,55 +174,16 @@ def _finished_statistics(storage: Storage, shards: list[ShardEntry]) -> Statisti
 def _statistics_of_shards(storage: Storage, shards: list[ShardEntry]) -> Statistics:
     names = [name for name in storage.names(COMMITS_FOLDER) if name.startswith("tokenize-")]
     wanted = {shard.path for shard in shards}
-    statistics, sizes = _sum_of(storage, names, wanted)
-    missing = sorted(wanted - set(sizes))
+    total = sum_commits(storage, names, wanted)
+    missing = sorted(wanted - set(total.shard_bytes))
     if missing and names:
         raise UserError(
             f"{storage.root}: no commit for shard {missing[0]} ({len(missing)} of {len(shards)} "
             f"missing); was {COMMITS_FOLDER} deleted or not copied?"
         )
     if missing:  # shards that no build made: their number is known, and no more
-        statistics["samples"] = sum(shard.num_samples for shard in shards)
-    return statistics
-
-
-def _sum_of(
-    storage: Storage, names: Iterable[str], wanted: set[str] | None = None
-) -> tuple[Statistics, dict[str, int]]:
-    """(statistics, bytes by shard) of the commits that made shards, or these shards."""
-    tally, sizes = Tally(), {}
-    for name, record in read_commits(storage, names):
-        try:
-            result = record["result"]
-            if not result["parts"]:
-                continue
-            path = str(result["parts"][0]["path"])
-            if path in sizes or (wanted is not None and path not in wanted):
-                continue
-            tally.add_record(result["statistics"])
-            sizes[path] = int(result["parts"][0]["size_bytes"])
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise _not_a_commit(storage, name, error) from None
-    return tally.to_json(), sizes
-
-
-def read_commits(storage: Storage, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, record) of commits in the order given, some read ahead; UserError when damaged."""
-    waiting = list(names)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(waiting), _READ_AHEAD):
-            piece = waiting[start : start + _READ_AHEAD]
-            contents = pool.map(storage.read, [f"{COMMITS_FOLDER}/{name}" for name in piece])
-            for name, content in zip(piece, contents):
-                try:
-                    yield name, json.loads(content)
-                except (ValueError, RecursionError) as error:
-                    raise _not_a_commit(storage, name, error) from None
-
-
-def _not_a_commit(storage: Storage, name: str, error: Exception) -> UserError:
-    path = f"{storage.root}/{COMMITS_FOLDER}/{name}"
-    return UserError(f"{path}: not a commit of this version, or damaged ({error})")
+        total.statistics["samples"] = sum(shard.num_samples for shard in shards)
+    return total.statistics
 
 
 def _read_accounts(
