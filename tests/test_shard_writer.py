@@ -213,7 +213,8 @@ def arrays_of(number: int) -> dict[str, np.ndarray]:
 
 
 def make_dataset(root: Path, count: int = 7) -> Path:
-    image = Bucket(name="t1_h8_w8", num_frames=1, height=8, width=8)
+    one = single_grid(1, 1, 1)
+    image = Bucket(name="t1_h8_w8", num_frames=1, height=8, width=8, schedules={"bits": one})
     with DatasetWriter(root, SETS, [CLIP, image], samples_per_shard=3) as writer:
         for number in range(count):
             split = "val" if number % 3 == 2 else "train"
@@ -305,3 +306,12 @@ def test_an_array_that_is_not_what_was_declared_is_named(
 def test_a_dataset_declares_no_bucket_that_holds_nothing(tmp_path: Path) -> None:
     declared = json.loads((make_dataset(tmp_path / "data") / "shards.json").read_text())
     assert [each["name"] for each in declared["buckets"]] == [CLIP.name]
+
+
+def test_packed_codes_need_a_schedule_to_be_read_by(tmp_path: Path) -> None:
+    image = Bucket(name="t1_h8_w8", num_frames=1, height=8, width=8)
+    with pytest.raises(ValueError, match="bits: packed codes need a schedule"):
+        DatasetWriter(tmp_path / "data", SETS, [CLIP, image])
+    with pytest.raises(ValueError, match=r"name is '\.\./codes'"):
+        DatasetWriter(tmp_path, [TokenSet(name="../codes", kind="codes", dtype="uint16")], [CLIP])
+    assert not (tmp_path / "data").exists()

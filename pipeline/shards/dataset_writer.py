@@ -30,8 +30,10 @@ from pipeline.shards.format import (
     SUCCESS_FILE,
     Bucket,
     ShardEntry,
+    ShardError,
     TokenSet,
     dump_declaration,
+    parse_declaration,
 )
 from pipeline.shards.hashing import HashingStream
 from pipeline.shards.packing import pack_codes
@@ -67,6 +69,14 @@ class DatasetWriter:
         self._done: list[tuple[ShardEntry, bytes]] = []
         if not self._token_sets or not self._buckets or samples_per_shard < 1:
             raise ValueError("a dataset needs token sets, buckets and at least 1 sample a shard")
+        try:
+            parse_declaration(dump_declaration(self._token_sets, buckets, ()), "this dataset")
+        except ShardError as error:
+            raise ValueError(str(error)) from None
+        for token_set in self._token_sets:
+            for bucket in buckets:
+                if token_set.dtype == "bits" and self._schedule(token_set, bucket) is None:
+                    raise ValueError(f"{token_set.name}: packed codes need a schedule")
         for name in ("parts", SHARDS_FILE, SUCCESS_FILE):
             if (self.root / name).exists():
                 raise UserError(f"{self.root}: holds a dataset already ({name}); name a new folder")
@@ -151,9 +161,7 @@ class DatasetWriter:
                 raise ValueError(f"{name}: code {int(array.max())} is not below {size}")
             if schedule is not None and len(array) != schedule.num_tokens:
                 raise ValueError(f"{name}: {len(array)} codes, not {schedule.num_tokens}")
-        if token_set.dtype == "bits":
-            if token_set.bits_per_code is None:
-                raise ValueError(f"{name}: packed codes need a codebook_size")
+        if token_set.dtype == "bits" and token_set.bits_per_code is not None:
             array = pack_codes(array, token_set.bits_per_code)
         elif array.dtype != np.dtype(token_set.dtype):
             raise ValueError(f"{name}: {array.dtype} is not {token_set.dtype}")

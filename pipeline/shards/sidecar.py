@@ -7,9 +7,10 @@
     samples   count x (key u64 u64, clip u64, code_key u64 u64), little endian
     places    count x members of (offset u64, length u32, crc32 u32), little endian
 
-Sample i of the shard is row i. `key` is the digest of its name, which joins token sets that lie in
-different shards; `clip` is the digest of what it shows, equal for the views of one clip; `code_key`
-says how its arrays were made (zero: unknown), so that a later build can copy them.
+Sample i of the shard is row i; one without a member has offset 0 and length 0 there. `key` is the
+digest of its name, which joins token sets that lie in different shards; `clip` is the digest of
+what it shows, equal for the views of one clip; `code_key` says how its arrays were made (zero:
+unknown), so that a later build can copy them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ MAGIC = b"TESSIDX2"
 SAMPLE = np.dtype([("key", "<u8", (2,)), ("clip", "<u8"), ("code_key", "<u8", (2,))])
 PLACE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4")])
 _ALIGNMENT = 64
+MAX_MEMBERS = 64
+BLOCK_BYTES = 512
 _MAX_HEADER_BYTES = 65536
+_MAX_COUNT = 1 << 31
+_MAX_TAR_BYTES = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ def pack_sidecar(
         {"members": list(members), "count": len(samples), "tar_bytes": tar_bytes}
     )
     header += b" " * (-(len(header) + 16) % _ALIGNMENT)
+    if len(members) > MAX_MEMBERS or len(header) > _MAX_HEADER_BYTES:
+        raise ValueError(f"{len(members)} members have no place in a sidecar")
     body = header + samples.astype(SAMPLE).tobytes() + places.astype(PLACE).tobytes()
     return MAGIC + struct.pack("<II", len(header), zlib.crc32(body)) + body
 
@@ -98,27 +105,54 @@ def parse_sidecar(data: bytes | memoryview, where: str, check: bool = True) -> S
     """
     data = memoryview(data)
     if len(data) < 16 or bytes(data[:8]) != MAGIC:
+        if bytes(data[:7]) == MAGIC[:7]:
+            raise ShardError(f"{where}: a sidecar of another version; see `tessera migrate`")
         raise ShardError(f"{where}: not a sidecar of this format")
     header_bytes, crc32 = struct.unpack("<II", data[8:16])
     if header_bytes > _MAX_HEADER_BYTES:
         raise ShardError(f"{where}: sidecar header of {header_bytes} bytes")
     if check and zlib.crc32(data[16:]) != crc32:
         raise ShardError(f"{where}: the sidecar is damaged (crc32)")
-    try:
-        header = json.loads(bytes(data[16 : 16 + header_bytes]))
-        members = tuple(str(name) for name in header["members"])
-        count, tar_bytes = int(header["count"]), int(header["tar_bytes"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ShardError(f"{where}: sidecar header is damaged ({error})") from None
+    members, count, tar_bytes = _header(bytes(data[16 : 16 + header_bytes]), where)
     body = data[16 + header_bytes :]
     sample_bytes = count * SAMPLE.itemsize
     expected = sample_bytes + count * len(members) * PLACE.itemsize
-    if count < 0 or not members or len(body) != expected:
+    if len(body) != expected:
         raise ShardError(f"{where}: sidecar holds {len(body)} bytes for {count} samples")
     samples = np.frombuffer(body[:sample_bytes], dtype=SAMPLE)
     places = np.frombuffer(body[sample_bytes:], dtype=PLACE).reshape(count, len(members))
-    if count:
-        offsets, lengths = places["offset"], places["length"].astype(np.uint64)
-        if int(offsets.max()) > tar_bytes or int((offsets + lengths).max()) > tar_bytes:
-            raise ShardError(f"{where}: sidecar points behind the end of its tar")
+    _check_places(places, tar_bytes, where)
     return Sidecar(members, samples, places, tar_bytes)
+
+
+def _header(text: bytes, where: str) -> tuple[tuple[str, ...], int, int]:
+    """(members, count, tar_bytes)"""
+    try:
+        header = json.loads(text)
+        members, count, tar_bytes = (header[name] for name in ("members", "count", "tar_bytes"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ShardError(f"{where}: sidecar header is damaged") from None
+    sound = (
+        isinstance(members, list)
+        and 1 <= len(members) <= MAX_MEMBERS
+        and all(isinstance(name, str) and name and name.isprintable() for name in members)
+        and len(set(members)) == len(members)
+        and type(count) is int
+        and type(tar_bytes) is int
+        and 0 <= count <= _MAX_COUNT
+        and 0 <= tar_bytes <= _MAX_TAR_BYTES
+    )
+    if not sound:
+        raise ShardError(f"{where}: sidecar header is damaged")
+    return tuple(members), count, tar_bytes
+
+
+def _check_places(places: np.ndarray, tar_bytes: int, where: str) -> None:
+    """Payloads begin at whole blocks behind a header and end inside the tar."""
+    if not places.size:
+        return
+    offsets, lengths = places["offset"], places["length"].astype(np.uint64)
+    if int(offsets.max()) > tar_bytes or int((offsets + lengths).max()) > tar_bytes:
+        raise ShardError(f"{where}: sidecar points behind the end of its tar")
+    if (offsets % BLOCK_BYTES).any() or lengths[offsets == 0].any():
+        raise ShardError(f"{where}: sidecar points between the blocks of its tar")

@@ -27,11 +27,11 @@ from pipeline.shards.npy import (
     header_length,
     parse_array_header,
 )
-from pipeline.shards.sidecar import PLACE, SAMPLE, Sidecar, clip_bytes, key_bytes
+from pipeline.shards.sidecar import MAX_MEMBERS, PLACE, SAMPLE, Sidecar, clip_bytes, key_bytes
 from pipeline.shards.tarwalk import TarFile, Walk, open_tar, walk_tar
 
-MAX_MEMBERS_PER_SAMPLE = 64
 _MAX_ARRAY_HEADERS = 10_000
+_MAX_EXTENSION = 200
 _META = re.compile(r"__[^/]*__(?:$|/)")
 _RESERVED = ("__key__", "__url__", "__local_path__")
 
@@ -112,13 +112,13 @@ def group_members(tar: TarFile, walk: Walk) -> tuple[list[str], tuple[str, ...],
             last_key, of_sample = key, set()
         if extension in of_sample:
             raise _error(tar, walk, index, f"{name!r} is in it twice")
-        if not extension or extension in _RESERVED:
+        if not 0 < len(extension) <= _MAX_EXTENSION or extension in _RESERVED:
             raise _error(tar, walk, index, f"{name!r} is not named KEY.EXTENSION")
         of_sample.add(extension)
         sample_of.append(len(keys) - 1)
         column = columns.setdefault(extension, len(columns))
-        if column == MAX_MEMBERS_PER_SAMPLE:
-            many = f"more than {MAX_MEMBERS_PER_SAMPLE} different extensions ({name!r})"
+        if column == MAX_MEMBERS:
+            many = f"more than {MAX_MEMBERS} different extensions ({name!r})"
             raise _error(tar, walk, index, many)
         column_of.append(column)
     if not keys:

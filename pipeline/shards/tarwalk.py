@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.shards.format import ShardError
+from pipeline.shards.sidecar import BLOCK_BYTES
 
-BLOCK_BYTES = 512
-MAX_MEMBERS = 4_000_000
+MAX_FILES = 4_000_000
 MAX_MEMBER_BYTES = (1 << 32) - 1
 _MAX_NAME_BYTES = 4096
 _MAX_PAX_BYTES = 65536
@@ -142,8 +142,8 @@ def _step(tar: TarFile) -> _Steps:
             headers.append(position)
             lengths.append(length)
             checksums.append(int(sum_text[1], 8))
-            if len(headers) > MAX_MEMBERS:
-                raise ShardError(f"{tar.where}: more than {MAX_MEMBERS} members")
+            if len(headers) > MAX_FILES:
+                raise ShardError(f"{tar.where}: more than {MAX_FILES} members")
         else:
             found = _special(tar, position, kind, length, int(sum_text[1], 8))
             if found is not None and long_name is not None:

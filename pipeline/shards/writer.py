@@ -26,6 +26,7 @@ import numpy as np
 from pipeline.shards.format import canonical_json
 from pipeline.shards.npy import array_header
 from pipeline.shards.sidecar import (
+    BLOCK_BYTES,
     PLACE,
     SAMPLE,
     clip_bytes,
@@ -34,7 +35,6 @@ from pipeline.shards.sidecar import (
     pack_sidecar,
 )
 
-BLOCK_BYTES = 512
 MAX_MEMBER_BYTES = (1 << 32) - 1
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _KEY_BYTES = 90
