@@ -20,6 +20,7 @@ Its rooms:
     removal         samples that were taken out
     companions      further token sets from other datasets
     shard           one tar under a memory map
+    members         where one member of every sample lies
     samples         batches by random access
     order           shuffling as a function of (seed, epoch, position)
     mixture         turns by weight

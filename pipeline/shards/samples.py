@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.shards.format import Bucket, ShardError, TokenSet
+from pipeline.shards.members import MemberTable
 from pipeline.shards.overrides import Captions
 from pipeline.shards.packing import unpack_codes
-from pipeline.shards.shard import ArrayLayout, DamagedSample, Shard
+from pipeline.shards.shard import DamagedSample, Shard
 from tokenizer.settings import UserError
 
 _JSON = "json"
@@ -55,13 +56,12 @@ class Samples:
         self.fingerprint = fingerprint
         self.shards = list(shards)
         self._rows = rows
-        self._starts = np.cumsum([0, *(shard.num_samples for shard in shards)])
-        self._length = int(self._starts[-1]) if rows is None else len(rows)
+        self._bounds = np.cumsum([0, *(shard.num_samples for shard in shards)])
+        self._length = int(self._bounds[-1]) if rows is None else len(rows)
         self._check = check
-        self._companions: dict[str, Companion] = {}
         self._captions = captions
-        self._checked: dict[str, np.ndarray] = {}
-        self._layouts: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        self._companions: dict[str, Companion] = {}
+        self._tables: dict[str, MemberTable] = {}
 
     def __len__(self) -> int:
         return self._length
@@ -70,8 +70,8 @@ class Samples:
     def shard_counts(self) -> np.ndarray:
         """int64 [num_shards]: how many of these samples each shard holds."""
         if self._rows is None:
-            return np.diff(self._starts)
-        return np.diff(np.searchsorted(self._rows, self._starts))
+            return np.diff(self._bounds)
+        return np.diff(np.searchsorted(self._rows, self._bounds))
 
     def add_companion(self, token_set: str, companion: Companion) -> None:
         """From now on `token_set` is read from another dataset."""
@@ -85,17 +85,13 @@ class Samples:
         if wanted.size and int(wanted.view(np.uint64).max()) >= self._length:
             raise IndexError(f"sample indices must lie in [0, {self._length})")
         numbers = wanted if self._rows is None else self._rows[wanted]
-        shard_of = np.searchsorted(self._starts, numbers, side="right") - 1
-        rows = numbers - self._starts[shard_of]
+        shard_of = np.searchsorted(self._bounds, numbers, side="right") - 1
         order = np.argsort(shard_of, kind="stable")
-        sorted_shards = shard_of[order]
-        cuts = (np.flatnonzero(sorted_shards[1:] != sorted_shards[:-1]) + 1).tolist()
-        bounds = [0, *cuts, len(wanted)] if len(wanted) else [0]
-        groups = []
-        for first, last in zip(bounds, bounds[1:]):
-            places = order[first:last]
-            groups.append((self.shards[sorted_shards[first]], places, rows[places]))
-        return Selection(self, wanted, numbers, groups)
+        ordered = shard_of[order]
+        cuts = (np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist()
+        firsts = [0, *cuts] if len(wanted) else []
+        groups = list(zip(ordered[firsts].tolist(), firsts, [*cuts, len(wanted)]))
+        return Selection(self, wanted, order, numbers[order], groups)
 
     def gather(
         self, indices: Sequence[int] | np.ndarray, token_set: str | None = None
@@ -119,31 +115,16 @@ class Samples:
         values = np.concatenate([shard.sidecar.samples[field] for shard in self.shards])
         return values if self._rows is None else values[self._rows]
 
-    def _fresh(self, member: str, numbers: np.ndarray) -> np.ndarray | None:
-        """Which of these have not been compared with their crc32 yet; None when all have."""
-        if not self._check:
-            return None
-        checked = self._checked.get(member)
-        if checked is None:
-            checked = np.zeros(int(self._starts[-1]), dtype=bool)
-            self._checked[member] = checked
-        fresh = ~checked[numbers]
-        return fresh if fresh.any() else None
-
-    def _layout(self, shard: Shard, token_set: TokenSet) -> ArrayLayout:
-        """The shard's layout, which must be that of the shards seen before."""
-        layout = shard.layout(token_set.member)
-        expected = self._layouts.get(token_set.name)
-        if expected is None:
-            dtype = np.dtype(np.uint8 if token_set.dtype == "bits" else token_set.dtype)
-            expected = self._layouts[token_set.name] = (layout.array.shape, dtype)
-        shape, dtype = layout.array.shape, layout.array.dtype
-        if (shape, dtype) != expected:
-            raise ShardError(
-                f"{shard.name}: {dtype} of shape {shape} in {token_set.name}, "
-                f"not {expected[1]} of shape {expected[0]}"
-            )
-        return layout
+    def _table(self, member: str, token_set: TokenSet | None) -> MemberTable:
+        """Where the payloads of a member lie, known for no shard at first."""
+        table = self._tables.get(member)
+        if table is None:
+            dtype = None
+            if token_set is not None:
+                dtype = np.dtype(np.uint8 if token_set.dtype == "bits" else token_set.dtype)
+            table = MemberTable(self.shards, self._bounds, member, dtype, self._check)
+            table = self._tables.setdefault(member, table)
+        return table
 
 
 @dataclass(frozen=True)
@@ -155,17 +136,23 @@ class Companion:
 
 
 class Selection:
-    """Some samples in an order, and where they lie."""
+    """Some samples in an order, and where they lie.
+
+    `order` sorts them by shard; `numbers` are theirs among all samples of the shards, in that
+    sorted order, and `groups` are (shard, first, stop) in it.
+    """
 
     def __init__(
         self,
         samples: Samples,
         indices: np.ndarray,
+        order: np.ndarray,
         numbers: np.ndarray,
-        groups: list[tuple[Shard, np.ndarray, np.ndarray]],
+        groups: list[tuple[int, int, int]],
     ) -> None:
         self._samples = samples
         self._indices = indices
+        self._order = order
         self._numbers = numbers
         self._groups = groups
 
@@ -183,72 +170,78 @@ class Selection:
         if wanted is None:
             known = ", ".join([*samples.token_sets, *samples._companions])
             raise UserError(f"no token set {token_set!r}; there are {known}")
-        self._check(wanted.member, wanted)
         return unpacked(self._copied(wanted), wanted, samples.bucket)
 
     def metadata(self) -> list[dict[str, Any]]:
         """The JSON of each sample, parsed at once; {} where there is none."""
-        samples = self._samples
-        payloads: list[bytes] = [b"{}"] * len(self._numbers)
-        self._check(_JSON, None)
-        for shard, places, rows in self._groups:
-            if _JSON in shard.sidecar.members:
-                for place, payload in zip(places.tolist(), shard.slices(_JSON, rows)):
-                    payloads[place] = payload or b"{}"
+        payloads = self._payloads()
         found = _parsed(payloads)
         if found is None:
-            raise self._bad_json()
-        if samples._captions is not None:
-            keys = list(map(tuple, self.keys().tolist()))
-            samples._captions.apply(found, keys)
-        return found
+            raise self._bad_json(payloads)
+        ordered: list[dict[str, Any]] = [{}] * len(found)
+        for place, each in zip(self._order.tolist(), found):
+            ordered[place] = each
+        if self._samples._captions is not None:
+            self._samples._captions.apply(ordered, list(map(tuple, self.keys().tolist())))
+        return ordered
 
     def keys(self) -> np.ndarray:
         """uint64 [n, 2]: the digest of each sample's key."""
         found = np.empty((len(self._numbers), 2), dtype=np.uint64)
-        for shard, places, rows in self._groups:
-            found[places] = shard.sidecar.samples["key"][rows]
+        for shard, first, stop in self._groups:
+            samples = self._samples.shards[shard].sidecar.samples
+            found[self._order[first:stop]] = samples["key"][self._rows(shard, first, stop)]
         return found
 
     def names(self) -> list[str]:
         """The key of each sample, which is read from its tar."""
-        found = [""] * len(self._numbers)
         member = self._samples.token_set.member
-        for shard, places, rows in self._groups:
-            for place, row in zip(places.tolist(), rows.tolist()):
-                found[place] = shard.key(member, row)
+        found = [""] * len(self._numbers)
+        for shard, first, stop in self._groups:
+            rows = self._rows(shard, first, stop).tolist()
+            for place, row in zip(self._order[first:stop].tolist(), rows):
+                found[place] = self._samples.shards[shard].key(member, row)
         return found
 
+    def _rows(self, shard: int, first: int, stop: int) -> np.ndarray:
+        return self._numbers[first:stop] - self._samples._bounds[shard]
+
+    def _ready(self, member: str, token_set: TokenSet | None) -> MemberTable:
+        """The member's table, with these samples known and compared with their crc32."""
+        table = self._samples._table(member, token_set)
+        table.prepare([shard for shard, _, _ in self._groups] if len(self._numbers) else [0])
+        table.check(self._numbers, self._groups)
+        return table
+
     def _copied(self, token_set: TokenSet) -> np.ndarray:
-        samples = self._samples
-        if not self._groups:
-            layout = samples._layout(samples.shards[0], token_set)
-            return np.empty((0, *layout.array.shape), dtype=layout.array.dtype)
-        layout = samples._layout(self._groups[0][0], token_set)
-        out = np.empty(len(self._numbers), dtype=f"V{layout.array.payload_bytes}")
-        for shard, places, rows in self._groups:
-            shard.gather_into(out, places, rows, samples._layout(shard, token_set))
-        return out.view(layout.array.dtype).reshape(len(out), *layout.array.shape)
+        table = self._ready(token_set.member, token_set)
+        array, shards = table.array, self._samples.shards
+        assert array is not None
+        size, order = array.payload_bytes, self._order
+        out = np.empty(len(order), dtype=f"V{size}")
+        starts = table.starts[self._numbers]
+        for shard, first, stop in self._groups:
+            out[order[first:stop]] = shards[shard].opened().items(size)[starts[first:stop]]
+        return out.view(array.dtype).reshape(len(out), *array.shape)
 
-    def _check(self, member: str, token_set: TokenSet | None) -> None:
-        """Compares samples that are read for the first time with their crc32."""
-        samples = self._samples
-        fresh = samples._fresh(member, self._numbers)
-        if fresh is None:
-            return
-        for shard, places, rows in self._groups:
-            header = samples._layout(shard, token_set).header if token_set else b""
-            if token_set or member in shard.sidecar.members:
-                shard.check(member, rows[fresh[places]], header)
-        samples._checked[member][self._numbers] = True
+    def _payloads(self) -> list[bytes]:
+        """The JSON texts, sorted by shard."""
+        table, shards = self._ready(_JSON, None), self._samples.shards
+        starts = table.starts[self._numbers].tolist()
+        ends = table.ends[self._numbers].tolist()
+        payloads: list[bytes] = []
+        for shard, first, stop in self._groups:
+            data = shards[shard].opened().data
+            payloads += [data[a:b] or b"{}" for a, b in zip(starts[first:stop], ends[first:stop])]
+        return payloads
 
-    def _bad_json(self) -> DamagedSample:
-        for shard, _, rows in self._groups:
-            for row, payload in zip(rows.tolist(), shard.slices(_JSON, rows)):
-                if _parsed([payload]) is None:
-                    return shard.damaged(_JSON, row, "has no valid JSON object")
-        shard, _, rows = self._groups[0]
-        return shard.damaged(_JSON, int(rows[0]), "is read with others whose JSON is not whole")
+    def _bad_json(self, payloads: list[bytes]) -> DamagedSample:
+        """The error about the first text that is no object, or that only looks like one."""
+        bad = [place for place, each in enumerate(payloads) if _parsed([each]) is None]
+        place = bad[0] if bad else 0
+        shard = next(shard for shard, first, stop in self._groups if first <= place < stop)
+        row = int(self._rows(shard, place, place + 1)[0])
+        return self._samples.shards[shard].damaged(_JSON, row, "has no valid JSON object")
 
 
 def unpacked(arrays: np.ndarray, token_set: TokenSet, bucket: Bucket) -> np.ndarray:
@@ -270,6 +263,6 @@ def _parsed(payloads: list[bytes]) -> list[dict[str, Any]] | None:
         found = json.loads(b"[" + b",".join(payloads) + b"]")
     except (ValueError, RecursionError):
         return None
-    if len(found) != len(payloads) or not all(type(each) is dict for each in found):
+    if len(found) != len(payloads) or not set(map(type, found)) <= {dict}:
         return None
     return found

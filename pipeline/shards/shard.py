@@ -1,7 +1,8 @@
 """One shard under a memory map: opened when it is first read, checked as it is read.
 
     shard = Shard(name="parts/0.tar", num_samples=1000, open_file=..., read_sidecar=...)
-    shard.gather_into(out, places, rows, "codes.npy")
+    shard.places("json")[17]                  # offset, length, crc32
+    shard.opened().data[offset : offset + length]
 
 Its sidecar is parsed at the first read and kept; the map itself is one of a bounded number that a
 process keeps, the least recently used is let go. A map keeps its file open, and with it the lock by
@@ -15,9 +16,7 @@ import mmap
 import resource
 import threading
 import weakref
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
@@ -41,15 +40,6 @@ class DamagedSample(ShardError):
         self.row = row
 
 
-@dataclass(frozen=True)
-class ArrayLayout:
-    """The arrays of one member: what they are, their `.npy` header, where each payload starts."""
-
-    array: ArrayHeader
-    header: bytes
-    starts: np.ndarray
-
-
 class Shard:
     """Samples [0, num_samples) of one tar.
 
@@ -71,7 +61,6 @@ class Shard:
         self._open_file = open_file
         self._read_sidecar = read_sidecar
         self._sidecar: Sidecar | None = None
-        self._layouts: dict[str, ArrayLayout] = {}
 
     @property
     def sidecar(self) -> Sidecar:
@@ -83,72 +72,50 @@ class Shard:
             self._sidecar = sidecar
         return self._sidecar
 
-    def layout(self, member: str) -> ArrayLayout:
-        """How the arrays of `member` lie; ShardError unless all are alike."""
-        layout = self._layouts.get(member)
-        if layout is None:
-            layout = self._layouts[member] = self._read_layout(member)
-        return layout
-
-    def gather_into(
-        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, layout: ArrayLayout
-    ) -> None:
-        """Copies the payloads of `rows` to `places` of `out` [n], a void per sample."""
-        out[places] = _MAPS.get(self).items(layout.array.payload_bytes)[layout.starts[rows]]
-
-    def slices(self, member: str, rows: np.ndarray) -> list[bytes]:
-        """The bytes of a member, of each row."""
-        data = _MAPS.get(self).data
-        places = self._places(member)[rows]
-        starts, lengths = places["offset"].tolist(), places["length"].tolist()
-        return [data[start : start + length] for start, length in zip(starts, lengths)]
-
-    def check(self, member: str, rows: np.ndarray, header: bytes = b"") -> None:
-        """DamagedSample unless these rows have their crc32 and begin with `header`."""
-        memory = _MAPS.get(self).memory
-        for row, (offset, length, crc32) in zip(rows.tolist(), self._places(member)[rows].tolist()):
-            payload = memory[offset : offset + length]
-            if zlib.crc32(payload) != crc32:
-                raise self.damaged(member, row, "is damaged (crc32)")
-            if payload[: len(header)] != header:
-                raise self.damaged(member, row, "has another dtype or shape than its shard")
-
-    def damaged(self, member: str, row: int, reason: str) -> DamagedSample:
-        """The error about a row."""
-        offset = int(self._places(member)[row]["offset"])
-        return DamagedSample(self.key(member, row), self.name, offset, row, reason)
-
-    def key(self, member: str, row: int) -> str:
-        """The key of a row, from the tar header of one of its members."""
-        offset = int(self._places(member)[row]["offset"])
-        name = _MAPS.get(self).data[max(0, offset - BLOCK_BYTES) : offset][:100]
-        return name.split(b"\0")[0].decode("utf-8", "replace").removesuffix(f".{member}")
-
-    def open_map(self) -> ShardMap:
-        """A new map of the file, whose size must be the index's."""
-        with self._open_file() as file:
-            return ShardMap(file, self.name, self.sidecar.tar_bytes)
-
-    def _places(self, member: str) -> np.ndarray:
+    def places(self, member: str) -> np.ndarray:
+        """PLACE [num_samples] of a member; ShardError when the shard has none of this name."""
         sidecar = self.sidecar
         if member not in sidecar.members:
             raise ShardError(f"{self.name}: no member {member!r} in the index")
         return sidecar.places[:, sidecar.members.index(member)]
 
-    def _read_layout(self, member: str) -> ArrayLayout:
-        places = self._places(member)
+    def opened(self) -> ShardMap:
+        """Its map, made if need be; whoever holds it keeps it open."""
+        return _MAPS.get(self)
+
+    def array_header(self, member: str) -> tuple[ArrayHeader, bytes]:
+        """What the arrays of `member` are, and the bytes that each begins with.
+
+        ShardError unless all are of one size, in C order, and not empty.
+        """
+        places = self.places(member)
         if places["length"].min() != places["length"].max():
             raise ShardError(f"{self.name}: arrays of different sizes in one bucket")
         offset, length = int(places["offset"][0]), int(places["length"][0])
-        head = _MAPS.get(self).data[offset : offset + min(length, MAX_HEADER_BYTES)]
+        head = self.opened().data[offset : offset + min(length, MAX_HEADER_BYTES)]
         where = f"{self.name} at byte {offset}"
         array = parse_array_header(head, where)
         if array.fortran_order or not array.payload_bytes:
             raise ShardError(f"{where}: arrays must be in C order, and not empty")
         if array.header_bytes + array.payload_bytes != length:
             raise ShardError(f"{where}: {length} bytes for shape {array.shape}")
-        starts = places["offset"].astype(np.int64) + array.header_bytes
-        return ArrayLayout(array, head[: array.header_bytes], starts)
+        return array, head[: array.header_bytes]
+
+    def damaged(self, member: str, row: int, reason: str) -> DamagedSample:
+        """The error about a row."""
+        offset = int(self.places(member)[row]["offset"])
+        return DamagedSample(self.key(member, row), self.name, offset, row, reason)
+
+    def key(self, member: str, row: int) -> str:
+        """The key of a row, from the tar header of one of its members."""
+        offset = int(self.places(member)[row]["offset"])
+        name = self.opened().data[max(0, offset - BLOCK_BYTES) : offset][:100]
+        return name.split(b"\0")[0].decode("utf-8", "replace").removesuffix(f".{member}")
+
+    def open_map(self) -> ShardMap:
+        """A new map of the file, whose size must be the index's."""
+        with self._open_file() as file:
+            return ShardMap(file, self.name, self.sidecar.tar_bytes)
 
 
 class ShardMap:
