@@ -9,6 +9,10 @@ Its rooms, in the order in which data passes them:
     plan annotate caption select feed encode tokenize finalize build
                     the phases, each resumable, and what feeds them
     commit          the one protocol by which work becomes part of a dataset
+    verify damage ledger agreement repair
+                    whether everything is what was committed, and making it so again
+    removal remains sweep
+                    taking sources out, what is left of them, deleting what nothing names
     executor        where work runs: inline, or on Ray in processes that may die
     shards          the format that the trainer reads
     statistics summary tables inspection report charts
@@ -16,6 +20,6 @@ Its rooms, in the order in which data passes them:
     cluster submit  reaching Ray; the same work as jobs on a cluster
     digits corpus demo
                     the main job, whole, on clips that it draws itself
-    cli inspection_cli submit_cli progress
+    cli inspection_cli submit_cli upkeep_cli progress
                     the command
 """

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.annotate import AnnotateJob, accounts
 from pipeline.caption import CaptionJob, check_weights
 from pipeline.clip import Clip, failed_source
-from pipeline.commit import Store
+from pipeline.commit import PIXELS_FOLDER, Store
 from pipeline.config import PHASES, BuildConfig
 from pipeline.encode import EncoderRecipe, code_recipe, frame_recipe
 from pipeline.executor import Executor, make_executor
@@ -32,6 +32,7 @@ from pipeline.plan import (
     write_plan,
 )
 from pipeline.progress import Progress
+from pipeline.removal import refuse_removed
 from pipeline.report import write_report
 from pipeline.reuse import earlier_stores, find_codes, find_failures, find_scans
 from pipeline.select import read_selection, select_clips, write_selection
@@ -39,8 +40,6 @@ from pipeline.sources import list_sources
 from pipeline.storage import is_remote, light_copy
 from pipeline.tokenize import TokenizeJob
 from tokenizer.settings import UserError, dump_settings, read_settings
-
-PIXELS_FOLDER = "pixels"
 
 
 def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
@@ -81,6 +80,7 @@ def build_pixels(config: BuildConfig) -> str:
     selection = read_selection(store)
     if selection is None:
         raise UserError(f"{config.out}: no selection; run `tessera build CONFIG --until select`")
+    refuse_removed(store, selection)
     pixels = replace(config, out=f"{store.root}/{PIXELS_FOLDER}", reuse=())
     pixel_store = _open_store(pixels)
     with _LazyExecutor(make_executor(pixels)) as executor:

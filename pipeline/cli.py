@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import tokenizer.cli
-from pipeline import inspection_cli, submit_cli
+from pipeline import inspection_cli, submit_cli, upkeep_cli
 from pipeline.config import PHASES, BuildConfig
 from tokenizer.settings import UserError, add_flags, config_file, given_flags, read_settings
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     importlib.import_module("training.cli").register(commands, tokenizer_commands, prepare_pixels)
     inspection_cli.register(commands)
     submit_cli.register(commands)
+    upkeep_cli.register(commands)
     return parser
 
 

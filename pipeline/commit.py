@@ -27,6 +27,7 @@ from pipeline.shards.format import canonical_json
 from pipeline.storage import Storage, check, open_storage
 
 COMMITS = "_commits"
+PIXELS_FOLDER = "pixels"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ def unit_id(phase: str, inputs: object, fingerprint: str) -> str:
 def fingerprint_of(facts: Mapping[str, Any]) -> str:
     """sha256 of settings and versions: equal when the same inputs must give the same bytes."""
     return hashlib.sha256(canonical_json(facts)).hexdigest()
+
+
+def with_pixels(root: str | Path) -> list[Store]:
+    """The dataset in a folder, and the pixel shards of the same clips where there are any."""
+    store, pixels = Store(root), Store(f"{root}/{PIXELS_FOLDER}")
+    return [store, pixels] if pixels.committed() else [store]
 
 
 class Store:

@@ -18,6 +18,7 @@ from pipeline.annotate import accounts
 from pipeline.clip import Clip, clips_to_parquet, make_buckets
 from pipeline.commit import Store
 from pipeline.config import BuildConfig, parse_bucket
+from pipeline.removal import refuse_removed
 from pipeline.shards.format import (
     INDEX_FILE,
     SHARDS_FILE,
@@ -29,7 +30,7 @@ from pipeline.shards.format import (
     dump_declaration,
 )
 from pipeline.statistics import merge
-from pipeline.storage import is_remote
+from pipeline.storage import is_remote, sha256_of
 from pipeline.tokenize import ClipUnit
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError
@@ -56,6 +57,21 @@ def finalize(
     with ThreadPoolExecutor(_THREADS) as pool:
         results = [record["result"] for record in pool.map(store.read, (u.id for u in units))]
     clips = _with_shards(selection, units, results, code_key)
+    return publish(store, clips, results, _buckets(config, results), tokenizer_dir)
+
+
+def publish(
+    store: Store,
+    clips: Sequence[Clip],
+    results: Sequence[dict[str, Any]],
+    buckets: Sequence[Bucket],
+    tokenizer_dir: Path | None,
+) -> dict[str, int]:
+    """Makes a dataset of rows and of the commits whose shards they name; returns its accounts.
+
+    `_SUCCESS` seals the other files with their hashes. UserError when nothing was kept, or when a
+    source was removed meanwhile.
+    """
     totals = accounts(Counter(clip.outcome for clip in clips))
     if not totals["n_kept"]:
         raise UserError(
@@ -66,14 +82,18 @@ def finalize(
     store.write_file(MANIFEST_FILE, lambda file: clips_to_parquet(clips, file))
     index, shards = _index(store, results)
     store.storage.put(INDEX_FILE, index)
-    declaration = dump_declaration([_token_set(store, results)], _buckets(config, results), shards)
+    declaration = dump_declaration([_token_set(store, results)], buckets, shards)
     store.storage.put(SHARDS_FILE, declaration.encode())
     statistics = merge(*(result["statistics"] for result in results))
     store.storage.put(STATISTICS_FILE, canonical_json(statistics) + b"\n")
     if tokenizer_dir is not None:
         _copy_tokenizer(tokenizer_dir, store)
-    summary = canonical_json({**totals, "num_shards": len(shards)})
-    store.storage.put(SUCCESS_FILE, summary + b"\n")
+    refuse_removed(store, clips)  # after the list is written: `remove` looks at it once more
+    sealed = [MANIFEST_FILE, INDEX_FILE, SHARDS_FILE, STATISTICS_FILE]
+    sealed += [f"tokenizer/{name}" for name in TOKENIZER_FILES if tokenizer_dir is not None]
+    hashes = {name: sha256_of(store.storage, name) for name in sealed}
+    summary = {**totals, "num_shards": len(shards), "sha256": hashes}
+    store.storage.put(SUCCESS_FILE, canonical_json(summary) + b"\n")
     return totals
 
 

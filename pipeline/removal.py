@@ -14,18 +14,60 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.clip import Clip
+from pipeline.commit import Store, with_pixels
 from pipeline.shards.format import canonical_json
 from tokenizer.settings import UserError
-
-if TYPE_CHECKING:
-    from pipeline.commit import Store
 
 REMOVED = "_removed"
 VERSION = 1
 _SOURCE_ID = re.compile(r"[0-9a-f]{64}")
+
+Rows = dict[str, list[int]]
+"""Row numbers by the path of their shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What a call of `remove_sources` did; the counts are of what it hid, now or earlier."""
+
+    new_sources: tuple[str, ...]
+    num_sources: int
+    num_samples: int
+    num_shards: int
+
+
+def remove_sources(root: str | Path, source_ids: Iterable[str]) -> Removal:
+    """Hides all samples of these sources, at once and for good; a second call changes nothing.
+
+    UserError, with nothing written, when an id is unknown to the dataset. In a dataset that is not
+    finished the next build leaves the sources out.
+    """
+    store, *pixels = with_pixels(root)
+    wanted = {check_source_id(each) for each in source_ids}
+    before = removed_sources(store)
+    unknown = sorted(wanted - before - _known_sources(store))
+    if unknown:
+        shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if unknown[3:] else "")
+        raise UserError(f"{store.root}: no source {shown}; nothing was removed")
+    for each in (store, *pixels):
+        _hide(each, wanted)
+    rows = rows_of(store, wanted)
+    return Removal(
+        new_sources=tuple(sorted(wanted - before)),
+        num_sources=len(wanted),
+        num_samples=sum(map(len, rows.values())),
+        num_shards=len(rows),
+    )
 
 
 def removed_sources(store: Store) -> set[str]:
@@ -33,13 +75,55 @@ def removed_sources(store: Store) -> set[str]:
     return {source for record in _tombstones(store) for source in record["source_ids"]}
 
 
-def write_tombstone(store: Store, source_ids: Iterable[str], rows: dict[str, list[int]]) -> str:
+def hidden_rows(store: Store) -> dict[str, set[int]]:
+    """The rows that readers leave out, by shard."""
+    hidden: dict[str, set[int]] = {}
+    for record in _tombstones(store):
+        for shard, rows in record["rows"].items():
+            hidden.setdefault(shard, set()).update(rows)
+    return hidden
+
+
+def rows_of(store: Store, source_ids: Collection[str]) -> Rows:
+    """Where the manifest says that the samples of these sources lie."""
+    try:
+        columns = ["source_id", "shard", "row"]
+        table = _read_columns(store, "manifest.parquet", columns)
+    except FileNotFoundError:
+        return {}
+    mask = pc.and_(
+        pc.is_in(table["source_id"], pa.array(sorted(source_ids), pa.string())),
+        pc.greater_equal(table["row"], 0),
+    )
+    chosen = table.filter(mask)
+    rows: Rows = {}
+    for shard, row in zip(chosen["shard"].to_pylist(), chosen["row"].to_pylist()):
+        rows.setdefault(shard, []).append(row)
+    return {shard: sorted(numbers) for shard, numbers in sorted(rows.items())}
+
+
+def write_tombstone(store: Store, source_ids: Iterable[str], rows: Rows) -> str:
     """Publishes that sources are removed, with the rows of their samples by shard; its name."""
     record = {"version": VERSION, "source_ids": sorted(source_ids), "rows": rows}
     content = canonical_json(record) + b"\n"
-    name = f"{REMOVED}/{hashlib.sha256(content).hexdigest()[:24]}.json"
+    name = f"{REMOVED}/{tombstone_name(content)}"
     store.storage.create(name, content)
     return name
+
+
+def tombstone_name(content: bytes) -> str:
+    """The file name that a tombstone of this content has."""
+    return f"{hashlib.sha256(content).hexdigest()[:24]}.json"
+
+
+def refuse_removed(store: Store, clips: Iterable[Clip]) -> None:
+    """UserError when a kept clip is of a source that was removed after the plan was made."""
+    removed = removed_sources(store)
+    if removed and any(clip.outcome == "kept" and clip.source_id in removed for clip in clips):
+        raise UserError(
+            f"{store.root}: sources of this build were removed after it was planned; "
+            "run `tessera build` again, which leaves them out"
+        )
 
 
 def check_source_id(text: str) -> str:
@@ -52,11 +136,56 @@ def check_source_id(text: str) -> str:
     return text
 
 
-def _tombstones(store: Store) -> list[dict]:
+def _hide(store: Store, wanted: set[str]) -> None:
+    """Writes tombstones until they cover every sample: a build may end while we write."""
+    while True:
+        missing = without_rows(rows_of(store, wanted), hidden_rows(store))
+        if not missing and wanted <= removed_sources(store):
+            return
+        write_tombstone(store, wanted, missing)
+
+
+def _known_sources(store: Store) -> set[str]:
+    known: set[str] = set()
+    for name in ("plan.parquet", "manifest.parquet"):
+        try:
+            known.update(_read_columns(store, name, ["source_id"])["source_id"].to_pylist())
+        except FileNotFoundError:
+            continue
+    if not known:
+        raise UserError(f"{store.root}: no dataset of a build (neither plan nor manifest)")
+    return known
+
+
+def _read_columns(store: Store, name: str, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(pa.BufferReader(store.storage.read(name)), columns=columns)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{store.root}/{name}: cannot be read ({error}); see `tessera verify {store.root}`"
+        ) from None
+
+
+def without_rows(rows: Rows, hidden: dict[str, set[int]]) -> Rows:
+    left = {
+        shard: [row for row in numbers if row not in hidden.get(shard, ())]
+        for shard, numbers in rows.items()
+    }
+    return {shard: numbers for shard, numbers in left.items() if numbers}
+
+
+def _tombstones(store: Store) -> list[dict[str, Any]]:
     records = []
     for name in store.storage.names(REMOVED):
-        record = json.loads(store.storage.read(f"{REMOVED}/{name}"))
-        if record.get("version") != VERSION:
-            raise UserError(f"{store.root}/{REMOVED}/{name}: unknown version; update Tessera")
+        where = f"{store.root}/{REMOVED}/{name}"
+        try:
+            record = json.loads(store.storage.read(f"{REMOVED}/{name}"))
+            version, _, _ = record["version"], record["source_ids"], record["rows"].items()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: damaged tombstone ({error!r}); put it back") from None
+        if version != VERSION:
+            raise UserError(f"{where}: unknown version; update Tessera")
         records.append(record)
     return records

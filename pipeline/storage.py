@@ -14,8 +14,11 @@ configuration files, or from fsspec's (`FSSPEC_S3_...`), so that every worker fi
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -62,8 +65,16 @@ class Storage(Protocol):
         """The files directly in a folder, sorted, without the folder; none when it is absent."""
         ...
 
+    def walk(self) -> dict[str, int]:
+        """The size of every file at any depth, by name, sorted; a link is a file of 0 bytes."""
+        ...
+
     def age_seconds(self, name: str, now: float) -> float:
         """Seconds from the last change of a file to `now` (of `time.time`)."""
+        ...
+
+    def delete_older(self, name: str, min_age_seconds: float, now: float) -> bool:
+        """Removes a file unless it is younger: one that was just put there stays."""
         ...
 
     def prepare(self) -> None:
@@ -150,6 +161,30 @@ class LocalStorage:
 
     def age_seconds(self, name: str, now: float) -> float:
         return now - (self._path / name).stat().st_mtime
+
+    def walk(self) -> dict[str, int]:
+        found = {}
+        for parent, folders, names in os.walk(self._path):
+            links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+            for name in (*names, *links):
+                path = Path(parent, name)
+                facts = path.lstat()
+                size = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+                found[path.relative_to(self._path).as_posix()] = size
+        return dict(sorted(found.items()))
+
+    def delete_older(self, name: str, min_age_seconds: float, now: float) -> bool:
+        aside = self.scratch() / f"swept-{secrets.token_hex(12)}"
+        try:
+            os.rename(self._path / name, aside)
+        except FileNotFoundError:
+            return False
+        is_older = now - aside.lstat().st_mtime >= min_age_seconds
+        if not is_older:  # it was put there after we looked: it belongs to a build that runs
+            with suppress(FileExistsError):
+                os.link(aside, self._path / name)
+        aside.unlink()
+        return is_older
 
     def prepare(self) -> None:
         try:
@@ -245,6 +280,19 @@ class RemoteStorage:
         files, prefix = self._files()
         return now - files.modified(f"{prefix}/{name}").timestamp()
 
+    def walk(self) -> dict[str, int]:
+        files, prefix = self._files()
+        start = len(prefix.rstrip("/")) + 1
+        found = files.find(prefix, detail=True, refresh=True)
+        return {name[start:]: int(row["size"]) for name, row in sorted(found.items())}
+
+    def delete_older(self, name: str, min_age_seconds: float, now: float) -> bool:
+        with suppress(FileNotFoundError):
+            if self.age_seconds(name, now) >= min_age_seconds:
+                self.delete(name)
+                return True
+        return False
+
     def prepare(self) -> None:
         self._files()
 
@@ -279,6 +327,30 @@ class RemoteStorage:
                     f"{self.root}: {error}; install fsspec's package for this protocol"
                 ) from None
         return self._opened
+
+
+def sha256_of(storage: Storage, name: str) -> str:
+    """The hash of a file, read in pieces; FileNotFoundError when there is none."""
+    digest = hashlib.sha256()
+    with storage.open(name) as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextmanager
+def local_file(storage: Storage, name: str) -> Iterator[Path]:
+    """A file as a path: itself on a disk, a copy on the way from elsewhere."""
+    if isinstance(storage, LocalStorage):
+        yield Path(storage.root) / name
+        return
+    copy = storage.scratch() / f"{secrets.token_hex(12)}-{PurePosixPath(name).name}"
+    try:
+        with storage.open(name) as source, open(copy, "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 @contextmanager

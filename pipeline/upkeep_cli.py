@@ -1,0 +1,185 @@
+"""The commands of upkeep: `verify`, `remove` and `gc`. They load neither torch nor Ray."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tokenizer.settings import UserError
+
+_VERIFY_EXAMPLE = """\
+examples:
+  tessera verify runs/demo/data
+  tessera verify runs/demo/data --json | jq '.problems[].file'
+  tessera verify runs/demo/data --repair && tessera build runs/demo/data/config.yaml
+
+exit code: 0 all is sound, 1 problems were found, 2 it could not run
+"""
+
+_REMOVE_EXAMPLE = """\
+examples:
+  tessera remove runs/demo/data --source "$(sha256sum film.mp4 | cut -d' ' -f1)"
+  tessera remove runs/demo/data --list withdrawn.txt
+  tessera gc runs/demo/data --rewrite            then erase the bytes
+"""
+
+_GC_EXAMPLE = """\
+examples:
+  tessera gc runs/demo/data --dry-run
+  tessera gc runs/demo/data --history            also what earlier settings made
+  tessera gc runs/demo/data --rewrite            erase what `tessera remove` hid
+"""
+
+
+def register(commands: Any) -> None:
+    """Adds the commands."""
+    verify = _command(
+        commands,
+        "verify",
+        "hash everything again; name what is damaged, missing or foreign",
+        "Checks every byte of a dataset against its commits, and every list against the others.",
+        _VERIFY_EXAMPLE,
+    )
+    verify.add_argument("--json", action="store_true", help="the verdict as one JSON object")
+    verify.add_argument(
+        "--repair",
+        action="store_true",
+        help="take the commits of damaged or missing parts out, so that a build makes them again",
+    )
+    verify.set_defaults(run=_verify)
+    remove = _command(
+        commands,
+        "remove",
+        "take sources out of a dataset: readers leave them out at once",
+        "Hides every sample of the sources, for good. Bytes go with `tessera gc DIR --rewrite`.",
+        _REMOVE_EXAMPLE,
+    )
+    which = remove.add_mutually_exclusive_group(required=True)
+    which.add_argument("--source", metavar="ID", help="a source id: the sha256 of the file")
+    which.add_argument("--list", metavar="FILE", help="a file of source ids, one a line")
+    remove.add_argument("--json", action="store_true", help="what was done, as one JSON object")
+    remove.set_defaults(run=_remove)
+    gc = _command(
+        commands,
+        "gc",
+        "delete what no commit names; erase what was removed",
+        "Deletes drafts, parts and markers that builds left behind. What is younger than an hour "
+        "may belong to a build that runs, and stays.",
+        _GC_EXAMPLE,
+    )
+    gc.add_argument("--dry-run", action="store_true", help="say what would go, delete nothing")
+    gc.add_argument(
+        "--min-age", type=float, default=3600.0, metavar="SECONDS", help="default: 3600"
+    )
+    gc.add_argument(
+        "--history",
+        action="store_true",
+        help="also committed units that the finished dataset does not use: they cannot be used "
+        "again then; not while a build runs",
+    )
+    gc.add_argument(
+        "--rewrite",
+        action="store_true",
+        help="first make the shards anew without removed sources, and erase these everywhere",
+    )
+    gc.set_defaults(run=_gc)
+
+
+def _command(
+    commands: Any, name: str, summary: str, description: str, example: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", metavar="DIR", help="the folder that `tessera build` made")
+    return parser
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from pipeline.progress import Progress
+    from pipeline.repair import repair
+    from pipeline.verify import verify
+
+    verdict = verify(arguments.directory, Progress())
+    repaired = repair(arguments.directory, verdict) if arguments.repair else []
+    if arguments.json:
+        print(json.dumps(verdict.to_json() | {"repaired": repaired}, indent=1, sort_keys=True))
+        return int(bool(verdict.problems))
+    for problem in verdict.problems:
+        print(problem)
+    for line in repaired:
+        print(line)
+    for note in verdict.notes:
+        print(f"note: {note}")
+    found = f"{len(verdict.problems)} problems" if verdict.problems else "all sound"
+    print(
+        f"{verdict.root}: {found}; {verdict.num_units} units, {verdict.num_samples:,} samples in "
+        f"{verdict.num_shards} shards, {verdict.size_bytes / 1e6:,.1f} MB"
+    )
+    if repaired:
+        print(f"now run `tessera build {verdict.root}/config.yaml`")
+    return int(bool(verdict.problems))
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    from pipeline.removal import remove_sources
+
+    wanted = [arguments.source] if arguments.source else _listed(arguments.list)
+    removal = remove_sources(arguments.directory, wanted)
+    if arguments.json:
+        print(json.dumps(asdict(removal), indent=1, sort_keys=True))
+        return 0
+    earlier = removal.num_sources - len(removal.new_sources)
+    print(
+        f"{arguments.directory}: {len(removal.new_sources)} sources removed"
+        + (f", {earlier} were already" if earlier else "")
+        + f"; {removal.num_samples} samples of {removal.num_shards} shards are hidden; "
+        f"`tessera gc {arguments.directory} --rewrite` erases them"
+    )
+    return 0
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); give a file of source ids") from None
+    if not lines:
+        raise UserError(f"{path}: no source ids in it; one a line")
+    return lines
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    from pipeline.sweep import erase, sweep
+
+    if arguments.min_age < 0:
+        raise UserError(f"--min-age ({arguments.min_age}) must be at least 0 seconds")
+    if arguments.rewrite and arguments.dry_run:
+        raise UserError("--rewrite cannot be tried out; leave --dry-run away, or --rewrite")
+    if arguments.rewrite:
+        from pipeline.build import rewrite_without_removed
+
+        rewrite_without_removed(arguments.directory)
+        _say(erase(arguments.directory), "erased")
+    swept = sweep(
+        arguments.directory,
+        min_age_seconds=arguments.min_age,
+        history=arguments.history,
+        dry_run=arguments.dry_run,
+    )
+    _say(swept, "would go" if arguments.dry_run else "deleted")
+    return 0
+
+
+def _say(swept: Any, done: str) -> None:
+    for kind, found in swept.items():
+        print(f"{done}: {found.num_files} {kind}, {found.size_bytes:,} bytes")
+    if not swept:
+        print(f"{done}: nothing")
