@@ -199,7 +199,7 @@ def shard_list_miscounts(root: Path) -> tuple[str, str]:
 
 def shard_list_lacks_one(root: Path) -> tuple[str, str]:
     edit(root / "shards.json", lambda record: record["shards"].pop())
-    return "shards.json", "damaged: not the text that its records and fingerprint give"
+    return "shards.json", "damaged: its fingerprint is not that of what it declares"
 
 
 def manifest_lacks_a_row(root: Path) -> tuple[str, str]:
