@@ -11,7 +11,7 @@ Its rooms, in the order in which data passes them:
     commit          the one protocol by which work becomes part of a dataset
     verify damage ledger agreement repair
                     whether everything is what was committed, and making it so again
-    removal remains sweep
+    removal remains erasure sweep
                     taking sources out, what is left of them, deleting what nothing names
     executor        where work runs: inline, or on Ray in processes that may die
     shards          the format that the trainer reads

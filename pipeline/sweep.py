@@ -24,8 +24,6 @@ from pipeline.commit import COMMITS, Store, with_pixels
 from pipeline.config import BuildConfig
 from pipeline.ledger import PART, read_commits
 from pipeline.plan import read_plan, units_of
-from pipeline.remains import find_remains
-from pipeline.removal import removed_sources
 from pipeline.shards.format import SUCCESS_FILE, ShardError
 from pipeline.storage import local_file
 from tokenizer.settings import UserError, read_settings
@@ -60,10 +58,18 @@ def sweep(
         if not store.committed():
             raise UserError(f"{store.root}: no commits here; name a folder that a build made")
         superseded = _superseded(store) if history else set()
-        swept = _Sweeper(store, min_age_seconds, dry_run)
+        swept = Sweeper(store, min_age_seconds, dry_run)
         swept.take_units(superseded)
         swept.take_left_over()
-        for kind, found in swept.found.items():
+        total = add(total, swept.found)
+    return total
+
+
+def add(*records: Mapping[str, Swept]) -> dict[str, Swept]:
+    """Files and bytes of several sweeps, by kind."""
+    total: dict[str, Swept] = {}
+    for record in records:
+        for kind, found in record.items():
             before = total.get(kind, Swept())
             total[kind] = Swept(
                 before.num_files + found.num_files, before.size_bytes + found.size_bytes
@@ -71,28 +77,7 @@ def sweep(
     return total
 
 
-def erase(root: str | Path) -> dict[str, Swept]:
-    """Deletes what is left of removed sources once the dataset is made without them."""
-    total: dict[str, Swept] = {}
-    for store in with_pixels(root):
-        live = live_units(store)
-        remains = set(find_remains(store, removed_sources(store), store.storage.walk()))
-        sweeper = _Sweeper(store, 0.0, dry_run=False)
-        units = {
-            unit
-            for unit, result in _sound_results(store).items()
-            if unit not in live
-            and remains & {f"{COMMITS}/{unit}.json", *(part["path"] for part in result["parts"])}
-        }
-        sweeper.take_units(units)
-        for name in sorted(remains - _paths_of(_sound_results(store))):
-            if PART.fullmatch(name):
-                sweeper.take(UNCOMMITTED, name)
-        total = total | sweeper.found
-    return total
-
-
-class _Sweeper:
+class Sweeper:
     """Deletes files of one dataset, or only counts them."""
 
     def __init__(self, store: Store, min_age_seconds: float, dry_run: bool) -> None:
@@ -106,8 +91,8 @@ class _Sweeper:
     def take_left_over(self) -> None:
         """Drafts, parts without a commit, markers of units that have one."""
         names = self._sizes
-        results = _sound_results(self._store)  # after the listing: no later part is in `names`
-        committed = _paths_of(results)
+        results = sound_results(self._store)  # after the listing: no later part is in `names`
+        committed = paths_of(results)
         for name in names:
             if name.startswith("tmp/"):
                 self.take(TEMPORARY, name)
@@ -136,10 +121,7 @@ class _Sweeper:
         else:
             gone = storage.delete_older(name, self._min_age_seconds, self._now)
         if gone:
-            before = self.found.get(kind, Swept())
-            self.found[kind] = Swept(
-                before.num_files + 1, before.size_bytes + self._sizes.get(name, 0)
-            )
+            self.found = add(self.found, {kind: Swept(1, self._sizes.get(name, 0))})
         return gone
 
 
@@ -150,7 +132,7 @@ def _superseded(store: Store) -> set[str]:
             f"{store.root}: not finished, so its history is what it is made from; "
             "run `tessera build` to its end first"
         )
-    return set(_sound_results(store)) - live_units(store)
+    return set(sound_results(store)) - live_units(store)
 
 
 def live_units(store: Store) -> set[str]:
@@ -163,7 +145,7 @@ def live_units(store: Store) -> set[str]:
     if accounts is None:
         raise UserError(f"{store.root}: its manifest cannot be read; see `tessera verify`")
     errors, captions = accounts.errors, accounts.captions
-    results = _sound_results(store)
+    results = sound_results(store)
     live = _scans_in_use(store, results)
     for unit, result in results.items():
         if result["phase"] == "tokenize":
@@ -192,7 +174,7 @@ def _scans_in_use(store: Store, units: Iterable[str]) -> set[str]:
     return {job.unit(sources).id for sources in units_of(plan)}
 
 
-def _sound_results(store: Store) -> dict[str, dict[str, Any]]:
+def sound_results(store: Store) -> dict[str, dict[str, Any]]:
     """The results of all commits; UserError when one is damaged: its parts would look left over."""
     results, problems = read_commits(store)
     if problems:
@@ -200,7 +182,7 @@ def _sound_results(store: Store) -> dict[str, dict[str, Any]]:
     return results
 
 
-def _paths_of(results: Mapping[str, dict[str, Any]]) -> set[str]:
+def paths_of(results: Mapping[str, dict[str, Any]]) -> set[str]:
     return {part["path"] for result in results.values() for part in result["parts"]}
 
 

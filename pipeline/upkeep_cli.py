@@ -157,17 +157,19 @@ def _listed(path: str) -> list[str]:
 
 
 def _gc(arguments: argparse.Namespace) -> int:
-    from pipeline.sweep import erase, sweep
+    from pipeline.sweep import sweep
 
     if arguments.min_age < 0:
         raise UserError(f"--min-age ({arguments.min_age}) must be at least 0 seconds")
     if arguments.rewrite and arguments.dry_run:
         raise UserError("--rewrite cannot be tried out; leave --dry-run away, or --rewrite")
     if arguments.rewrite:
-        from pipeline.build import rewrite_without_removed
+        from pipeline.erasure import erase_removed
 
-        rewrite_without_removed(arguments.directory)
-        _say(erase(arguments.directory), "erased")
+        erased = erase_removed(arguments.directory)
+        _say(erased.swept, "erased")
+        for name, what in erased.remains.items():
+            print(f"still there: {name}: {what}")
     swept = sweep(
         arguments.directory,
         min_age_seconds=arguments.min_age,
