@@ -238,3 +238,24 @@ def test_a_build_that_keeps_nothing_says_so(small_videos: Path, tmp_path: Path) 
     build(settings, "select")
     with pytest.raises(UserError, match="no clip was kept"):
         build_pixels(settings)
+
+
+@pytest.mark.slow
+def test_a_build_into_an_object_store_has_the_bytes_of_one_on_a_disk(
+    built: Path, s3: str, tmp_path: Path
+) -> None:
+    from pipeline.commit import Store
+
+    settings = read_settings(BuildConfig, built / "config.yaml")
+    root = f"{s3}/{tmp_path.name}/data"
+    for _ in range(2):
+        build(replace(settings, out=root))
+    storage = Store(root).storage
+    for name in ("manifest.parquet", "shards.json", "index.bin", "statistics.json", "_SUCCESS"):
+        assert storage.read(name) == (built / name).read_bytes()
+    parts = [path.name for path in sorted((built / "parts").iterdir())]
+    assert storage.names("parts") == parts
+    for name in parts:
+        assert storage.read(f"parts/{name}") == (built / "parts" / name).read_bytes()
+    assert storage.size("report.html")
+    assert storage.names("tmp") == []
