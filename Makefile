@@ -1,5 +1,6 @@
 # make demo   environment, installation, the main job (videos in, new videos out)
 # make test   environment, installation, lint, types, import contracts, docs, tests
+# make chaos  builds under kill -9 for minutes (TESSERA_CHAOS_ROUNDS=8), each compared byte by byte
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test install lint types contracts unit integration format clean
+.PHONY: demo test install lint types contracts unit integration chaos format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -38,10 +39,13 @@ contracts: install
 unit integration: export OMP_NUM_THREADS = 1
 
 unit: install
-	$(BIN)/pytest -q -n 2 -m 'not slow and not ray and not multiprocess and not gpu'
+	$(BIN)/pytest -q -n 2 -m 'not slow and not ray and not multiprocess and not gpu and not chaos'
 
 integration: install
-	$(BIN)/pytest -q -m '(slow or ray or multiprocess) and not gpu'
+	$(BIN)/pytest -q -m '(slow or ray or multiprocess) and not gpu and not chaos'
+
+chaos: install
+	$(BIN)/pytest -q -s -m chaos tests/test_chaos.py
 
 format: install
 	$(BIN)/ruff check --fix .

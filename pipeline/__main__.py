@@ -1,5 +1,7 @@
 """`python -m pipeline` is the command `tessera`."""
 
+from __future__ import annotations
+
 import sys
 
 from pipeline.cli import main

@@ -7,6 +7,7 @@ Each package owns its commands in its `cli` module; those of `training` are load
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -17,6 +18,7 @@ from pipeline import inspection_cli, submit_cli, upkeep_cli
 from pipeline.config import PHASES, BuildConfig
 from tokenizer.settings import UserError, add_flags, config_file, given_flags, read_settings
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PRESETS = Path(__file__).parent / "presets"
 
 _BUILD_EXAMPLE = """\
@@ -43,11 +45,20 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"tessera: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        print(
+            f"tessera: {error.filename or 'the output'}: {error.strerror}; free some space and run "
+            "the same command again to continue",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("tessera: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

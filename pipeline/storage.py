@@ -208,7 +208,8 @@ class LocalStorage:
         path = content if isinstance(content, Path) else self.scratch() / secrets.token_hex(12)
         try:
             if not isinstance(content, Path):
-                path.write_bytes(content)
+                with open(path, "wb") as file:
+                    file.write(content)
             _sync_file(path)
             yield path
         finally:

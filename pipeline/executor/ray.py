@@ -8,7 +8,7 @@ limits, so that the one file that does it is named and the rest is kept.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any
@@ -140,13 +140,10 @@ class RayExecutor:
         timeout = job.config.annotate.timeout_seconds
         scans: list[list[Clip]] = []
         for source in unit.sources:
-            ref: ray.ObjectRef[list[Clip]] = _scan_alone.remote(shared, source)
-            try:
-                scans.append(_result(ref, timeout=timeout))
-            except _KINDS_OF_DEATH as error:
-                ray.cancel(ref, force=True)
-                outcome = f"error:{_cause_of_death(error)}"
-                scans.append([failed_source(source.source_id, source.uri, outcome)])
+            scan = _alone(lambda: _scan_alone.remote(shared, source), timeout)  # noqa: B023
+            if isinstance(scan, str):
+                scan = [failed_source(source.source_id, source.uri, f"error:{scan}")]
+            scans.append(scan)
         return job.commit(unit, scans, {"isolated": True})
 
 
@@ -211,16 +208,34 @@ def _collect(ref: ray.ObjectRef, chunk: Chunk, limits: AnnotateSettings) -> Deco
                 ref = _decode.remote(chunk)
     clips: list[np.ndarray] = []
     for single in chunk.singles():
-        ref = _decode_alone.remote(single, limits.memory_bytes)
-        try:
-            decoded: Decoded = _result(ref, timeout=limits.timeout_seconds)
-        except _KINDS_OF_DEATH as death:
-            ray.cancel(ref, force=True)
-            return Decoded(tuple(clips), _cause_of_death(death), 0)
+        decoded = _alone(
+            lambda: _decode_alone.remote(single, limits.memory_bytes),  # noqa: B023
+            limits.timeout_seconds,
+        )
+        if isinstance(decoded, str):
+            return Decoded(tuple(clips), decoded, 0)
         clips += decoded.clips
         if decoded.error is not None:
             return Decoded(tuple(clips), decoded.error, decoded.pid)
     return Decoded(tuple(clips), None, 0)
+
+
+def _alone(start: Callable[[], ray.ObjectRef], timeout: float) -> Any:
+    """The value of a task in a process of its own, or why it died.
+
+    A death is believed when it repeats, since the process may have been killed from outside; a
+    timeout is believed at once.
+    """
+    for last in (False, True):
+        ref = start()
+        try:
+            return _result(ref, timeout=timeout)
+        except _KINDS_OF_DEATH as error:
+            ray.cancel(ref, force=True)
+            cause = _cause_of_death(error)
+            if last or cause == "timeout":
+                return cause
+    raise AssertionError("unreachable")
 
 
 def _round_robin(actors: Sequence[Any], running: dict[Any, tuple[Any, ClipUnit]]) -> Iterator[Any]:
