@@ -94,7 +94,7 @@ def _read_json(file: Any, member: Member, where: str) -> dict[str, Any]:
         raise ShardError(f"{where}: {member.size_bytes} bytes of JSON; at most {MAX_JSON_BYTES}")
     file.seek(member.offset)
     try:
-        values = json.loads(file.read(member.size_bytes))
+        values = json.loads(file.read(member.size_bytes).decode())
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(values, dict):

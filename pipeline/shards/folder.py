@@ -57,6 +57,9 @@ class LocalFolder:
             return open(self.root / entry.path, "rb")
         except FileNotFoundError:
             raise ShardError(f"{self.root / entry.path}: missing shard") from None
+        except OSError as error:
+            reason = error.strerror
+            raise ShardError(f"{self.root / entry.path}: cannot be read ({reason})") from None
 
     def _sidecar(self, entry: ShardEntry) -> Sidecar:
         with self._lock:

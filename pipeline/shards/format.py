@@ -130,6 +130,7 @@ def parse_declaration(
     of what it declares.
     """
     try:
+        text = text if isinstance(text, str) else text.decode()
         values = json.loads(text, parse_constant=_no_number)
         version = values["format_version"]
         if type(version) is not int or version != FORMAT_VERSION:

@@ -128,7 +128,7 @@ def parse_sidecar(data: bytes | memoryview, where: str, check: bool = True) -> S
 def _header(text: bytes, where: str) -> tuple[tuple[str, ...], int, int]:
     """(members, count, tar_bytes)"""
     try:
-        header = json.loads(text)
+        header = json.loads(text.decode())
         members, count, tar_bytes = (header[name] for name in ("members", "count", "tar_bytes"))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ShardError(f"{where}: sidecar header is damaged") from None

@@ -183,7 +183,7 @@ def _unpacked(data: bytes, tar: Path) -> list[StockPart]:
             start += each["bytes"]
             arrays = tuple((member, dtype, tuple(shape)) for member, dtype, shape in each["arrays"])
             found.append(StockPart(tar, arrays, parse_sidecar(blob, f"index of {tar}")))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ShardError(f"index of {tar} in the cache is damaged ({error})") from None
     return found
 
