@@ -1,4 +1,4 @@
-"""Charts: small SVG pictures as text, for pages that load nothing.
+"""Charts: small pictures as SVG and HTML text, for pages that load nothing.
 
 Colours are classes (`kept`, `dropped`, `error`), so the page's style decides what they look like.
 """
@@ -6,83 +6,107 @@ Colours are classes (`kept`, `dropped`, `error`), so the page's style decides wh
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-BAR_WIDTH, BAR_HEIGHT = 180, 10
-CHART_WIDTH, CHART_HEIGHT, AXIS_HEIGHT, LEGEND_HEIGHT = 360, 120, 16, 14
-NUM_BINS = 40
+WIDTH, HEIGHT, AXIS, LABEL = 420, 130, 18, 13
+NUM_BINS = 42
+SPARK_WIDTH, SPARK_HEIGHT = 180, 28
 
 
-def bar(share: float, kind: str) -> str:
-    """A horizontal bar filled to `share` in [0, 1]."""
-    filled = round(BAR_WIDTH * min(max(share, 0.0), 1.0), 1)
-    return (
-        f'<svg width="{BAR_WIDTH}" height="{BAR_HEIGHT}">'
-        f'<rect class="track" width="{BAR_WIDTH}" height="{BAR_HEIGHT}" rx="3"/>'
-        f'<rect class="{kind}" width="{filled}" height="{BAR_HEIGHT}" rx="3"/></svg>'
+def bar(*parts: tuple[float, str]) -> str:
+    """A horizontal bar as wide as there is room, filled by (share in [0, 1], kind) in turn."""
+    filled = "".join(
+        f'<i class="{kind}" style="width:{100 * min(max(share, 0.0), 1.0):.2f}%"></i>'
+        for share, kind in parts
+        if share > 0
     )
+    return f'<div class="bar">{filled}</div>'
 
 
 def histogram(
-    kept: np.ndarray, others: np.ndarray, bounds: Sequence[tuple[float, str]] = ()
+    kept: np.ndarray,
+    others: np.ndarray,
+    bounds: Sequence[tuple[float, bool, str]] = (),
+    unit: str = "",
 ) -> str:
-    """Kept values stacked on the others, with a dashed line and a legend for each bound.
+    """Kept values stacked on the others, and for each bound (value, drops what is below, label).
 
-    The axis spans the 0.5th to the 99.5th percentile, stretched to show the bounds; what lies
-    outside is counted in the first and last bin.
+    The side that a bound drops is shaded. The axis spans the 0.5th to the 99.5th percentile,
+    stretched to show the bounds; what lies outside is counted in the first and last bin.
     """
     values = np.concatenate([kept, others])
     low, high = (float(each) for each in np.percentile(values, [0.5, 99.5]))
-    low = min([low, *(bound for bound, _ in bounds)])
-    high = max([high, *(bound for bound, _ in bounds)])
+    low = min([low, *(bound for bound, _, _ in bounds)])
+    high = max([high, *(bound for bound, _, _ in bounds)])
     if high <= low:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, NUM_BINS + 1)
     kept_counts, _ = np.histogram(np.clip(kept, low, high), edges)
     other_counts, _ = np.histogram(np.clip(others, low, high), edges)
     tallest = max(int((kept_counts + other_counts).max()), 1)
-    width = CHART_WIDTH / NUM_BINS
+    top = LABEL * len(bounds) + 4
+    floor = top + HEIGHT
     shapes = []
+    for line, (bound, is_lower, label) in enumerate(sorted(bounds)):
+        x = _place(bound, low, high)
+        left, right = (0.0, x) if is_lower else (x, float(WIDTH))
+        anchor, shift = ("start", 4) if x < WIDTH / 2 else ("end", -4)
+        shapes += [
+            f'<rect class="cut" x="{left}" y="{top}" width="{right - left:.1f}" '
+            f'height="{HEIGHT}"/>',
+            f'<line class="bound" x1="{x}" x2="{x}" y1="{LABEL * line + 3}" y2="{floor}"/>',
+            f'<text class="label" x="{x + shift}" y="{LABEL * line + 11}" '
+            f'text-anchor="{anchor}">{html.escape(label)}</text>',
+        ]
+    width = WIDTH / NUM_BINS
     for index, (below, above) in enumerate(zip(other_counts.tolist(), kept_counts.tolist())):
-        base = CHART_HEIGHT * below / tallest
-        top = CHART_HEIGHT * above / tallest
-        x = index * width
-        shapes.append(_column("dropped", x, CHART_HEIGHT - base, width, base))
-        shapes.append(_column("kept", x, CHART_HEIGHT - base - top, width, top))
-    height = CHART_HEIGHT + AXIS_HEIGHT + LEGEND_HEIGHT * len(bounds)
-    for index, (bound, label) in enumerate(bounds):
-        x = round((bound - low) / (high - low) * CHART_WIDTH, 1)
-        y = CHART_HEIGHT + AXIS_HEIGHT + LEGEND_HEIGHT * index + 10
-        shapes.append(f'<line class="bound" x1="{x}" x2="{x}" y1="0" y2="{CHART_HEIGHT}"/>')
-        shapes.append(f'<text x="0" y="{y}">{html.escape(label)}</text>')
-    axis = CHART_HEIGHT + 11
-    shapes += [
-        f'<line class="axis" x1="0" x2="{CHART_WIDTH}" y1="{CHART_HEIGHT}" y2="{CHART_HEIGHT}"/>',
-        f'<text x="0" y="{axis}">{low:.4g}</text>',
-        f'<text x="{CHART_WIDTH}" y="{axis}" text-anchor="end">{high:.4g}</text>',
-    ]
-    return f'<svg viewBox="0 0 {CHART_WIDTH} {height}">{"".join(shapes)}</svg>'
+        base, height = HEIGHT * below / tallest, HEIGHT * above / tallest
+        shapes.append(_column("dropped", index * width, floor - base, width, base))
+        shapes.append(_column("kept", index * width, floor - base - height, width, height))
+    shapes.append(f'<line class="axis" x1="0" x2="{WIDTH}" y1="{floor}" y2="{floor}"/>')
+    for tick in _ticks(low, high):
+        x = _place(tick, low, high)
+        anchor = "start" if x < 8 else "end" if x > WIDTH - 12 else "middle"
+        shapes.append(
+            f'<text x="{x}" y="{floor + 13}" text-anchor="{anchor}">{tick:,.10g}{unit}</text>'
+        )
+    return f'<svg viewBox="0 0 {WIDTH} {floor + AXIS}" role="img">{"".join(shapes)}</svg>'
 
 
 def sparkline(counts: np.ndarray) -> str:
     """An area of counts in the order given, such as codes by falling use."""
-    heights = counts / max(int(counts.max()), 1) * BAR_HEIGHT * 2
-    places = np.linspace(0, len(counts) - 1, min(len(counts), BAR_WIDTH)).round().astype(int)
-    xs = np.linspace(0, BAR_WIDTH, len(places))
-    points = " ".join(f"{x:.1f},{2 * BAR_HEIGHT - y:.1f}" for x, y in zip(xs, heights[places]))
-    outline = f"0,{2 * BAR_HEIGHT} {points} {BAR_WIDTH},{2 * BAR_HEIGHT}"
+    heights = counts / max(int(counts.max()), 1) * SPARK_HEIGHT
+    places = np.linspace(0, len(counts) - 1, min(len(counts), SPARK_WIDTH)).round().astype(int)
+    xs = np.linspace(0, SPARK_WIDTH, len(places))
+    points = " ".join(f"{x:.1f},{SPARK_HEIGHT - y:.1f}" for x, y in zip(xs, heights[places]))
+    outline = f"0,{SPARK_HEIGHT} {points} {SPARK_WIDTH},{SPARK_HEIGHT}"
     return (
-        f'<svg width="{BAR_WIDTH}" height="{2 * BAR_HEIGHT}">'
-        f'<polygon class="area" points="{outline}"/></svg>'
+        f'<svg class="spark" viewBox="0 0 {SPARK_WIDTH} {SPARK_HEIGHT}" '
+        f'preserveAspectRatio="none"><polygon class="area" points="{outline}"/></svg>'
     )
+
+
+def _place(value: float, low: float, high: float) -> float:
+    return round((value - low) / (high - low) * WIDTH, 1)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to eight round numbers inside [low, high]."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
 
 
 def _column(kind: str, x: float, y: float, width: float, height: float) -> str:
     if height <= 0:
         return ""
     return (
-        f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width - 0.8:.1f}" '
+        f'<rect class="{kind}" x="{x + 0.5:.1f}" y="{y:.1f}" width="{width - 1:.1f}" '
         f'height="{height:.1f}"/>'
     )

@@ -1,221 +1,387 @@
 """The report: one self-contained `report.html` of a dataset, readable without a network.
 
     write_report("runs/demo/data")
+    tessera report runs/demo/data
 
-What came in and what became of it, the scores of every clip with the thresholds that cut them, what
-the shards hold, captions, the codebook scale by scale, errors, and the settings. The same dataset
-gives the same bytes.
+What came in and what each rule took away, scores with the thresholds drawn in, pictures of kept and
+dropped clips, what the shards hold, captions, the codebook scale by scale, where the time went,
+errors, and the settings. The same folder (and the same source files) gives the same bytes.
 """
 
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Iterable, Mapping
+from base64 import b64encode
+from collections.abc import Mapping
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
 from pipeline.charts import bar, histogram, sparkline
 from pipeline.config import Rule, SelectSettings
+from pipeline.funnel import COLUMNS, FACTS, Step, funnel, score
+from pipeline.gallery import NEEDED, OPTIONAL, Exhibit, Shelf, make_gallery
+from pipeline.page import Section, page, table, text, tiles
 from pipeline.statistics import code_counts, code_usage, outcome_totals, overall_usage
+from pipeline.storage import open_storage
 from pipeline.summary import Summary, score_columns, summarize
+from pipeline.timings import StageTimes, stage_times
 from tokenizer.settings import UserError, from_dict
 
-REPORT_FILE = "report.html"
-NUM_CAPTIONS = 24
-MAX_ROWS = 40
+REPORT_FILE, CONFIG_FILE = "report.html", "config.yaml"
+NUM_CAPTIONS, MAX_ROWS, MAX_CAPTION_CHARACTERS = 16, 30, 400
+GALLERY_SECONDS = 30.0
+SHOWN_SCALE = 0.875  # four strips of square frames fit beside each other
+_KEY = '<i class="key kept"></i>kept<i class="key dropped"></i>dropped'
 
 
-def write_report(directory: str | Path) -> Path:
-    """Writes DIR/report.html and returns its path; UserError when DIR is not a dataset."""
+def write_report(directory: str | Path, *, gallery_seconds: float = GALLERY_SECONDS) -> Path:
+    """Writes DIR/report.html and returns its path; UserError when DIR is not a dataset.
+
+    Pictures for the galleries are decoded for at most `gallery_seconds`; 0: none.
+    """
     root = Path(directory)
     summary = summarize(root)
-    rules = _rules(root / "config.yaml")
-    table = pq.read_table(root / summary.accounts_file) if summary.accounts_file else None
-    sections = [
-        _section("What became of every clip", _funnel(summary)),
-        _section("Scores, and where they were cut", _score_charts(table, rules)),
-        _section("What the shards hold", _groups(summary)),
-        _section("Captions", _captions(table)),
-        _section("Use of the codebook", _codebook(summary)),
-        _section("Files that could not be read", _failures(summary)),
-        _section("Settings", _settings(root / "config.yaml")),
-    ]
-    text = _page(summary, "".join(sections))
+    rules = _rules(root / CONFIG_FILE)
+    accounts = _read_accounts(root, summary)
+    sections = [_shards(summary), _codebook(summary), _times(root), _failures(summary)]
+    if accounts is not None:
+        steps = funnel(accounts, rules)
+        shelves = []
+        if gallery_seconds > 0:
+            shelves = make_gallery(root, accounts, rules, seconds=gallery_seconds)
+        sections[:1] = [
+            _funnel(accounts, steps),
+            _scores(accounts, rules),
+            _galleries(shelves),
+            sections[0],
+            _captions(accounts),
+        ]
+    sections.append(_settings(root / CONFIG_FILE))
     target = root / REPORT_FILE
     temporary = target.with_suffix(".html.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(page(root.resolve().name, _lead(summary), sections), encoding="utf-8")
     os.replace(temporary, target)
     return target
 
 
-def _page(summary: Summary, body: str) -> str:
+def _read_accounts(root: Path, summary: Summary) -> pa.Table | None:
+    """The columns that are shown, of those that the accounts have."""
+    if summary.accounts_file is None:
+        return None
+    path = root / summary.accounts_file
+    schema = pq.read_schema(path)
+    shown = {*COLUMNS, *FACTS, *NEEDED, *OPTIONAL, "caption_by", *score_columns(schema)}
+    return pq.read_table(path, columns=[name for name in schema.names if name in shown])
+
+
+def _lead(summary: Summary) -> str:
     statistics = summary.statistics
     totals = outcome_totals({"outcomes": summary.outcomes})
     overall = overall_usage(statistics)
     seconds = statistics["seconds"]["sum_millionths"] / 1e6
-    tiles = [
-        ("clips considered", f"{totals['n_in']:,}"),
-        ("kept", f"{totals['n_kept']:,}"),
-        ("hours kept", f"{seconds / 3600:,.2f}"),
-        ("shards", f"{summary.num_shards:,}"),
-        ("tokens", f"{statistics['tokens']:,}"),
+    share = totals["n_kept"] / max(totals["n_in"], 1)
+    facts = [
+        (f"{totals['n_in']:,}", "clips considered", f"{totals['n_error']:,} unreadable"),
+        (f"{totals['n_kept']:,}", "clips kept", f"{share:.1%}"),
+        (duration(seconds), "of video", f"{statistics['frames']:,} frames"),
+        (f"{summary.num_shards:,}", "shards", size(summary.shard_bytes)),
     ]
-    if overall is not None:
-        tiles.append(("codes in use", f"{overall.num_used:,} / {overall.codebook_size:,}"))
-    state = f"dataset {summary.fingerprint[:16]}" if summary.fingerprint else "not finished"
-    return Template(_PAGE).substitute(
-        title=_text(Path(summary.root).resolve().name),
-        state=_text(state),
-        tiles="".join(f"<div class=tile><b>{value}</b>{name}</div>" for name, value in tiles),
-        body=body,
+    if statistics["tokens"]:
+        per_sample = statistics["tokens"] / max(statistics["samples"], 1)
+        facts.append((large(statistics["tokens"]), "tokens", f"{per_sample:,.0f} a sample"))
+    if overall is not None and overall.num_used is not None:
+        used = overall.num_used / overall.codebook_size
+        facts.append((f"{used:.0%}", "of codes in use", f"of {overall.codebook_size:,}"))
+    state = "A finished dataset" if summary.is_finished else "A dataset in the making"
+    name = (
+        f', <code title="fingerprint">{text(summary.fingerprint[:16])}</code>'
+        if (summary.fingerprint)
+        else ""
     )
+    removed = ""
+    if summary.num_removed:
+        removed = f" {summary.num_removed:,} samples were removed and await <code>gc</code>."
+    return f'<p class="lead">{state}{name}.{removed}</p>' + tiles(facts)
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{content}</section>" if content else ""
-
-
-def _funnel(summary: Summary) -> str:
-    totals = outcome_totals({"outcomes": summary.outcomes})
-    if not totals["n_in"]:
-        return ""
-    order = {"kept": 0, "dropped": 1, "error": 2}
-    ranked = sorted(
-        summary.outcomes.items(), key=lambda item: (order[item[0].partition(":")[0]], -item[1])
-    )
+def _funnel(accounts: pa.Table, steps: list[Step]) -> Section:
+    """What each rule took, with what was left after it."""
+    total = max(len(accounts), 1)
+    everything = score(accounts, "duration_seconds")
+    hours = float(np.nansum(everything))
     rows = [
         [
-            _text(name),
-            f"{count:,}",
-            f"{count / totals['n_in']:.1%}",
-            bar(count / totals["n_in"], name.partition(":")[0]),
+            "<b>all clips considered</b>",
+            "",
+            f"{total:,}<small>{duration(hours)}</small>",
+            "",
+            "",
+            bar((1.0, "kept")),
         ]
-        for name, count in ranked
     ]
-    caption = (
-        f"{totals['n_in']:,} considered = {totals['n_kept']:,} kept + {totals['n_dropped']:,} "
-        f"dropped + {totals['n_error']:,} errors"
+    for step in steps:
+        kind = step.outcome.partition(":")[0]
+        name = step.outcome.partition(":")[2]
+        rule = (
+            f"{step.rule.score} {step.rule.comparison} {step.rule.bound:g}" if step.rule else kind
+        )
+        rows.append(
+            [
+                f"<b>{text(name)}</b><small>{text(rule)}</small>",
+                f"−{step.clips:,}<small>{step.clips / total:.1%}</small>",
+                f"{step.clips_left:,}<small>{duration(step.seconds_left)}</small>",
+                "" if step.alone is None else f"{step.alone:,}",
+                "" if step.only is None else f"{step.only:,}",
+                bar((step.clips_left / total, "kept"), (step.clips / total, kind)),
+            ]
+        )
+    header = ["rule", "#dropped", "#left", "#holds for", "#only this rule", ""]
+    shown = table(header, rows, "wide funnel").replace(
+        '<td><div class="bar">', '<td class="picture"><div class="bar">'
     )
-    return f"<p>{caption}</p>" + _table(["outcome", "clips", "share", ""], rows)
+    note = (
+        "In the order in which clips leave. “Holds for” counts the scored clips that a rule would "
+        "drop by itself; “only this rule” those that would be kept without it."
+    )
+    return Section("funnel", "What became of every clip", shown, note)
 
 
-def _score_charts(table: pa.Table | None, rules: Mapping[str, Rule]) -> str:
+def _scores(accounts: pa.Table, rules: Mapping[str, Rule]) -> Section:
     """A histogram per score over every clip that has it, kept ones above the rest."""
-    if table is None:
-        return ""
-    kept = table["outcome"].to_numpy(zero_copy_only=False) == "kept"
+    kept = pc.equal(pc.cast(accounts["outcome"], pa.string()), "kept").to_numpy()
+    named = [rule.score for rule in rules.values()]
+    names = dict.fromkeys([*score_columns(accounts), *named, "duration_seconds"])
     charts = []
-    for name in score_columns(table):
-        values = table[name].to_numpy(zero_copy_only=False).astype(np.float64)
-        known = np.isfinite(values)
+    for name in names:
+        values = score(accounts, name)
+        known = np.isfinite(values) & (values != 0 if name == "duration_seconds" else True)
         if not known.any():
             continue
-        lines = [
-            (rule.bound, f"{rule_name}: dropped if {rule.comparison} {rule.bound:g}")
-            for rule_name, rule in rules.items()
+        bounds = [
+            (
+                rule.bound,
+                rule.comparison.startswith("<"),
+                f"{label}: {rule.comparison} {rule.bound:g}",
+            )
+            for label, rule in rules.items()
             if rule.score == name
         ]
         missing = int((~known).sum())
         note = f"{int(known.sum()):,} clips" + (f", {missing:,} without it" if missing else "")
-        chart = histogram(values[known & kept], values[known & ~kept], lines)
+        unit = " s" if name.endswith("_seconds") else ""
+        chart = histogram(values[known & kept], values[known & ~kept], bounds, unit)
+        title = name.removesuffix("_seconds").replace("_", " ")
         charts.append(
-            f"<figure><figcaption><b>{_text(name)}</b> {note}</figcaption>{chart}</figure>"
+            f"<figure><figcaption><b>{text(title)}</b> <small>{note}</small></figcaption>"
+            f"{chart}</figure>"
         )
-    return f"<div class=grid>{''.join(charts)}</div>" if charts else ""
+    content = f'<p class="soft">{_KEY}</p><div class="grid">{"".join(charts)}</div>'
+    note = "Every clip that has the score. The shaded side of a dashed line is what a rule drops."
+    return Section("scores", "Scores, and where they were cut", content if charts else "", note)
 
 
-def _groups(summary: Summary) -> str:
+def _galleries(shelves: list[Shelf]) -> Section:
+    parts = []
+    for shelf in shelves:
+        name = shelf.outcome.partition(":")[2] or shelf.outcome
+        rule = (
+            f"{shelf.rule.score} {shelf.rule.comparison} {shelf.rule.bound:g}, "
+            if shelf.rule
+            else ""
+        )
+        shown = "".join(_exhibit(each, shelf) for each in shelf.exhibits)
+        parts.append(
+            f"<h3>{text(name)}<small>{text(rule)}{shelf.num_clips:,} clips</small></h3>"
+            f'<div class="shelf">{shown}</div>'
+        )
+    every = [each for shelf in shelves for each in shelf.exhibits]
+    missing = sorted({each.reason for each in every if not each.pictures})
+    note = "First, middle and last frame, decoded from the source files; clips chosen by their ids."
+    if missing:
+        count = sum(not each.pictures for each in every)
+        note += f" {count} of {len(every)} have no picture ({', '.join(missing)})."
+    return Section("galleries", "A look at the clips", "".join(parts), note)
+
+
+def _exhibit(exhibit: Exhibit, shelf: Shelf) -> str:
+    said = exhibit.caption or exhibit.uri
+    width, height = exhibit.size
+    pictures = "".join(
+        f'<img src="data:image/jpeg;base64,{b64encode(each).decode("ascii")}" width="{width}" '
+        f'height="{height}" alt="{text(_short(said, 120)) if place == 0 else ""}">'
+        for place, each in enumerate(exhibit.pictures)
+    )
+    if not pictures:
+        pictures = f'<div class="missing">no picture: {text(exhibit.reason)}</div>'
+    value = ""
+    if shelf.rule and exhibit.score is not None:
+        value = f"<b>{text(shelf.rule.score)} {exhibit.score:.4g}</b>"
+    where = f"{exhibit.uri} at {exhibit.start_seconds:.2f} s"
+    below = f"<br>{text(_short(exhibit.caption, 120))}" if exhibit.caption else ""
+    shown_width = round(width * len(exhibit.pictures) * SHOWN_SCALE) or 250
+    return (
+        f'<figure style="width:{shown_width}px">'
+        f'<div class="strip" style="width:{shown_width}px">{pictures}</div>'
+        f"<figcaption>{value}{text(where)}{below}</figcaption></figure>"
+    )
+
+
+def _shards(summary: Summary) -> Section:
+    statistics = summary.statistics
+    if not statistics["samples"]:
+        return Section("shards", "", "")
     tables = []
-    for name, groups in summary.statistics["by"].items():
+    for name in sorted(statistics["by"], key=lambda each: (each == "label", each)):
+        groups = statistics["by"][name]
         largest = max((counts["samples"] for counts in groups.values()), default=1)
         ranked = sorted(groups.items(), key=lambda item: (-item[1]["samples"], item[0]))
         rows = [
             [
-                _text(value),
+                text(_short(value, 60)),
                 f"{counts['samples']:,}",
-                f"{counts['milliseconds'] / 1000:,.0f}",
-                f"{counts['tokens']:,}",
-                bar(counts["samples"] / largest, "kept"),
+                duration(counts["milliseconds"] / 1000),
+                large(counts["tokens"]),
+                bar((counts["samples"] / largest, "kept")),
             ]
             for value, counts in ranked[:MAX_ROWS]
         ]
         if len(ranked) > MAX_ROWS:
             rows.append([f"and {len(ranked) - MAX_ROWS:,} more", "", "", "", ""])
-        tables.append(_table([name, "samples", "seconds", "tokens", ""], rows))
-    return f"<div class=grid>{''.join(tables)}</div>" if summary.statistics["samples"] else ""
+        tables.append(table([name, "#samples", "#video", "#tokens", ""], rows))
+    resolutions = sorted(statistics["resolutions"].items(), key=lambda item: (-item[1], item[0]))
+    if len(resolutions) > 1:
+        rows = [[text(name), f"{count:,}"] for name, count in resolutions[:MAX_ROWS]]
+        tables.append(table(["size in the shards", "#samples"], rows))
+    return Section("shards", "What the shards hold", f'<div class="grid">{"".join(tables)}</div>')
 
 
-def _captions(table: pa.Table | None) -> str:
-    """Captions of kept clips at equal distances through the dataset."""
-    if table is None:
-        return ""
-    columns = ("outcome", "caption", "caption_by", "label", "uri")
-    rows = [
-        row
-        for row in table.select(columns).to_pylist()
-        if row["outcome"] == "kept" and row["caption"]
+def _captions(accounts: pa.Table) -> Section:
+    """How long captions are, who wrote them, and some at equal distances through the dataset."""
+    wanted = [
+        name for name in ("caption", "caption_by", "label", "uri") if name in accounts.schema.names
     ]
-    if not rows:
-        return ""
-    distinct = len({row["caption"] for row in rows})
-    step = max(1, len(rows) // NUM_CAPTIONS)
+    if "caption" not in wanted:
+        return Section("captions", "", "")
+    kept = pc.equal(pc.cast(accounts["outcome"], pa.string()), "kept")
+    rows = accounts.select(wanted).filter(pc.and_(kept, pc.is_valid(accounts["caption"])))
+    if not len(rows):
+        return Section("captions", "", "")
+    lengths = pc.utf8_length(rows["caption"]).to_numpy().astype(np.float64)
+    distinct = pc.count_distinct(rows["caption"]).as_py()
+    places = np.unique(np.linspace(0, len(rows) - 1, NUM_CAPTIONS).astype(np.int64))
+    names = ["caption", *(name for name in wanted[1:])]
     shown = [
-        [_text(row[name] or "") for name in ("caption", "caption_by", "label", "uri")]
-        for row in rows[::step][:NUM_CAPTIONS]
+        [text(_short(row[name] or "", MAX_CAPTION_CHARACTERS)) for name in names]
+        for row in rows.take(places).to_pylist()
     ]
-    note = f"<p>{len(rows):,} captions, {distinct:,} of them different</p>"
-    return note + _table(["caption", "by", "label", "file"], shown)
+    written = ""
+    if "caption_by" in wanted:
+        counts = pc.value_counts(rows["caption_by"]).to_pylist()
+        ranked = sorted(counts, key=lambda row: (-row["counts"], str(row["values"])))
+        largest = ranked[0]["counts"]
+        written = table(
+            ["written by", "#captions", ""],
+            [
+                [text(row["values"]), f"{row['counts']:,}", bar((row["counts"] / largest, "kept"))]
+                for row in ranked[:MAX_ROWS]
+            ],
+        )
+    chart = histogram(lengths, np.zeros(0))
+    content = (
+        f'<div class="grid"><figure><figcaption><b>characters</b></figcaption>{chart}</figure>'
+        f"<div>{written}</div></div>"
+        + table([{"caption_by": "by", "uri": "file"}.get(n, n) for n in names], shown, "captions")
+    )
+    note = f"{len(rows):,} captions, {distinct:,} of them different."
+    return Section("captions", "Captions", content, note)
 
 
-def _codebook(summary: Summary) -> str:
+def _codebook(summary: Summary) -> Section:
     overall = overall_usage(summary.statistics)
     if overall is None:
-        return ""
-    histograms = [
+        return Section("codebook", "", "")
+    rows = []
+    counts = [
         row
         for each in code_counts(summary.statistics).values()
-        if each.counts is not None
-        for row in each.counts
+        for row in (each.counts if each.counts is not None else [None] * len(each.tokens))
     ]
-    if not histograms:
-        return ""
-    usages = [(overall, np.sum(histograms, axis=0))]
-    usages += list(zip(code_usage(summary.statistics), histograms))
+    usages = code_usage(summary.statistics)
+    total = sum((row for row in counts if row is not None), start=np.zeros(1, np.int64))
+    for usage, histogram_row in [(overall, total), *zip(usages, counts)]:
+        is_counted = usage.num_used is not None
+        share = (usage.num_used or 0) / usage.codebook_size
+        rows.append(
+            [
+                text(usage.bucket),
+                "all" if usage.scale < 0 else str(usage.scale),
+                large(usage.num_tokens),
+                f"{usage.num_used:,}" if is_counted else "not counted",
+                bar((share, "kept")) if is_counted else "",
+                "" if usage.entropy_bits is None else f"{usage.entropy_bits:.2f}",
+                "" if usage.perplexity is None else f"{usage.perplexity:,.0f}",
+                ""
+                if histogram_row is None or not usage.num_tokens or usage.entropy_bits is None
+                else sparkline(np.sort(histogram_row)[::-1]),
+            ]
+        )
+    header = ["bucket", "#scale", "#tokens", "#used", "", "#bits", "#perplexity", "codes by use"]
+    note = (
+        f"{overall.codebook_size:,} codes. Bits are the entropy of the codes, at most "
+        f"{np.log2(overall.codebook_size):.2f}; perplexity is as many equally likely codes."
+    )
+    if overall.entropy_bits is None:
+        note += " Codebooks this large are not counted code by code."
+    return Section("codebook", "Use of the codebook", table(header, rows), note)
+
+
+def _times(root: Path) -> Section:
+    """Seconds of work by stage, from what the commits say of their runs."""
+    stages = stage_times(open_storage(root))
+    most = max((stage.work_seconds for stage in stages), default=0.0)
+    rows = [_time_row(stage, most) for stage in stages]
+    header = ["stage", "#units", "#clips", "#work", "#of it encoding", "#longest unit", "hosts", ""]
+    note = "Seconds that units took where they ran, added up; units run side by side."
+    return Section("times", "Where the time went", table(header, rows) if rows else "", note)
+
+
+def _time_row(stage: StageTimes, most: float) -> list[str]:
+    hosts = sorted(stage.hosts.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{name} ({count:,})" for name, count in hosts[:4])
+    encoding = stage.encode_seconds
+    rest = max(stage.work_seconds - encoding, 0.0)
+    return [
+        text(stage.name),
+        f"{stage.num_units:,}",
+        f"{stage.num_clips:,}",
+        duration(stage.work_seconds),
+        duration(encoding) if encoding else "",
+        duration(stage.longest_seconds),
+        text(named + (f" and {len(hosts) - 4} more" if len(hosts) > 4 else "")),
+        bar((encoding / (most or 1), "kept"), (rest / (most or 1), "dropped")),
+    ]
+
+
+def _failures(summary: Summary) -> Section:
     rows = [
-        [
-            _text(usage.bucket),
-            "all" if usage.scale < 0 else str(usage.scale),
-            f"{usage.num_tokens:,}",
-            f"{usage.num_used:,}",
-            f"{usage.num_dead:,}",
-            f"{usage.entropy_bits:.2f}",
-            f"{usage.perplexity:,.0f}",
-            sparkline(np.sort(counts)[::-1]),
-        ]
-        for usage, counts in usages
+        [text(uri), text(outcome.partition(":")[2])] for uri, outcome in summary.failures[:MAX_ROWS]
     ]
-    header = ["bucket", "scale", "tokens", "used", "dead", "bits", "perplexity", "codes by use"]
-    return f"<p>{overall.codebook_size:,} codes</p>" + _table(header, rows)
-
-
-def _failures(summary: Summary) -> str:
-    rows = [[_text(uri), _text(outcome)] for uri, outcome in summary.failures[:MAX_ROWS]]
     if len(summary.failures) > MAX_ROWS:
         rows.append([f"and {len(summary.failures) - MAX_ROWS:,} more", ""])
-    return _table(["file", "why"], rows) if rows else ""
+    return Section(
+        "errors", "Files that could not be read", table(["file", "why"], rows) if rows else ""
+    )
 
 
-def _settings(path: Path) -> str:
-    if not path.exists():
-        return ""
-    return f"<pre>{_text(path.read_text(encoding='utf-8'))}</pre>"
+def _settings(path: Path) -> Section:
+    content = f"<pre>{text(path.read_text(encoding='utf-8'))}</pre>" if path.exists() else ""
+    return Section("settings", "Settings", content)
 
 
 def _rules(path: Path) -> dict[str, Rule]:
@@ -223,66 +389,32 @@ def _rules(path: Path) -> dict[str, Rule]:
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         return from_dict(SelectSettings, values.get("select", {}), str(path)).rules
-    except (OSError, yaml.YAMLError, AttributeError, UserError):
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, UserError):
         return {}
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def duration(seconds: float) -> str:
+    """A duration in the unit that reads best."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
+def size(size_bytes: float) -> str:
+    """Bytes in the unit that reads best."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} bytes" if unit == "bytes" else f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:,.1f} TB"
 
 
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>
-:root { --ink: #1d2430; --soft: #667084; --line: #e3e6ec; --page: #f7f8fa; --card: #fff;
-  --kept: #2a7f78; --dropped: #d9a441; --error: #c4463d; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ef; --soft: #98a1b3; --line: #2b313d; --page: #14171d; --card: #1b1f27;
-    --kept: #4fb3a9; --dropped: #e0b560; --error: #e0716a; } }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 72rem; background: var(--page);
-  color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-h1 { margin: 0; font-size: 1.7rem; }
-h2 { margin: 0 0 .8rem; font-size: 1.05rem; }
-p { margin: 0 0 .8rem; color: var(--soft); }
-section { margin-top: 1.2rem; padding: 1.2rem 1.4rem; background: var(--card);
-  border: 1px solid var(--line); border-radius: 10px; overflow-x: auto; }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin-top: 1.2rem; }
-.tile { flex: 1 1 8rem; padding: .8rem 1rem; background: var(--card); color: var(--soft);
-  border: 1px solid var(--line); border-radius: 10px; font-size: .85rem; }
-.tile b { display: block; color: var(--ink); font-size: 1.25rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.4rem; }
-figure { margin: 0; }
-figcaption { color: var(--soft); }
-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th { color: var(--soft); font-weight: 500; text-align: left; }
-th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: middle; }
-tbody tr:last-child td { border-bottom: 0; }
-pre { margin: 0; font-size: .85rem; white-space: pre-wrap; }
-svg { display: block; max-width: 100%; }
-svg text { fill: var(--soft); font: 10px system-ui, sans-serif; }
-.kept { fill: var(--kept); } .dropped { fill: var(--dropped); } .error { fill: var(--error); }
-.track { fill: var(--line); } .axis { stroke: var(--line); }
-.bound { stroke: var(--error); stroke-dasharray: 3 2; } .area { fill: var(--kept); opacity: .8; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<p>$state</p>
-<div class="tiles">$tiles</div>
-$body
-</body>
-</html>
-"""
+def large(number: int) -> str:
+    """A count; in millions or billions from a million on."""
+    if number < 1_000_000:
+        return f"{number:,}"
+    return f"{number / 1e6:,.1f} M" if number < 1e9 else f"{number / 1e9:,.2f} B"
+
+
+def _short(value: str, length: int) -> str:
+    return value if len(value) <= length else value[: length - 1] + "…"
