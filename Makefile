@@ -1,6 +1,7 @@
 # make demo   environment, installation, the main job (videos in, new videos out)
 # make test   environment, installation, lint, types, import contracts, docs, tests
 # make chaos  builds under kill -9 for minutes (TESSERA_CHAOS_ROUNDS=8), each compared byte by byte
+# make bench-shards   what writing and reading shards costs, beside other formats' readers
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +13,7 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test install lint types contracts unit integration chaos format clean
+.PHONY: demo test install lint types contracts unit integration chaos bench-shards format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -46,6 +47,10 @@ integration: install
 
 chaos: install
 	$(BIN)/pytest -q -s -m chaos tests/test_chaos.py
+
+bench-shards: install
+	$(BIN)/python benchmarks/shard_writing.py
+	$(BIN)/python benchmarks/shard_reading.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
 """What reading token shards costs: ours, webdataset, LitData, MosaicML Streaming, a raw memmap.
 
-    python benchmarks/shard_reading.py       # 20,000 samples of 3,400 codes; also: make bench-shards
+    python benchmarks/shard_reading.py          # 20,000 samples of 3,400 codes
     python benchmarks/shard_reading.py --samples 4000 --repeats 1 --no-peers
 
 The same content (3,400 uint16 codes and about 250 bytes of JSON with a caption) in each format.
@@ -9,9 +9,9 @@ content. Figures are CPU microseconds per sample, user and system with child pro
 process each, the first batch apart: the median of the repeats, which alternate between the readers;
 fast readers go through several epochs. "First batch" is wall time from making the reader (imports
 apart) to its first batch, "resume" from its state in the middle of an epoch to the next batch. All
-files are in the page cache, and malloc keeps its memory (see ENVIRONMENT). LitData and Streaming live in an environment of their own, which this
-program makes under `benchmarks/out/peers`. Prints a table and writes it to
-`benchmarks/out/shard_reading.json`.
+files are in memory, and malloc keeps its memory (see ENVIRONMENT). LitData and Streaming live in an
+environment of their own, which this program makes under `benchmarks/out/peers`. Prints a table and
+writes it to `benchmarks/out/shard_reading.json`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ BATCH, SAMPLES_PER_SHARD, NUM_CODES = 32, 1000, 3400
 LEAST_SECONDS = 1.2  # measured at least, in whole epochs
 OUT = Path(__file__).parent / "out"
 PEERS = ("litdata", "mosaicml-streaming")
-# Without the last three, glibc gives the memory of each batch back and faults it in again, or not, as
-# its heap happens to lie: twice the time for one reader, nothing for another, changing by the run.
+# Without the last three, glibc gives the memory of each batch back and faults it in again, or not,
+# as its heap happens to lie: twice the time for one reader, nothing for another.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -293,3 +297,18 @@ def test_crc_is_compared_once_and_can_be_left_out(tmp_path: Path) -> None:
     assert samples.gather([4])[0, 0] == 4
     damage(data, {0: [4]})  # behind the map's back: the sample was compared already
     assert samples.gather([4])[0, 0] != 4
+
+
+def test_the_readmes_example_runs(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "pipeline" / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Reading shards")[1]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert code is not None
+    data = write_numbers(tmp_path / "data", 30)
+    shards = [f"parts/train-{CLIP.name}-{i // 10:06d}.tar" for i in range(30)]
+    table = {"shard": shards, "row": [i % 10 for i in range(30)], "label": ["1"] * 30}
+    pq.write_table(pa.table({**table, "motion": [0.5] * 30}), data / "manifest.parquet")
+    names: dict[str, Any] = {}
+    exec(code[1].replace("runs/demo/data", str(data)), names)
+    assert len(names["samples"]) == 30
+    assert names["loader"].resume(names["state"]) == 3

@@ -12,7 +12,8 @@ Its rooms:
     tarwalk         the members of a tar, whoever wrote it
     tarindex        the samples of a tar that came without a sidecar
     reader          `open_dataset(DIR)`: what is in a dataset
-    folder          where its files lie
+    folder          where its files lie: on this machine
+    remote          where its files lie: in an object store
     stock           WebDataset tars of others as a dataset
     cache           what is kept of them, and of remote shards
     where           filters over the manifest
@@ -27,12 +28,15 @@ Its rooms:
     views           several samples of one clip
     stream          the endless epochs of some samples
     steps           which samples a step sees
+    batch           what is read for a step
     loader          batches for a trainer
     prefetch        reading ahead by threads
+    windows         fetching remote shards ahead
 """
 
+from pipeline.shards.batch import Batch
 from pipeline.shards.format import Bucket, ShardEntry, ShardError, TokenSet
-from pipeline.shards.loader import Batch, Loader, LoaderConfig, Source
+from pipeline.shards.loader import Loader, LoaderConfig, Source
 from pipeline.shards.reader import Dataset, open_dataset
 from pipeline.shards.samples import Samples
 from pipeline.shards.shard import DamagedSample

@@ -13,24 +13,24 @@ checkpoint keeps to continue at `step`, and `resume(state)` gives the step back.
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.shards.format import Bucket, ShardError, canonical_json
+from pipeline.shards.batch import Batch, BatchReader
+from pipeline.shards.format import Bucket, canonical_json
 from pipeline.shards.order import Order
 from pipeline.shards.prefetch import ReadAhead
 from pipeline.shards.samples import Samples
 from pipeline.shards.shard import DamagedSample
 from pipeline.shards.steps import GlobalBatch, Steps, Tail
 from pipeline.shards.stream import Stream
+from pipeline.shards.windows import WindowFetcher
 from tokenizer.settings import UserError
 
 STATE_VERSION = 1
-_MOST_DAMAGED = 1000  # in a row, before a loader that skips gives up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,24 +63,6 @@ class Source:
     weight: float = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """This rank's part of a global batch: its places [start, stop) of `global_size`.
-
-    `arrays` [n, ...] of the primary token set, `others` those of further sets by name;
-    `is_padding` [n] marks repeated samples that only fill the batch up.
-    """
-
-    bucket: Bucket
-    arrays: np.ndarray
-    metadata: list[dict[str, Any]]
-    is_padding: np.ndarray
-    start: int
-    stop: int
-    global_size: int
-    others: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
 class Loader:
     """The batches of one rank; UserError when settings and samples do not fit together."""
 
@@ -97,9 +79,7 @@ class Loader:
                 f"each of {world_size} ranks"
             )
         self.config = config
-        self.damaged: dict[tuple[str, int], DamagedSample] = {}
         self._rank, self._world_size = rank, world_size
-        self._lock = threading.Lock()
         if isinstance(sources, Mapping):
             sources = [Source(samples=sources)]
         order = Order(kind=config.order, seed=config.seed, window_shards=config.window_shards)
@@ -107,6 +87,14 @@ class Loader:
             (index, bucket): Stream(samples, order, config.views == "one")
             for index, source in enumerate(sources)
             for bucket, samples in source.samples.items()
+        }
+        self._reader = BatchReader(
+            self._streams, config.token_sets, config.metadata, config.damaged == "skip"
+        )
+        self._fetchers = {
+            key: WindowFetcher(stream)
+            for key, stream in self._streams.items()
+            if config.order == "window" and any(each.is_remote for each in stream.samples.shards)
         }
         self._buckets = {bucket: each.samples.bucket for (_, bucket), each in self._streams.items()}
         self._steps = Steps(
@@ -117,9 +105,16 @@ class Loader:
         )
         self._identity = _identity(sources, config)
 
+    @property
+    def damaged(self) -> Mapping[tuple[str, int], DamagedSample]:
+        """The damaged samples that were skipped, by shard and row."""
+        return self._reader.damaged
+
     def batch(self, step: int) -> Batch:
         """This rank's part of the batch of `step`, in the global order."""
         whole = self._steps.at(step)
+        if self._fetchers:
+            self._fetch_ahead(whole)
         start, stop = share(self.config.global_batch_size, self._rank, self._world_size)
         part = GlobalBatch(
             whole.bucket,
@@ -127,7 +122,7 @@ class Loader:
             whole.positions[start:stop],
             whole.is_padding[start:stop],
         )
-        arrays, metadata, others = self._read(part)
+        arrays, metadata, others = self._reader.read(part)
         return Batch(
             bucket=self._buckets[whole.bucket],
             arrays=arrays,
@@ -153,7 +148,7 @@ class Loader:
     def global_batch(self, step: int) -> tuple[str, np.ndarray, np.ndarray]:
         """(bucket, source [n], sample of that source [n]) of the whole batch of `step`."""
         whole = self._steps.at(step)
-        return whole.bucket, whole.sources, self._items(whole)
+        return whole.bucket, whole.sources, self._reader.items(whole)
 
     def state(self, step: int) -> dict[str, Any]:
         """What to keep to go on at `step`: some integers and short texts, the same on every rank.
@@ -174,78 +169,16 @@ class Loader:
                 )
         return int(expected["step"])
 
-    def _items(self, part: GlobalBatch) -> np.ndarray:
-        sources = part.sources
-        if (sources == sources[0]).all():
-            return self._streams[int(sources[0]), part.bucket].at(part.positions)
-        items = np.empty(len(sources), dtype=np.int64)
-        for source in np.unique(sources):
-            here = sources == source
-            items[here] = self._streams[int(source), part.bucket].at(part.positions[here])
-        return items
+    def close(self) -> None:
+        """Stops fetching remote shards ahead."""
+        for fetcher in self._fetchers.values():
+            fetcher.close()
 
-    def _read(
-        self, part: GlobalBatch
-    ) -> tuple[np.ndarray, list[dict[str, Any]], dict[str, np.ndarray]]:
-        items = self._items(part)
-        try:
-            return self._read_items(part, items)
-        except DamagedSample:
-            if self.config.damaged == "raise":
-                raise
-        for place in range(len(items)):
-            items[place] = self._sound(part, place, int(items[place]))
-        return self._read_items(part, items)
-
-    def _sound(self, part: GlobalBatch, place: int, item: int) -> int:
-        """The sample at a place, or the first one behind it in the order that can be read."""
-        stream = self._streams[int(part.sources[place]), part.bucket]
-        for further in range(1, _MOST_DAMAGED + 1):
-            try:
-                self._read_one(stream.samples, item)
-                return item
-            except DamagedSample as error:
-                with self._lock:
-                    self.damaged[error.shard, error.row] = error
-            item = int(stream.at(part.positions[place : place + 1] + further)[0])
-        raise ShardError(f"{_MOST_DAMAGED} damaged samples in a row: {self._last_damaged()}")
-
-    def _last_damaged(self) -> DamagedSample:
-        return next(reversed(self.damaged.values()))
-
-    def _read_one(self, samples: Samples, item: int) -> None:
-        selection = samples.select([item])
-        for name in (None, *self.config.token_sets):
-            selection.gather(name)
-        if self.config.metadata:
-            selection.metadata()
-
-    def _read_items(
-        self, part: GlobalBatch, items: np.ndarray
-    ) -> tuple[np.ndarray, list[dict[str, Any]], dict[str, np.ndarray]]:
-        """Arrays, metadata and further arrays of these samples, each from its source."""
-        names = (None, *self.config.token_sets)
-        found: dict[str | None, np.ndarray] = {}
-        metadata: list[dict[str, Any]] = [{}] * len(items)
-        for source in np.unique(part.sources):
-            samples = self._streams[int(source), part.bucket].samples
-            places = np.flatnonzero(part.sources == source)
-            selection = samples.select(items[places])
-            for name in names:
-                arrays = selection.gather(name)
-                if len(places) == len(items):
-                    found[name] = arrays
-                    continue
-                if name not in found:
-                    found[name] = np.empty((len(items), *arrays.shape[1:]), dtype=arrays.dtype)
-                if found[name].shape[1:] != arrays.shape[1:] or found[name].dtype != arrays.dtype:
-                    raise ShardError(f"bucket {part.bucket}: sources of different shape or dtype")
-                found[name][places] = arrays
-            if self.config.metadata:
-                for place, each in zip(places.tolist(), selection.metadata()):
-                    metadata[place] = each
-        primary = found.pop(None)
-        return primary, metadata, {str(name): arrays for name, arrays in found.items()}
+    def _fetch_ahead(self, whole: GlobalBatch) -> None:
+        for source in np.unique(whole.sources).tolist():
+            fetcher = self._fetchers.get((source, whole.bucket))
+            if fetcher is not None:
+                fetcher.at(int(whole.positions[whole.sources == source].min()))
 
 
 def share(total: int, rank: int, world_size: int) -> tuple[int, int]:

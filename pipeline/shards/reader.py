@@ -30,6 +30,7 @@ from pipeline.shards.format import (
     parse_declaration,
 )
 from pipeline.shards.overrides import Captions, read_captions
+from pipeline.shards.remote import RemoteFolder, is_remote
 from pipeline.shards.removal import REMOVED_FOLDER, read_removed
 from pipeline.shards.samples import Samples
 from pipeline.shards.stock import StockFolder, find_tars
@@ -48,7 +49,8 @@ def open_dataset(
 ) -> Dataset:
     """The finished dataset at `location`; UserError if there is none, ShardError if damaged.
 
-    `location` is its folder; or stock WebDataset tars: a folder of them, a pattern, or a list.
+    `location` is its folder or, in an object store, its URL (see `remote`); or stock WebDataset
+    tars: a folder of them, a pattern, or a list (see `stock`).
     `where` keeps the samples that match an expression over the columns of its manifest (see
     `where`), `captions` names a parquet of other captions (see `overrides`), `companions` are
     datasets with further token sets of the same samples. All of them change the fingerprint, and so
@@ -88,12 +90,12 @@ class Dataset:
     `removed` and `matching` are rows by shard path: those left out, and (unless None) those kept.
     """
 
-    root: Path
+    root: str
     fingerprint: str
     token_sets: dict[str, TokenSet]
     buckets: dict[str, Bucket]
     shards: list[ShardEntry]
-    folder: LocalFolder | StockFolder = field(repr=False)
+    folder: LocalFolder | RemoteFolder | StockFolder = field(repr=False)
     removed: Mapping[str, np.ndarray] = field(repr=False, default_factory=dict)
     matching: Mapping[str, np.ndarray] | None = field(repr=False, default=None)
     captions: Captions | None = field(repr=False, default=None)
@@ -193,13 +195,17 @@ class Dataset:
 
 def _declared(location: str | Path | Sequence[str | Path]) -> Dataset:
     """The dataset as its files declare it: nothing removed, filtered or added."""
-    folder: LocalFolder | StockFolder
-    if isinstance(location, (str, Path)) and (Path(location) / SHARDS_FILE).exists():
+    folder: LocalFolder | RemoteFolder | StockFolder
+    if is_remote(location):
+        folder = RemoteFolder(str(location))
+        if not folder.exists(SUCCESS_FILE):
+            raise UserError(f"{folder}: no finished dataset there; `tessera build` it to its end")
+        declaration = _parsed(folder)
+    elif isinstance(location, (str, Path)) and (Path(location) / SHARDS_FILE).exists():
         folder = LocalFolder(Path(location))
         if not folder.exists(SUCCESS_FILE):
             raise UserError(f"{folder}: not a finished dataset; run `tessera build` to its end")
-        text = folder.read(SHARDS_FILE).decode("utf-8", "replace")
-        declaration = parse_declaration(text, f"{folder}/{SHARDS_FILE}")
+        declaration = _parsed(folder)
     else:
         tars = find_tars(location)
         if not tars:
@@ -210,10 +216,20 @@ def _declared(location: str | Path | Sequence[str | Path]) -> Dataset:
         declaration = (folder.fingerprint, folder.token_sets, folder.buckets, folder.shards)
     fingerprint, token_sets, buckets, shards = declaration
     return Dataset(
-        root=Path(str(location)) if isinstance(location, (str, Path)) else Path(str(location[0])),
+        root=str(location if isinstance(location, (str, Path)) else location[0]),
         fingerprint=fingerprint,
         token_sets={each.name: each for each in token_sets},
         buckets={each.name: each for each in buckets},
         shards=shards,
         folder=folder,
     )
+
+
+def _parsed(
+    folder: LocalFolder | RemoteFolder,
+) -> tuple[str, list[TokenSet], list[Bucket], list[ShardEntry]]:
+    try:
+        text = folder.read(SHARDS_FILE).decode("utf-8", "replace")
+    except FileNotFoundError:
+        raise ShardError(f"{folder}/{SHARDS_FILE}: missing") from None
+    return parse_declaration(text, f"{folder}/{SHARDS_FILE}")

@@ -16,7 +16,7 @@ import mmap
 import resource
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import IO
 
 import numpy as np
@@ -44,7 +44,7 @@ class Shard:
     """Samples [0, num_samples) of one tar.
 
     `open_file` gives the tar, open for reading; `read_sidecar` its sidecar. Both are called when a
-    sample is first read. `name` is what errors call it.
+    sample is first read. `name` is what errors call it. A remote shard is worth fetching ahead.
     """
 
     def __init__(
@@ -54,9 +54,11 @@ class Shard:
         num_samples: int,
         open_file: Callable[[], IO[bytes]],
         read_sidecar: Callable[[], Sidecar],
+        is_remote: bool = False,
     ) -> None:
         self.name = name
         self.num_samples = num_samples
+        self.is_remote = is_remote
         self.map: ShardMap | None = None  # set and let go by `_Maps`
         self._open_file = open_file
         self._read_sidecar = read_sidecar
@@ -82,6 +84,14 @@ class Shard:
     def opened(self) -> ShardMap:
         """Its map, made if need be; whoever holds it keeps it open."""
         return _MAPS.get(self)
+
+    def fetch(self) -> None:
+        """Brings a remote shard into the cache."""
+        self._open_file().close()
+
+    def close(self) -> None:
+        """Lets its map go; who is reading from it can read on."""
+        _MAPS.forget([self])
 
     def array_header(self, member: str) -> tuple[ArrayHeader, bytes]:
         """What the arrays of `member` are, and the bytes that each begins with.
@@ -157,20 +167,37 @@ class _Maps:
         return opened
 
     def _opened(self, shard: Shard) -> ShardMap:
+        opened = shard.open_map()  # outside of the lock: it may be fetched, which may need room
         with self._lock:
-            if shard.map is None:
-                if len(self._open) >= self._limit:
-                    self._let_go(self._limit // 4 + 1)
-                shard.map = shard.open_map()
-                self._open.add(shard)
-            return shard.map
+            if len(self._open) >= self._limit:
+                self._forget(self._oldest())
+            shard.map = opened
+            self._open.add(shard)
+        return opened
 
-    def _let_go(self, count: int) -> None:
-        """Forgets maps; one that another thread is reading from lives until it is done."""
-        by_use = sorted(self._open, key=lambda each: each.map.last_use if each.map else 0)
-        for shard in by_use[:count]:
+    def remote(self) -> list[Shard]:
+        """The remote shards that are open."""
+        with self._lock:
+            return [shard for shard in self._open if shard.is_remote]
+
+    def forget(self, shards: Iterable[Shard]) -> None:
+        """Lets maps go; one that another thread is reading from lives until it is done."""
+        with self._lock:
+            self._forget(shards)
+
+    def _forget(self, shards: Iterable[Shard]) -> None:
+        for shard in shards:
             shard.map = None
             self._open.discard(shard)
+
+    def _oldest(self) -> list[Shard]:
+        by_use = sorted(self._open, key=lambda each: each.map.last_use if each.map else 0)
+        return by_use[: self._limit // 4 + 1]
+
+
+def let_go() -> None:
+    """Closes the remote shards that this process has open, so that the cache can remove them."""
+    _MAPS.forget(_MAPS.remote())
 
 
 def _map_limit() -> int:
