@@ -13,6 +13,8 @@ Its rooms, in the order in which data passes them:
                     whether everything is what was committed, and making it so again
     removal remains erasure sweep
                     taking sources out, what is left of them, deleting what nothing names
+    merge union excerpt overlap
+                    several datasets as one, and what they share
     executor        where work runs: inline, or on Ray in processes that may die
     shards          the format that the trainer reads
     statistics summary tables inspection report charts

@@ -28,6 +28,7 @@ from pipeline.storage import Storage, check, open_storage
 
 COMMITS = "_commits"
 PIXELS_FOLDER = "pixels"
+MERGE_FILE = "merge.json"
 
 
 @dataclass(frozen=True)

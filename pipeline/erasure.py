@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.build import build_pixels, rewrite_without_removed
-from pipeline.commit import COMMITS, Store, with_pixels
+from pipeline.commit import COMMITS, MERGE_FILE, Store, with_pixels
 from pipeline.config import BuildConfig
 from pipeline.ledger import PART
 from pipeline.remains import find_remains
 from pipeline.removal import removed_sources
 from pipeline.storage import local_file
 from pipeline.sweep import UNCOMMITTED, Sweeper, Swept, add, live_units, sound_results
-from tokenizer.settings import read_settings
+from tokenizer.settings import UserError, read_settings
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ def erase_removed(root: str | Path) -> Erased:
     UserError when no sample would be left: then the whole folder is to be deleted.
     """
     store, *pixels = with_pixels(root)
+    if store.storage.size(MERGE_FILE) is not None:
+        raise UserError(
+            f"{store.root}: made by a merge; `tessera merge {store.root} -o NEW` makes it anew "
+            "without what was removed, then delete this one"
+        )
     rewrite_without_removed(str(root))
     if pixels:
         with local_file(store.storage, "config.yaml") as path:

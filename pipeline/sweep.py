@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.agreement import read_accounts, read_declared
 from pipeline.annotate import AnnotateJob
-from pipeline.commit import COMMITS, Store, with_pixels
+from pipeline.commit import COMMITS, MERGE_FILE, Store, with_pixels
 from pipeline.config import BuildConfig
 from pipeline.ledger import PART, read_commits
 from pipeline.plan import read_plan, units_of
@@ -57,6 +57,9 @@ def sweep(
     for store in with_pixels(root):
         if not store.committed():
             raise UserError(f"{store.root}: no commits here; name a folder that a build made")
+        names = store.storage.names("")
+        if MERGE_FILE in names and SUCCESS_FILE not in names:
+            raise UserError(f"{store.root}: a merge that is not finished; run it again first")
         superseded = _superseded(store) if history else set()
         swept = Sweeper(store, min_age_seconds, dry_run)
         swept.take_units(superseded)

@@ -1,4 +1,4 @@
-"""The commands of upkeep: `verify`, `remove` and `gc`. They load neither torch nor Ray."""
+"""The commands of upkeep: `verify`, `remove`, `gc`, `merge`; they load neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ examples:
   tessera gc runs/demo/data --dry-run
   tessera gc runs/demo/data --history            also what earlier settings made
   tessera gc runs/demo/data --rewrite            erase what `tessera remove` hid
+"""
+
+_MERGE_EXAMPLE = """\
+examples:
+  tessera merge runs/monday runs/tuesday -o runs/both
+  tessera merge runs/both -o runs/clean          without the bytes of removed sources
 """
 
 
@@ -86,6 +92,17 @@ def register(commands: Any) -> None:
         help="first make the shards anew without removed sources, and erase these everywhere",
     )
     gc.set_defaults(run=_gc)
+    merge = commands.add_parser(
+        "merge",
+        help="several datasets of the same tokenizer become one",
+        description="Makes one finished dataset of several. What the first have is not taken from "
+        "the later ones again; shards are linked, not copied, where the disk can.",
+        epilog=_MERGE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    merge.add_argument("directories", metavar="DIR", nargs="+", help="finished datasets")
+    merge.add_argument("-o", "--out", metavar="OUT", required=True, help="the new folder")
+    merge.set_defaults(run=_merge)
 
 
 def _command(
@@ -177,6 +194,17 @@ def _gc(arguments: argparse.Namespace) -> int:
         dry_run=arguments.dry_run,
     )
     _say(swept, "would go" if arguments.dry_run else "deleted")
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from pipeline.merge import merge
+
+    totals = merge(arguments.directories, arguments.out)
+    print(
+        f"{arguments.out}: {totals['n_kept']:,} samples, {totals['n_dropped']:,} dropped, "
+        f"{totals['n_error']:,} unreadable"
+    )
     return 0
 
 

@@ -26,7 +26,7 @@ from pipeline.agreement import (
     read_accounts,
     read_declared,
 )
-from pipeline.commit import COMMITS, PIXELS_FOLDER, Part, Store, with_pixels
+from pipeline.commit import COMMITS, MERGE_FILE, PIXELS_FOLDER, Part, Store, with_pixels
 from pipeline.damage import ListedSamples, Problem, ShardClaim, check_part, check_shard
 from pipeline.finalize import MANIFEST_FILE, STATISTICS_FILE, TOKENIZER_FILES
 from pipeline.ledger import PART, UNIT, claims_of, read_commits
@@ -47,7 +47,7 @@ from tokenizer.settings import UserError
 
 KNOWN_FILES = {
     *("config.yaml", PLAN_FILE, SELECTION_FILE, MANIFEST_FILE, STATISTICS_FILE),
-    *(INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, "report.html", "merge.json"),
+    *(INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, "report.html", MERGE_FILE),
     *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
 }
 OTHER_FOLDERS = ("tokenizer_run/",)
