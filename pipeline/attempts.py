@@ -8,8 +8,7 @@ file that kills is found and left out, and the build goes on.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
 
 from pipeline.commit import Store
 
@@ -36,14 +35,9 @@ class Attempts:
         for name in self._markers.pop(unit, ()):
             self._storage.delete(f"{ATTEMPTS}/{name}")
 
-    def withdraw(self, unit: str) -> None:
-        """The unit was given back unharmed: its last marker goes."""
-        if self._markers[unit]:
-            self._storage.delete(f"{ATTEMPTS}/{self._markers[unit].pop()}")
-
     def exhausted(self, unit: str) -> bool:
         return len(self._markers[unit]) >= ALLOWED
 
-    def counts(self, units: Iterable[str]) -> Counter[str]:
-        """Attempts that were begun and not ended, by unit."""
-        return Counter({unit: len(self._markers[unit]) for unit in units if unit in self._markers})
+    def begun(self) -> dict[str, int]:
+        """How often each unit was begun and not ended."""
+        return {unit: len(names) for unit, names in sorted(self._markers.items()) if names}

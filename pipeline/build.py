@@ -10,7 +10,8 @@ Whatever is committed is not done again, so the same call continues a build that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from pipeline.report import write_report
 from pipeline.reuse import earlier_stores, find_codes, find_failures, find_scans
 from pipeline.select import read_selection, select_clips, write_selection
 from pipeline.sources import list_sources
+from pipeline.status import Watch, watched
 from pipeline.storage import is_remote, light_copy
 from pipeline.tokenize import TokenizeJob
 from tokenizer.settings import UserError, dump_settings, read_settings
@@ -159,19 +161,17 @@ def _annotate(
         sources = [source.source_id for unit in todo for source in unit.sources]
         history = earlier_stores(store, config.reuse)
         job.earlier = find_scans(history, job.scan_fingerprint, sources)
-    with progress.phase("annotate", len(units), len(units) - len(todo)) as advance:
-        for _ in executor.get().annotate(job, todo) if todo else ():
-            advance()
+    with _phase("annotate", store, progress, units, todo) as watch:
+        for unit_id in executor.get().annotate(job, todo, watch) if todo else ():
+            watch.done(unit_id)
     clips = [clip for unit in units for clip in job.rows(unit)]
     if weights is not None:
         captioner = CaptionJob(config, store.root, weights)
         caption_units = captioner.units(clips, plan)
         waiting = [unit for unit in caption_units if unit.id not in committed]
-        with progress.phase(
-            "caption", len(caption_units), len(caption_units) - len(waiting)
-        ) as advance:
-            for _ in executor.get().run_clips(captioner, waiting) if waiting else ():
-                advance()
+        with _phase("caption", store, progress, caption_units, waiting) as watch:
+            for unit_id in executor.get().run_clips(captioner, waiting, watch) if waiting else ():
+                watch.done(unit_id)
         clips = captioner.captioned(clips, caption_units)
     return clips + [
         failed_source(row.source_id, row.uri, f"dropped:{row.skipped}")
@@ -218,9 +218,9 @@ def _make_shards(
         todo = job.fed(todo, plan, known, find_failures(history, job.fingerprint))
         if known:
             progress.note(f"tokenize: {len(known)} of {len(wanted)} clips have codes already")
-    with progress.phase("tokenize", len(units), len(units) - len(todo)) as advance:
-        for _ in executor.get().run_clips(job, todo) if todo else ():
-            advance()
+    with _phase("tokenize", store, progress, units, todo) as watch:
+        for unit_id in executor.get().run_clips(job, todo, watch) if todo else ():
+            watch.done(unit_id)
     if not finish:
         return _count(selection)
     directory = Path(recipe.directory) if recipe.directory else None
@@ -234,6 +234,19 @@ def _make_shards(
         f"{totals['n_dropped']} dropped, {totals['n_error']} unreadable"
     )
     return totals
+
+
+@contextmanager
+def _phase(
+    name: str, store: Store, progress: Progress, units: Sequence[Any], todo: Sequence[Any]
+) -> Iterator[Watch]:
+    """A phase in progress: on the terminal here, and in the dataset's status for others."""
+    with (
+        progress.phase(name, len(units), len(units) - len(todo)) as advance,
+        watched(store, name, len(units), len(units) - len(todo)) as watch,
+    ):
+        watch.advance = advance
+        yield watch
 
 
 def _count(clips: Sequence[Clip]) -> dict[str, int]:

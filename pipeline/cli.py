@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import tokenizer.cli
-from pipeline import inspection_cli, submit_cli, upkeep_cli
+from pipeline import inspection_cli, status_cli, submit_cli, upkeep_cli
 from pipeline.config import PHASES, BuildConfig
 from tokenizer.settings import UserError, add_flags, config_file, given_flags, read_settings
 
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _register_build(commands)
     tokenizer_commands = tokenizer.cli.register(commands)
     importlib.import_module("training.cli").register(commands, tokenizer_commands, prepare_pixels)
+    status_cli.register(commands)
     inspection_cli.register(commands)
     submit_cli.register(commands)
     upkeep_cli.register(commands)

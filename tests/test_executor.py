@@ -25,6 +25,7 @@ from pipeline.plan import PlannedSource, make_plan, units_of
 from pipeline.select import select_clips
 from pipeline.shards.format import Bucket, TokenSet
 from pipeline.sources import list_sources
+from pipeline.status import Status, Watch
 from pipeline.tokenize import TokenizeJob
 from tokenizer.scales import Schedule, single_grid
 
@@ -77,6 +78,10 @@ class WaitingRecipe(EncoderRecipe):
         return WaitingEncoder(self.directory)
 
 
+def a_watch(store: Store) -> Watch:
+    return Watch(Status("phase", 0, 0), store)
+
+
 @contextmanager
 def importable_by_workers() -> Iterator[None]:
     """Classes of this module travel to Ray's workers by value."""
@@ -100,7 +105,7 @@ def test_what_kills_or_hangs_its_process_is_named_and_the_rest_is_kept(
     config = BuildConfig(
         sources=(str(tmp_path / "videos"),),
         out=str(tmp_path / "data"),
-        annotate=AnnotateSettings(sources_per_unit=2, timeout_seconds=10, memory_bytes=1 << 30),
+        annotate=AnnotateSettings(sources_per_unit=2, timeout_seconds=6, memory_bytes=1 << 30),
     )
     store = Store(config.out)
     store.prepare()
@@ -112,7 +117,7 @@ def test_what_kills_or_hangs_its_process_is_named_and_the_rest_is_kept(
         for number in range(2):  # as after two builds that this unit took along
             store.storage.create(f"{ATTEMPTS}/{died_before}.{number}", b"")
         with RayExecutor(None, 2) as executor:
-            done = list(executor.annotate(job, units))
+            done = list(executor.annotate(job, units, a_watch(store)))
     assert sorted(done) == sorted(unit.id for unit in units)
     outcomes = {row.uri: row.outcome for unit in units for row in job.rows(unit)}
     assert outcomes.pop("crashes.mp4") == "error:crashed"
@@ -120,7 +125,7 @@ def test_what_kills_or_hangs_its_process_is_named_and_the_rest_is_kept(
     assert outcomes.pop("hangs.mp4") == "error:timeout"
     assert set(outcomes) == {"fine.mp4", "good.mp4", "well.mp4"}
     assert store.read(died_before)["run"]["isolated"]
-    assert Attempts(store).counts(unit.id for unit in units) == {}
+    assert Attempts(store).begun() == {}
 
 
 @pytest.fixture
@@ -143,7 +148,7 @@ def twenty_units(
     plan = make_plan(config, list_sources(config.sources), store)
     annotating = AnnotateJob(config, store.root)
     annotate_units = [annotating.unit(sources) for sources in units_of(plan)]
-    list(InlineExecutor().annotate(annotating, annotate_units))
+    list(InlineExecutor().annotate(annotating, annotate_units, a_watch(store)))
     clips = [clip for unit in annotate_units for clip in annotating.rows(unit)]
     log = tmp_path / "log"
     recipe = WaitingRecipe("waiting", str(log), config.tokenize, "waiting")
@@ -160,7 +165,7 @@ def test_the_encoder_stays_busy_across_unit_borders(
 
     job, units, _ = twenty_units
     with importable_by_workers(), RayExecutor(None, 2) as executor:
-        assert len(list(executor.run_clips(job, units))) == 20
+        assert len(list(executor.run_clips(job, units, a_watch(job.store)))) == 20
     runs = [job.store.read(unit.id)["run"] for unit in units]
     working = sum(run["encode_seconds"] for run in runs)
     first = min(run["encode_span"][0] for run in runs)
@@ -184,7 +189,7 @@ def test_an_encoder_that_is_killed_costs_its_open_unit_and_one_restart(
     killer = threading.Thread(target=kill_in_the_middle)
     with importable_by_workers(), RayExecutor(None, 2) as executor:
         killer.start()
-        done = list(executor.run_clips(job, units))
+        done = list(executor.run_clips(job, units, a_watch(job.store)))
     killer.join()
     lines = log.read_text().splitlines()
     assert sorted(done) == sorted(unit.id for unit in units)

@@ -15,6 +15,7 @@ from pipeline.annotate import AnnotateJob, AnnotateUnit
 from pipeline.cluster import prepare_environment
 from pipeline.commit import Store
 from pipeline.config import BuildConfig
+from pipeline.status import Watch
 from pipeline.tokenize import ClipUnit, DecodedClips, Finish
 
 
@@ -30,11 +31,16 @@ class ClipJob(Protocol):
 
 
 class Executor(AbstractContextManager, Protocol):
-    """Runs units that are not committed yet; yields the id of each as it is committed."""
+    """Runs units that are not committed yet; yields the id of each as it is committed.
 
-    def annotate(self, job: AnnotateJob, units: Sequence[AnnotateUnit]) -> Iterator[str]: ...
+    The watch is told of each unit that a worker begins or gives back.
+    """
 
-    def run_clips(self, job: ClipJob, units: Sequence[ClipUnit]) -> Iterator[str]: ...
+    def annotate(
+        self, job: AnnotateJob, units: Sequence[AnnotateUnit], watch: Watch
+    ) -> Iterator[str]: ...
+
+    def run_clips(self, job: ClipJob, units: Sequence[ClipUnit], watch: Watch) -> Iterator[str]: ...
 
 
 def make_executor(config: BuildConfig) -> Executor:

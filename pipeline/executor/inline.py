@@ -11,6 +11,7 @@ from types import TracebackType
 from pipeline.annotate import AnnotateJob, AnnotateUnit
 from pipeline.executor import ClipJob
 from pipeline.feed import clips_in_order, decode_chunk
+from pipeline.status import Watch
 from pipeline.tokenize import ClipUnit
 
 
@@ -26,13 +27,17 @@ class InlineExecutor:
     ) -> None:
         return None
 
-    def annotate(self, job: AnnotateJob, units: Sequence[AnnotateUnit]) -> Iterator[str]:
+    def annotate(
+        self, job: AnnotateJob, units: Sequence[AnnotateUnit], watch: Watch
+    ) -> Iterator[str]:
         for unit in units:
+            watch.leased(unit.id)
             yield job.annotate(unit)
 
-    def run_clips(self, job: ClipJob, units: Sequence[ClipUnit]) -> Iterator[str]:
+    def run_clips(self, job: ClipJob, units: Sequence[ClipUnit], watch: Watch) -> Iterator[str]:
         model = job.load_model() if units else None
         for unit in units:
+            watch.leased(unit.id)
             decoded = clips_in_order(unit.chunks, map(decode_chunk, unit.chunks))
             job.process(unit, decoded, model)()
             yield unit.id

@@ -34,6 +34,7 @@ from pipeline.executor.feeder import Feeder
 from pipeline.feed import Chunk, Decoded, decode_chunk
 from pipeline.isolation import limited_memory
 from pipeline.plan import PlannedSource
+from pipeline.status import Watch
 from pipeline.tokenize import ClipUnit
 from tokenizer.settings import UserError
 
@@ -68,7 +69,9 @@ class RayExecutor:
     ) -> None:
         self._stack.close()
 
-    def annotate(self, job: AnnotateJob, units: Sequence[AnnotateUnit]) -> Iterator[str]:
+    def annotate(
+        self, job: AnnotateJob, units: Sequence[AnnotateUnit], watch: Watch
+    ) -> Iterator[str]:
         """A task a unit; at most two waiting per CPU, so that a large plan stays small here."""
         shared = ray.put(job)
         attempts = Attempts(job.store)
@@ -84,6 +87,7 @@ class RayExecutor:
                     attempts.end(unit.id)
                     continue
                 attempts.begin(unit.id)
+                watch.leased(unit.id)
                 running[_annotate.remote(shared, unit)] = unit
             if not running:
                 continue
@@ -95,9 +99,10 @@ class RayExecutor:
                     attempts.end(unit.id)
                 except _KINDS_OF_DEATH:
                     ray.cancel(ref, force=True)
+                    watch.returned(unit.id)
                     todo.appendleft(unit)
 
-    def run_clips(self, job: ClipJob, units: Sequence[ClipUnit]) -> Iterator[str]:
+    def run_clips(self, job: ClipJob, units: Sequence[ClipUnit], watch: Watch) -> Iterator[str]:
         """Leases units to model actors, two each; an actor that dies gives its units back."""
         if not units:
             return
@@ -116,6 +121,7 @@ class RayExecutor:
                 if todo:
                     unit = todo.popleft()
                     running[actor.run.remote(unit)] = (actor, unit)
+                    watch.leased(unit.id)
             done, _ = ray.wait(list(running), num_returns=1)
             actor, unit = running.pop(done[0])
             try:
@@ -124,6 +130,7 @@ class RayExecutor:
                 lost = [ref for ref, (owner, _) in running.items() if owner is actor]
                 back = [unit, *(running.pop(ref)[1] for ref in lost)]
                 for each in back:
+                    watch.returned(each.id)
                     deaths[each.id] = deaths.get(each.id, 0) + 1
                 if max(deaths[each.id] for each in back) > _ACTOR_DEATHS_PER_UNIT:
                     raise UserError(
