@@ -26,6 +26,7 @@ from pipeline.shards import (
     Source,
     TokenSet,
     open_dataset,
+    shard,
 )
 from pipeline.shards.dataset_writer import DatasetWriter
 from pipeline.shards.mixture import Turns, quotas
@@ -297,6 +298,14 @@ def test_crc_is_compared_once_and_can_be_left_out(tmp_path: Path) -> None:
     assert samples.gather([4])[0, 0] == 4
     damage(data, {0: [4]})  # behind the map's back: the sample was compared already
     assert samples.gather([4])[0, 0] != 4
+
+
+def test_few_shards_are_open_at_a_time(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = seen(loader_of(numbers, threads=0), 0, 26)
+    maps = shard._Maps(4)
+    monkeypatch.setattr(shard, "_MAPS", maps)
+    assert seen(loader_of(numbers, threads=3, depth=5), 0, 26) == expected
+    assert 0 < len(maps._open) <= 4
 
 
 def test_the_readmes_example_runs(tmp_path: Path) -> None:

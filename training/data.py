@@ -6,7 +6,7 @@ exact, and any number of ranks sees the same global batches (see `pipeline.shard
 
 from __future__ import annotations
 
-from pipeline.shards import Dataset, Loader, LoaderConfig, Samples, ShardError, open_dataset
+from pipeline.shards import Dataset, Loader, LoaderConfig, Samples, open_dataset
 from tokenizer.settings import UserError
 from training.config import DataConfig, TrainerConfig
 
@@ -15,11 +15,8 @@ def open_samples(config: DataConfig) -> tuple[Dataset, dict[str, Samples]]:
     """The dataset and its samples by bucket; UserError when the settings do not fit it."""
     if config.path is None:
         raise UserError("data.path is required: the dataset folder that `tessera build` made")
-    try:
-        dataset = open_dataset(config.path, where=config.where, captions=config.captions)
-        return dataset, dataset.by_bucket(config.split, config.buckets)
-    except ShardError as error:
-        raise UserError(str(error)) from None
+    dataset = open_dataset(config.path, where=config.where, captions=config.captions)
+    return dataset, dataset.by_bucket(config.split, config.buckets)
 
 
 def open_loader(
@@ -45,10 +42,7 @@ def open_loader(
         damaged=config.damaged,
         threads=config.threads,
     )
-    try:
-        return Loader(samples, settings, rank, world_size)
-    except ShardError as error:
-        raise UserError(str(error)) from None
+    return Loader(samples, settings, rank, world_size)
 
 
 def data_order(config: DataConfig) -> list[str | int]:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from tokenizer.scales import Schedule
+from tokenizer.settings import UserError
 
 FORMAT_VERSION = 2
 SHARDS_FILE = "shards.json"
@@ -36,7 +37,7 @@ _MAX_SAMPLES = 1 << 31
 _MAX_BYTES = 1 << 62
 
 
-class ShardError(Exception):
+class ShardError(UserError):
     """A shard, sidecar or `shards.json` is damaged, foreign or of an unknown version."""
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -28,7 +27,6 @@ from pipeline.shards.sidecar import Sidecar
 from tokenizer.settings import UserError
 
 _CHUNK_BYTES = 1 << 24
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_remote(location: object) -> bool:
@@ -96,8 +94,6 @@ class RemoteFolder:
         )
 
     def _open(self, entry: ShardEntry) -> IO[bytes]:
-        if not _SHA256.fullmatch(entry.sha256):
-            raise ShardError(f"{self._url}/{SHARDS_FILE}: {entry.sha256!r} is no sha256")
         try:
             return self._cache.open(
                 entry.sha256, entry.size_bytes, entry.sha256, lambda: self._chunks(entry.path)

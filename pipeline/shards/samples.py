@@ -13,7 +13,7 @@ sample's bytes are compared with its crc32 the first time they are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipeline.shards.shard import DamagedSample, Shard
 from tokenizer.settings import UserError
 
 _JSON = "json"
+_SCANNED_TOGETHER = 4096
 
 
 class Samples:
@@ -102,6 +103,11 @@ class Samples:
     def metadata(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """The JSON of these samples."""
         return self.select(indices).metadata()
+
+    def each_metadata(self) -> Iterator[dict[str, Any]]:
+        """The JSON of all samples in their order, a few thousand in memory at a time."""
+        for start in range(0, self._length, _SCANNED_TOGETHER):
+            yield from self.metadata(np.arange(start, min(start + _SCANNED_TOGETHER, self._length)))
 
     def keys(self) -> np.ndarray:
         """uint64 [len, 2]: the digest of each sample's key."""

@@ -148,7 +148,7 @@ def _vocabulary(config: GeneratorRun, samples: dict[str, Samples]) -> Vocabulary
     prompts = (
         each[field]
         for members in samples.values()
-        for each in (members.metadata(np.arange(len(members))) if kind != "none" else ())
+        for each in (members.each_metadata() if kind != "none" else ())
     )
     return build_vocabulary(kind, prompts, config.condition.max_pieces)
 
