@@ -25,6 +25,7 @@ _BUILD_EXAMPLE = """\
 examples:
   tessera build build.yaml                       all five phases; run it again to continue
   tessera build build.yaml --until select        stop before a tokenizer is needed
+  tessera build build.yaml --dry-run 20          what it will cost, from 20 of the files
   tessera build build.yaml --select.val_share 0.2 --executor inline
 
 phases: plan (list, identify) > annotate (shots, scores, captions) > select (rules, splits)
@@ -117,6 +118,12 @@ def _register_build(commands: argparse._SubParsersAction) -> None:
             parser.add_argument(
                 "--until", choices=PHASES, default=PHASES[-1], help="last phase to run"
             )
+            parser.add_argument(
+                "--dry-run",
+                type=int,
+                metavar="N",
+                help="measure N of the files and predict hours, bytes and shards; writes nothing",
+            )
         add_flags(parser, BuildConfig)
         parser.set_defaults(run=_build, phase=None if name == "build" else name)
 
@@ -126,7 +133,26 @@ def _build(arguments: argparse.Namespace) -> int:
 
     path = config_file(arguments.config, PRESETS)
     config = read_settings(BuildConfig, path, given_flags(arguments))
+    if getattr(arguments, "dry_run", None) is not None:
+        return _dry_run(config, arguments.dry_run)
     build(config, arguments.phase or arguments.until)
+    return 0
+
+
+def _dry_run(config: BuildConfig, num_files: int) -> int:
+    from pipeline.build import tokenizer_folder
+    from pipeline.encode import code_recipe
+    from pipeline.forecast import forecast, forecast_lines
+    from pipeline.sources import list_sources
+
+    if num_files < 1:
+        raise UserError(f"--dry-run ({num_files}) must be at least 1")
+    recipe = None
+    if config.tokenize.tokenizer or (Path(config.out) / "tokenizer").exists():
+        recipe = code_recipe(tokenizer_folder(config), config.tokenize)
+    num_cpus = config.num_cpus or os.cpu_count() or 1
+    made = forecast(config, list_sources(config.sources), num_files, recipe, num_cpus)
+    print("\n".join(forecast_lines(made, config)))
     return 0
 
 
