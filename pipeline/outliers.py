@@ -26,6 +26,10 @@ from tokenizer.settings import UserError
 
 MIN_SHARD_Z = 3.5
 """From here on a shard is called an outlier (Iglewicz and Hoaglin 1993)."""
+MIN_SHARD_SHIFT = 0.25
+"""... if it is also this far off, in deviations of the clips' score or in shares of the number."""
+MIN_SHARDS = 5
+"""Of fewer, one always stands apart."""
 FACTS = ("duration_seconds", "num_frames", "width", "height", "caption_characters")
 
 
@@ -86,30 +90,40 @@ def outlying_clips(
 
 
 def outlying_shards(root: str | Path) -> list[OutlyingShard]:
-    """Shards whose number of samples or mean score stands apart, farthest first."""
+    """Shards unlike those of the same bucket in size or mean score, farthest first."""
     accounts = _accounts(root)
-    if "shard" not in accounts.schema.names:
+    if not {"shard", "bucket"} <= set(accounts.schema.names):
         return []
     kept = accounts.filter(pa.array(_is_kept(accounts)))
+    found = []
+    for bucket in sorted(pc.unique(kept["bucket"]).to_pylist()):
+        found += _apart(kept.filter(pc.equal(kept["bucket"], bucket)), root)
+    return sorted(found, key=lambda each: (-abs(each.z), each.shard, each.figure))
+
+
+def _apart(kept: pa.Table, root: str | Path) -> list[OutlyingShard]:
+    """The shards that stand apart, of those of one bucket."""
     shards = kept["shard"].combine_chunks().dictionary_encode()
     names, codes = shards.dictionary.to_pylist(), shards.indices.to_numpy()
-    figures = {"samples": np.bincount(codes, minlength=len(names)).astype(np.float64)}
+    numbers = np.bincount(codes, minlength=len(names)).astype(np.float64)
+    figures = {"samples": (numbers, float(np.median(numbers)))}
     for name in (*score_columns(kept), "duration_seconds", "caption_characters"):
         values = _values(kept, name, root)
         known = np.isfinite(values)
         counts = np.bincount(codes[known], minlength=len(names))
         sums = np.bincount(codes[known], weights=values[known], minlength=len(names))
-        figures[f"mean {name}"] = np.divide(
-            sums, counts, out=np.full(len(names), np.nan), where=counts > 0
-        )
+        none = np.full(len(names), np.nan)
+        means = np.divide(sums, counts, out=none, where=counts > 0)
+        figures[f"mean {name}"] = means, float(np.std(values[known])) if known.any() else 0.0
     found = []
-    for figure, values in figures.items():
+    for figure, (values, scale) in figures.items():
         known = np.isfinite(values)
-        if known.sum() < 4:  # of three, one is always apart
+        if known.sum() < MIN_SHARDS:
             continue
         distances = np.zeros(len(names))
         distances[known] = robust_z(values[known])
-        for place in np.flatnonzero(np.abs(distances) >= MIN_SHARD_Z).tolist():
+        is_far = np.abs(values - np.median(values[known])) >= MIN_SHARD_SHIFT * scale
+        for place in np.flatnonzero((np.abs(distances) >= MIN_SHARD_Z) & is_far).tolist():
             found.append(
                 OutlyingShard(
                     shard=names[place],
@@ -119,7 +133,7 @@ def outlying_shards(root: str | Path) -> list[OutlyingShard]:
                     z=float(distances[place]),
                 )
             )
-    return sorted(found, key=lambda each: (-abs(each.z), each.shard, each.figure))
+    return found
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:

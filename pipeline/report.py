@@ -27,6 +27,7 @@ from pipeline.config import Rule, SelectSettings
 from pipeline.funnel import COLUMNS, FACTS, Step, funnel, score
 from pipeline.gallery import NEEDED, OPTIONAL, Exhibit, Shelf, make_gallery
 from pipeline.page import Section, page, table, text, tiles
+from pipeline.quantities import duration, large, size
 from pipeline.statistics import code_counts, code_usage, outcome_totals, overall_usage
 from pipeline.storage import open_storage
 from pipeline.summary import Summary, score_columns, summarize
@@ -391,29 +392,6 @@ def _rules(path: Path) -> dict[str, Rule]:
         return from_dict(SelectSettings, values.get("select", {}), str(path)).rules
     except (OSError, ValueError, yaml.YAMLError, AttributeError, UserError):
         return {}
-
-
-def duration(seconds: float) -> str:
-    """A duration in the unit that reads best."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
-
-
-def size(size_bytes: float) -> str:
-    """Bytes in the unit that reads best."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} bytes" if unit == "bytes" else f"{size_bytes:.3g} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:,.1f} TB"
-
-
-def large(number: int) -> str:
-    """A count; in millions or billions from a million on."""
-    if number < 1_000_000:
-        return f"{number:,}"
-    return f"{number / 1e6:,.1f} M" if number < 1e9 else f"{number / 1e9:,.2f} B"
 
 
 def _short(value: str, length: int) -> str:

@@ -1,75 +1,85 @@
-"""Tables on a terminal: how `tessera stats` and `tessera inspect` show what they found.
-
-Names and captions come from other people's files: they are shown as text, never as markup, and
-control characters are replaced.
-"""
+"""Tables on a terminal: how `tessera stats` and `tessera inspect` show what they found."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from pipeline.by_source import SourceRow
 from pipeline.distribution import describe
 from pipeline.inspection import InspectedShard, Sample
+from pipeline.quantities import duration, size
 from pipeline.shards.format import SHARDS_FILE, Bucket, ShardError, parse_declaration
 from pipeline.statistics import code_usage, outcome_totals, overall_usage
 from pipeline.summary import Summary, distributions
+from pipeline.terminal import print_line, print_table
 
-MAX_GROUP_ROWS = 12
+MAX_GROUP_ROWS, MAX_SOURCE_ROWS = 12, 1000
 MAX_FAILURE_ROWS = 10
 MAX_CODES_SHOWN = 12
-PIPE_WIDTH = 1000
 
 
 def print_summary(summary: Summary) -> None:
     """Everything `tessera stats` shows."""
-    console = _console()
     statistics = summary.statistics
     state = "finished" if summary.is_finished else "not finished: what is committed so far"
-    console.print(_line(f"{summary.root}: {state}"))
+    print_line(f"{summary.root}: {state}")
     if summary.fingerprint:
-        console.print(_line(f"dataset {summary.fingerprint[:16]}"))
-    console.print(
-        _line(
-            f"{statistics['samples']:,} samples in {summary.num_shards:,} shards "
-            f"({_size(summary.shard_bytes)}), {statistics['frames']:,} frames, "
-            f"{statistics['tokens']:,} tokens"
-        )
+        print_line(f"dataset {summary.fingerprint[:16]}")
+    print_line(
+        f"{statistics['samples']:,} samples in {summary.num_shards:,} shards "
+        f"({size(summary.shard_bytes)}), {statistics['frames']:,} frames, "
+        f"{statistics['tokens']:,} tokens"
     )
-    _print_outcomes(console, summary)
+    if summary.num_removed:
+        count = f"{summary.num_removed:,} samples"
+        print_line(f"{count} are removed; `tessera gc --rewrite` erases their bytes")
+    _print_outcomes(summary)
     for name in ("bucket", "split", "label"):
-        _print_group(console, summary, name, MAX_GROUP_ROWS)
-    _print_numbers(console, "of clips considered", summary.considered)
-    _print_numbers(console, "of kept samples", distributions(statistics))
-    _print_codebook(console, summary)
+        _print_group(summary, name, MAX_GROUP_ROWS)
+    _print_numbers("of clips considered", summary.considered)
+    _print_numbers("of kept samples", distributions(statistics))
+    _print_codebook(summary)
+    shapes = sorted(statistics["resolutions"].items(), key=lambda item: (-item[1], item[0]))
+    print_table(["width x height", "#samples"], [[name, f"{n:,}"] for name, n in shapes])
+    authors = sorted(statistics["captioned_by"].items(), key=lambda item: (-item[1], item[0]))
+    print_table(["captioned by", "#samples"], [[name, f"{n:,}"] for name, n in authors])
     if statistics["missing_scores"]:
         listed = ", ".join(f"{name} {n:,}" for name, n in statistics["missing_scores"].items())
-        console.print(_line(f"samples without a score: {listed}"))
+        print_line(f"samples without a score: {listed}")
 
 
 def print_group(summary: Summary, name: str) -> None:
     """One grouping, whole."""
-    _print_group(_console(), summary, name, None)
+    _print_group(summary, name, None)
+
+
+def print_sources(sources: list[SourceRow]) -> None:
+    """What became of the clips of each file."""
+    rows = [
+        [
+            each.uri,
+            each.source_id[:16],
+            *(f"{n:,}" for n in (each.clips, each.kept, each.dropped, each.errors)),
+            duration(each.seconds_kept),
+        ]
+        for each in sources[:MAX_SOURCE_ROWS]
+    ]
+    print_table(["file", "source", "#clips", "#kept", "#dropped", "#errors", "#kept video"], rows)
+    if len(sources) > len(rows):
+        print_line(f"and {len(sources) - len(rows):,} more (--json, or --sql)")
 
 
 def print_shard(shard: InspectedShard, limit: int) -> None:
     """The samples of a shard, the first `limit` of them (0: all)."""
-    console = _console()
     extensions = sorted({each.extension for row in shard.members.values() for each in row})
-    console.print(
-        _line(
-            f"{shard.path}: {len(shard.keys):,} samples, {_size(shard.size_bytes)}, "
-            f"members {', '.join(extensions)}"
-        )
+    print_line(
+        f"{shard.path}: {len(shard.keys):,} samples, {size(shard.size_bytes)}, "
+        f"members {', '.join(extensions)}"
     )
     shown = shard.keys if limit <= 0 else shard.keys[:limit]
     rows = []
@@ -78,23 +88,22 @@ def print_shard(shard: InspectedShard, limit: int) -> None:
         arrays = ", ".join(
             f"{name} {array.dtype}{list(array.shape)}" for name, array in sample.arrays.items()
         )
-        size = sum(member.size_bytes for member in shard.members[key])
+        num_bytes = sum(member.size_bytes for member in shard.members[key])
         values = [sample.metadata.get(name) for name in ("bucket", "label", "caption")]
-        rows.append([key, f"{size:,}", arrays, *("" if v is None else str(v) for v in values)])
-    _print_table(console, ["key", "bytes", "arrays", "bucket", "label", "caption"], rows, {1})
+        rows.append([key, f"{num_bytes:,}", arrays, *("" if v is None else str(v) for v in values)])
+    print_table(["key", "#bytes", "arrays", "bucket", "label", "caption"], rows)
     if len(shown) < len(shard.keys):
         rest = len(shard.keys) - len(shown)
-        console.print(_line(f"and {rest:,} more (--limit 0 for all)"))
+        print_line(f"and {rest:,} more (--limit 0 for all)")
 
 
 def print_sample(shard: InspectedShard, key: str) -> None:
     """One sample: its JSON, its arrays, its codes scale by scale."""
-    console = _console()
     sample = shard.read(key)
-    console.print(_line(f"{shard.path}: {key}"))
+    print_line(f"{shard.path}: {key}")
     text = json.dumps(sample.metadata, indent=2, sort_keys=True, ensure_ascii=False)
     for line in text.splitlines():
-        console.print(_line(line))
+        print_line(line)
     rows = [
         [
             name,
@@ -105,11 +114,11 @@ def print_sample(shard: InspectedShard, key: str) -> None:
         ]
         for name, array in sample.arrays.items()
     ]
-    _print_table(console, ["array", "dtype", "shape", "bytes", "min", "max"], rows, {3, 4, 5})
-    _print_scales(console, shard.path, sample)
+    print_table(["array", "dtype", "shape", "#bytes", "#min", "#max"], rows)
+    _print_scales(shard.path, sample)
 
 
-def _print_outcomes(console: Console, summary: Summary) -> None:
+def _print_outcomes(summary: Summary) -> None:
     totals = outcome_totals({"outcomes": summary.outcomes})
     order = {"kept": 0, "dropped": 1, "error": 2}
     ranked = sorted(
@@ -117,15 +126,15 @@ def _print_outcomes(console: Console, summary: Summary) -> None:
     )
     rows = [[name, f"{n:,}", f"{n / totals['n_in']:.1%}"] for name, n in ranked]
     rows.append(["all considered", f"{totals['n_in']:,}", ""])
-    _print_table(console, ["outcome", "clips", "share"], rows, {1, 2})
+    print_table(["outcome", "#clips", "#share"], rows)
     if summary.failures:
         shown = summary.failures[:MAX_FAILURE_ROWS]
-        _print_table(console, ["could not be read", "why"], [list(row) for row in shown], set())
+        print_table(["could not be read", "why"], [list(row) for row in shown])
         if len(summary.failures) > len(shown):
-            console.print(_line(f"and {len(summary.failures) - len(shown):,} more (--json)"))
+            print_line(f"and {len(summary.failures) - len(shown):,} more (--json)")
 
 
-def _print_group(console: Console, summary: Summary, name: str, limit: int | None) -> None:
+def _print_group(summary: Summary, name: str, limit: int | None) -> None:
     groups = summary.statistics["by"][name]
     rows = [
         [
@@ -138,13 +147,12 @@ def _print_group(console: Console, summary: Summary, name: str, limit: int | Non
         for value, counts in sorted(groups.items(), key=lambda item: _natural(item[0]))
     ]
     shown = rows if limit is None else rows[:limit]
-    header = [name, "samples", "seconds", "frames", "tokens"]
-    _print_table(console, header, shown, {1, 2, 3, 4})
+    print_table([name, "#samples", "#seconds", "#frames", "#tokens"], shown)
     if len(shown) < len(rows):
-        console.print(_line(f"and {len(rows) - len(shown):,} more (--by {name} for all)"))
+        print_line(f"and {len(rows) - len(shown):,} more (--by {name} for all)")
 
 
-def _print_numbers(console: Console, title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+def _print_numbers(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     cells = []
     for name, distribution in rows.items():
         facts = describe(distribution)
@@ -153,11 +161,11 @@ def _print_numbers(console: Console, title: str, rows: Mapping[str, Mapping[str,
             continue
         numbers = [facts[each] for each in ("min", "p5", "p50", "p95", "max", "mean")]
         cells.append([name, f"{facts['count']:,}", *(f"{number:.4g}" for number in numbers)])
-    header = [title, "count", "min", "5%", "median", "95%", "max", "mean"]
-    _print_table(console, header, cells, set(range(1, 8)))
+    header = [title, "#count", "#min", "#5%", "#median", "#95%", "#max", "#mean"]
+    print_table(header, cells)
 
 
-def _print_codebook(console: Console, summary: Summary) -> None:
+def _print_codebook(summary: Summary) -> None:
     overall = overall_usage(summary.statistics)
     if overall is None:
         return
@@ -172,11 +180,10 @@ def _print_codebook(console: Console, summary: Summary) -> None:
         for usage in (*code_usage(summary.statistics), overall)
     ]
     title = f"codes of {overall.codebook_size:,}"
-    header = [title, "scale", "tokens", "used", "dead", "bits", "perplexity"]
-    _print_table(console, header, rows, set(range(1, 7)))
+    print_table([title, "#scale", "#tokens", "#used", "#dead", "#bits", "#perplexity"], rows)
 
 
-def _print_scales(console: Console, path: Path, sample: Sample) -> None:
+def _print_scales(path: Path, sample: Sample) -> None:
     bucket = _bucket_of(path, str(sample.metadata.get("bucket")))
     codes = sample.arrays.get("codes.npy")
     if codes is None or bucket is None or bucket.schedule is None or codes.ndim != 1:
@@ -201,9 +208,7 @@ def _print_scales(console: Console, path: Path, sample: Sample) -> None:
                 first + (" ..." if len(flat) > MAX_CODES_SHOWN else ""),
             ]
         )
-    _print_table(
-        console, ["scale", "latent frames", "t x h x w", "distinct", "codes"], rows, {0, 3}
-    )
+    print_table(["#scale", "latent frames", "t x h x w", "#distinct", "codes"], rows)
 
 
 def _bucket_of(path: Path, name: str) -> Bucket | None:
@@ -214,38 +219,6 @@ def _bucket_of(path: Path, name: str) -> Bucket | None:
     text = declared.read_text(encoding="utf-8")
     _, _, buckets, _ = parse_declaration(text, str(declared))
     return next((bucket for bucket in buckets if bucket.name == name), None)
-
-
-def _print_table(
-    console: Console, header: list[str], rows: Iterable[list[str]], numeric: set[int]
-) -> None:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for index, name in enumerate(header):
-        table.add_column(_line(name), justify="right" if index in numeric else "left")
-    for row in rows:
-        table.add_row(*(_line(cell) for cell in row))
-    if table.row_count:
-        console.print()
-        console.print(table)
-
-
-def _console() -> Console:
-    """As wide as the terminal; in a pipe, as wide as the table, so that lines can be searched."""
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(soft_wrap=True, highlight=False, width=width)
-
-
-def _line(text: str) -> Text:
-    """Text without control characters, so that a caption cannot steer the terminal."""
-    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.3g} {unit}" if unit != "bytes" else f"{size_bytes:.0f} bytes"
-        size_bytes /= 1000
-    return f"{size_bytes:,.1f} TB"
 
 
 def _natural(value: str) -> tuple[int, float, str]:

@@ -1,0 +1,73 @@
+"""By source: what became of the clips of each file, from the accounts alone.
+
+for row in by_source("runs/demo/data"):
+    row.uri, row.kept, row.dropped, row.errors
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.storage import open_storage
+from pipeline.summary import ACCOUNTS_FILES
+from tokenizer.settings import UserError
+
+_COLUMNS = ("source_id", "uri", "outcome", "start_seconds", "end_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRow:
+    """One file: clips considered, and how they ended."""
+
+    source_id: str
+    uri: str
+    clips: int
+    kept: int
+    dropped: int
+    errors: int
+    seconds_kept: float
+
+
+def by_source(root: str | Path) -> list[SourceRow]:
+    """A row per source, by name of file; UserError when there are no accounts yet."""
+    storage = open_storage(root)
+    name = next((name for name in ACCOUNTS_FILES if storage.size(name) is not None), None)
+    if name is None:
+        raise UserError(f"{storage.root}: has no {ACCOUNTS_FILES[0]}; is it a dataset?")
+    try:
+        with storage.open(name) as file:
+            table = pq.read_table(file, columns=list(_COLUMNS))
+        outcome = table["outcome"].cast(pa.string())
+        kept = pc.equal(outcome, "kept")
+        seconds = pc.subtract(table["end_seconds"], table["start_seconds"])
+        counted = pa.table(
+            {
+                "source_id": table["source_id"],
+                "uri": table["uri"],
+                "kept": kept.cast(pa.int64()),
+                "errors": pc.starts_with(outcome, "error:").cast(pa.int64()),
+                "seconds": pc.if_else(kept, pc.fill_null(seconds, 0.0), 0.0),
+            }
+        )
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{storage.root}/{name}: cannot be read ({error})") from None
+    wanted = [("uri", "count"), ("kept", "sum"), ("errors", "sum"), ("seconds", "sum")]
+    groups = counted.group_by(["source_id", "uri"]).aggregate(wanted)
+    groups = groups.sort_by([("uri", "ascending"), ("source_id", "ascending")])
+    return [
+        SourceRow(
+            source_id=row["source_id"],
+            uri=row["uri"],
+            clips=row["uri_count"],
+            kept=row["kept_sum"],
+            dropped=row["uri_count"] - row["kept_sum"] - row["errors_sum"],
+            errors=row["errors_sum"],
+            seconds_kept=row["seconds_sum"],
+        )
+        for row in groups.to_pylist()
+    ]
