@@ -15,6 +15,7 @@ Its rooms, in the order in which data passes them:
                     taking sources out, what is left of them, deleting what nothing names
     merge union excerpt overlap
                     several datasets as one, and what they share
+    migrate         datasets of older format versions
     executor        where work runs: inline, or on Ray in processes that may die
     shards          the format that the trainer reads
     statistics summary tables inspection report charts
@@ -22,6 +23,6 @@ Its rooms, in the order in which data passes them:
     cluster submit  reaching Ray; the same work as jobs on a cluster
     digits corpus demo
                     the main job, whole, on clips that it draws itself
-    cli inspection_cli submit_cli upkeep_cli progress
+    cli inspection_cli submit_cli upkeep_cli migrate_cli progress
                     the command
 """

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import tokenizer.cli
-from pipeline import inspection_cli, status_cli, submit_cli, upkeep_cli
+from pipeline import inspection_cli, migrate_cli, status_cli, submit_cli, upkeep_cli
 from pipeline.config import PHASES, BuildConfig
 from tokenizer.settings import UserError, add_flags, config_file, given_flags, read_settings
 
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     inspection_cli.register(commands)
     submit_cli.register(commands)
     upkeep_cli.register(commands)
+    migrate_cli.register(commands)
     return parser
 
 
