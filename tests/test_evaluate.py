@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from pipeline.digits import caption_of, render_clips
 from pipeline.shards.dataset_writer import DatasetWriter
-from pipeline.shards.format import Bucket, TokenSet
+from pipeline.shards.format import Bucket, TokenSet, dump_declaration, parse_declaration
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer, save_tokenizer
 from tokenizer.settings import UserError
@@ -172,9 +172,9 @@ def test_missing_pixels_are_made(project: Project, report: dict[str, Any], tmp_p
 def test_a_dataset_of_another_tokenizer_is_refused(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.data, tmp_path / "data")
     declaration = tmp_path / "data" / "shards.json"
-    content = json.loads(declaration.read_text())
-    content["token_sets"][0]["tokenizer"] = "0" * 64
-    declaration.write_text(json.dumps(content))
+    _, (codes,), buckets, shards = parse_declaration(declaration.read_text(), "shards.json")
+    others = [replace(codes, tokenizer="0" * 64)]
+    declaration.write_text(dump_declaration(others, buckets, shards))
     with pytest.raises(UserError, match="another tokenizer"):
         evaluate(project.run, EvaluateConfig(data=str(tmp_path / "data")))
 

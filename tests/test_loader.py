@@ -252,9 +252,9 @@ def test_reading_ahead_is_bounded_raises_in_turn_and_ends_its_threads() -> None:
 
 def damage(root: Path, numbers_per_shard: dict[int, list[int]]) -> None:
     """Flips a bit in the codes of some rows of some shards."""
-    for shard, rows in numbers_per_shard.items():
-        path = root / f"parts/train-{CLIP.name}-{shard:06d}.tar"
-        sidecar = open_dataset(root).samples("train", CLIP.name).shards[shard].sidecar
+    for number, rows in numbers_per_shard.items():
+        path = root / f"parts/train-{CLIP.name}-{number:06d}.tar"
+        sidecar = open_dataset(root).samples("train", CLIP.name).shards[number].sidecar
         data = bytearray(path.read_bytes())
         for row in rows:
             data[int(sidecar.places["offset"][row, 0]) + 129] ^= 4
@@ -304,7 +304,8 @@ def test_few_shards_are_open_at_a_time(numbers: Path, monkeypatch: pytest.Monkey
     expected = seen(loader_of(numbers, threads=0), 0, 26)
     maps = shard._Maps(4)
     monkeypatch.setattr(shard, "_MAPS", maps)
-    assert seen(loader_of(numbers, threads=3, depth=5), 0, 26) == expected
+    loader = loader_of(numbers, threads=3, depth=5)
+    assert seen(loader, 0, 26) == expected
     assert 0 < len(maps._open) <= 4
 
 
