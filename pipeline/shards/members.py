@@ -20,6 +20,8 @@ from pipeline.shards.format import ShardError
 from pipeline.shards.npy import ArrayHeader
 from pipeline.shards.shard import Shard
 
+_NONE = np.empty(0, dtype=np.int64)
+
 
 class MemberTable:
     """The payloads [starts, ends) of a member in their shards' tars.
@@ -44,7 +46,7 @@ class MemberTable:
         self._bounds = bounds
         self._member = member
         self._dtype = dtype
-        self._headers: dict[int, bytes] = {}
+        self._headers: dict[int, tuple[bytes, int]] = {}
         self._lock = threading.Lock()
         self._unchecked = np.ones(count if check else 0, dtype=bool)
         self._sums = np.empty(count if check else 0, dtype=np.uint32)
@@ -58,56 +60,45 @@ class MemberTable:
                 if number not in self._headers:
                     self._headers[number] = self._filled(number)
 
-    def check(self, numbers: np.ndarray, groups: Sequence[tuple[int, int, int]]) -> None:
-        """Compares those of `numbers` that were never read before with their crc32.
-
-        `groups` are (shard, first, stop): the span of `numbers` in that shard. DamagedSample at the
-        first that differs.
-        """
+    def fresh(self, numbers: np.ndarray) -> np.ndarray:
+        """int64: where in `numbers` the samples are that were never compared with their crc32."""
         if not len(self._unchecked):
-            return
-        fresh = self._unchecked[numbers]
-        if not fresh.any():
-            return
-        if not fresh.all():
-            counts = np.concatenate([[0], np.cumsum(fresh)]).tolist()
-            groups = [(number, counts[first], counts[stop]) for number, first, stop in groups]
-            numbers = numbers[fresh]
-        opened, headers = [], []
-        for number, first, stop in groups:
-            opened += [self._shards[number].opened()] * (stop - first)
-            headers += [self._headers[number]] * (stop - first)
-        starts, ends = self.starts[numbers].tolist(), self.ends[numbers].tolist()
-        heads = [start - len(header) for start, header in zip(starts, headers)]
-        sums = [crc32(each.memory[a:b]) for each, a, b in zip(opened, heads, ends)]
-        self._compare(numbers, sums, self._sums[numbers].tolist(), "is damaged (crc32)")
-        if self._dtype is not None:
-            found = [each.data[a:b] for each, a, b in zip(opened, heads, starts)]
-            other = "has another dtype or shape than its shard"
-            self._compare(numbers, found, headers, other)
-        self._unchecked[numbers] = False
+            return _NONE
+        return np.flatnonzero(self._unchecked[numbers])
 
-    def _compare(self, numbers: np.ndarray, found: list, expected: list, reason: str) -> None:
-        if found != expected:
-            place = next(i for i, pair in enumerate(zip(found, expected)) if pair[0] != pair[1])
-            shard = int(np.searchsorted(self._bounds, numbers[place], side="right")) - 1
-            row = int(numbers[place] - self._bounds[shard])
-            raise self._shards[shard].damaged(self._member, row, reason)
+    def header_sums(self, shards: Sequence[int]) -> list[int]:
+        """The crc32 of the header that the arrays of each shard must begin with."""
+        return [self._headers[number][1] for number in shards]
 
-    def _filled(self, number: int) -> bytes:
+    def compare(self, numbers: np.ndarray, sums: list[int]) -> None:
+        """These samples were read, with these crc32; DamagedSample at the first that is wrong."""
+        expected = self._sums[numbers].tolist()
+        if sums == expected:
+            self._unchecked[numbers] = False
+            return
+        place = next(i for i, pair in enumerate(zip(sums, expected)) if pair[0] != pair[1])
+        number = int(np.searchsorted(self._bounds, numbers[place], side="right")) - 1
+        shard, row = self._shards[number], int(numbers[place] - self._bounds[number])
+        header = self._headers[number][0]
+        start = int(shard.places(self._member)["offset"][row])
+        alike = shard.opened().data[start : start + len(header)] == header
+        reason = "is damaged (crc32)" if alike else "has another array header than its shard"
+        raise shard.damaged(self._member, row, reason)
+
+    def _filled(self, number: int) -> tuple[bytes, int]:
         shard = self._shards[number]
         first, stop = int(self._bounds[number]), int(self._bounds[number + 1])
         if self._dtype is None and self._member not in shard.sidecar.members:
             for each in (self.starts, self.ends, self._sums):
                 each[first:stop] = 0
-            return b""
+            return b"", 0
         places = shard.places(self._member)
         if len(self._sums):
             self._sums[first:stop] = places["crc32"]
         self.starts[first:stop] = places["offset"]
         self.ends[first:stop] = self.starts[first:stop] + places["length"]
         if self._dtype is None:
-            return b""
+            return b"", 0
         array, header = shard.array_header(self._member)
         known = self.array.shape if self.array else array.shape
         if array.dtype != self._dtype or array.shape != known:
@@ -117,4 +108,4 @@ class MemberTable:
             )
         self.array = array
         self.starts[first:stop] += len(header)
-        return header
+        return header, crc32(header)

@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -213,10 +214,9 @@ class Selection:
         return self._numbers[first:stop] - self._samples._bounds[shard]
 
     def _ready(self, member: str, token_set: TokenSet | None) -> MemberTable:
-        """The member's table, with these samples known and compared with their crc32."""
+        """The member's table, with these samples known."""
         table = self._samples._table(member, token_set)
         table.prepare([shard for shard, _, _ in self._groups] if len(self._numbers) else [0])
-        table.check(self._numbers, self._groups)
         return table
 
     def _copied(self, token_set: TokenSet) -> np.ndarray:
@@ -228,7 +228,22 @@ class Selection:
         starts = table.starts[self._numbers]
         for shard, first, stop in self._groups:
             out[order[first:stop]] = shards[shard].opened().items(size)[starts[first:stop]]
+        fresh = table.fresh(self._numbers)
+        if len(fresh):
+            self._compare_arrays(table, fresh, out)
         return out.view(array.dtype).reshape(len(out), *array.shape)
+
+    def _compare_arrays(self, table: MemberTable, fresh: np.ndarray, out: np.ndarray) -> None:
+        """Checks the copied payloads: as if behind the header that they must have."""
+        shards = [shard for shard, first, stop in self._groups for _ in range(first, stop)]
+        headers = table.header_sums([shards[i] for i in fresh.tolist()])
+        copied, size = out.view(np.uint8).data, out.itemsize
+        places = self._order[fresh].tolist()
+        sums = [
+            crc32(copied[place * size : (place + 1) * size], header)
+            for place, header in zip(places, headers)
+        ]
+        table.compare(self._numbers[fresh], sums)
 
     def _payloads(self) -> list[bytes]:
         """The JSON texts, sorted by shard."""
@@ -238,8 +253,11 @@ class Selection:
         payloads: list[bytes] = []
         for shard, first, stop in self._groups:
             data = shards[shard].opened().data
-            payloads += [data[a:b] or b"{}" for a, b in zip(starts[first:stop], ends[first:stop])]
-        return payloads
+            payloads += [data[a:b] for a, b in zip(starts[first:stop], ends[first:stop])]
+        fresh = table.fresh(self._numbers)
+        if len(fresh):
+            table.compare(self._numbers[fresh], [crc32(payloads[i]) for i in fresh.tolist()])
+        return [each or b"{}" for each in payloads]
 
     def _bad_json(self, payloads: list[bytes]) -> DamagedSample:
         """The error about the first text that is no object, or that only looks like one."""
