@@ -54,8 +54,8 @@ def main() -> None:
         root = Path(folder)
         rows = make_dataset(root, arguments.commits, arguments.clips)
         rows["finished"] = timed("stats", folder)
-        #        rows["finished, --by source"] = timed("stats", folder, "--by", "source")
-        #        rows["finished, --sql"] = timed("stats", folder, "--sql", "select count(*) from manifest")
+        rows["finished, --by source"] = timed("stats", folder, "--by", "source")
+        rows["finished, --sql"] = timed("stats", folder, "--sql", "select count(*) from manifest")
         (root / "_SUCCESS").unlink()
         rows["being made"] = timed("stats", folder)
     for name, row in rows.items():
