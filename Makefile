@@ -52,6 +52,9 @@ bench-shards: install
 	$(BIN)/python benchmarks/shard_writing.py
 	$(BIN)/python benchmarks/shard_reading.py
 
+bench-tokenize: install
+	$(BIN)/python benchmarks/tokenizing.py
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -10,25 +10,19 @@ Each step continues what it finds, so an interrupted demo goes on where it was.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import resource
 import shlex
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.corpus import write_corpus
+from pipeline.meter import Meter, adopt_orphans
 from pipeline.sources import list_sources
 from tokenizer.settings import UserError
-
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def run_demo(out: Path, videos: str | None, seed: int) -> int:
@@ -36,8 +30,8 @@ def run_demo(out: Path, videos: str | None, seed: int) -> int:
     if videos is not None:
         list_sources([videos])  # says at once when there is nothing to read
     started = time.monotonic()
-    _adopt_orphans()
-    meter = _Meter()
+    adopt_orphans()
+    meter = Meter()
     data, run = out / "data", out / "run"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -72,72 +66,7 @@ def run_demo(out: Path, videos: str | None, seed: int) -> int:
     return 0
 
 
-class _Meter:
-    """CPU seconds of this process and of everything below it, step by step.
-
-    Ray's processes are not waited for by their parents, so what the kernel adds up for us misses
-    them: a thread looks at all descendants every second and keeps what each had used when it was
-    last seen (Linux; elsewhere only what was waited for counts).
-    """
-
-    def __init__(self) -> None:
-        self.steps: dict[str, float] = {}
-        self._before = 0.0
-        self._seen: dict[tuple[int, int], float] = {}
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def lap(self, name: str) -> None:
-        total = self.total()
-        self.steps[name] = round(total - self._before, 1)
-        self._before = total
-
-    def total(self) -> float:
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
-        usages = [
-            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        ]
-        own, waited_for = (usage.ru_utime + usage.ru_stime for usage in usages)
-        self._look()
-        return own + max(waited_for, sum(self._seen.values()))
-
-    def _watch(self) -> None:
-        while True:
-            self._look()
-            time.sleep(1.0)
-
-    def _look(self) -> None:
-        processes = _processes()
-        children: dict[int, list[int]] = {}
-        for pid, (parent, _, _) in processes.items():
-            children.setdefault(parent, []).append(pid)
-        below = list(children.get(os.getpid(), ()))
-        for pid in below:
-            below += children.get(pid, ())
-            _, started, seconds = processes[pid]
-            self._seen[pid, started] = seconds
-
-
-def _processes() -> dict[int, tuple[int, int, float]]:
-    """(parent, start time, CPU seconds) of every process, from /proc; empty where there is none."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            seconds = (int(fields[11]) + int(fields[12])) / ticks
-            found[int(path.parent.name)] = (int(fields[1]), int(fields[19]), seconds)
-    return found
-
-
-def _adopt_orphans() -> None:
-    """Makes this process the parent of orphans below it, so that Ray's workers are counted."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _result(run: Path, data: Path, meter: _Meter, wall_seconds: float) -> dict[str, Any]:
+def _result(run: Path, data: Path, meter: Meter, wall_seconds: float) -> dict[str, Any]:
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     return {
         "cpu_seconds": round(meter.total(), 1),
