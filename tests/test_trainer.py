@@ -30,7 +30,7 @@ from training.config import (
     TokenizerRun,
     TrainerConfig,
 )
-from training.data import open_loader, open_samples
+from training.data import open_loader, open_sources
 from training.launch import local
 from training.methods import METHODS
 from training.metrics import read_metrics
@@ -116,18 +116,40 @@ def test_a_run_that_is_killed_and_started_again_ends_where_the_undisturbed_one_d
 def test_the_trainers_batches_are_those_of_its_settings(code_shards: Path) -> None:
     data = DataConfig(path=str(code_shards), buckets=BUCKETS)
     trainer = TrainerConfig(global_batch_size=7, seed=3)
-    _, samples = open_samples(data)
+    _, sources = open_sources(data)
     buckets = set()
     for step in range(40):
-        whole = open_loader(samples, data, trainer).batch(step)
+        whole = open_loader(sources, data, trainer).batch(step)
         buckets.add(whole.bucket.name)
-        parts = [open_loader(samples, data, trainer, rank, 3).batch(step) for rank in range(3)]
+        parts = [open_loader(sources, data, trainer, rank, 3).batch(step) for rank in range(3)]
         assert np.array_equal(np.concatenate([each.arrays for each in parts]), whole.arrays)
     assert buckets == set(BUCKETS)
     with pytest.raises(
         UserError, match=r"trainer.global_batch_size \(7\) must be at least one clip"
     ):
-        open_loader(samples, data, trainer, 0, 8)
+        open_loader(sources, data, trainer, 0, 8)
+
+
+def test_a_mixture_is_trained_on_by_weight_and_belongs_to_the_run(
+    code_shards: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(code_shards, tmp_path / "other")
+    mixed = DataConfig(path=str(code_shards), mixture={str(other): 0.5}, buckets=BUCKETS)
+    _, sources = open_sources(mixed)
+    batches = open_loader(sources, mixed, TrainerConfig(global_batch_size=6))
+    source = np.concatenate([batches.global_batch(step)[1] for step in range(600)])
+    assert abs((source == 1).mean() - 1 / 3) < 0.02
+    run = replace(generator_run(code_shards, tmp_path / "run", 2), data=mixed)
+    local.launch(run)
+    longer = replace(run, trainer=replace(run.trainer, num_steps=4))
+    assert local.launch(longer).step == 4
+    with pytest.raises(UserError, match="made with another data_order"):
+        local.launch(replace(longer, data=replace(mixed, mixture={str(other): 0.7})))
+
+
+def test_a_mixture_of_different_datasets_is_refused(code_shards: Path, pixel_shards: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.mixture: .* holds frames of tokenizer None"):
+        open_sources(DataConfig(path=str(code_shards), mixture={str(pixel_shards): 1.0}))
 
 
 @pytest.mark.parametrize("kind", ["none", "class", "text"])

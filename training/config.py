@@ -16,6 +16,10 @@ from tokenizer.settings import section, setting
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     path: str | None = setting(None, "the dataset folder that `tessera build` made")
+    mixture: dict[str, float] = setting(
+        help="further dataset folders, each with its weight beside this one's, which is 1",
+        default_factory=dict,
+    )
     buckets: tuple[str, ...] = setting(
         (), "shapes to train on; several take turns by their number of clips (empty: the longest)"
     )
@@ -24,7 +28,7 @@ class DataConfig:
         None, "train on the clips for which this holds, like \"motion > 1.5 and label == 'cat'\""
     )
     captions: str | None = setting(
-        None, "parquet of other captions: columns clip_id or key, and caption"
+        None, "parquet of other captions for path: columns clip_id or key, and caption"
     )
     order: Literal["global", "window"] = setting(
         "global", "shuffle all clips, or (more than memory, or remote) those of some shards at once"
@@ -42,6 +46,8 @@ class DataConfig:
     threads: int = setting(1, "threads that read the next batches ahead; 0 reads when asked")
 
     def __post_init__(self) -> None:
+        if any(weight <= 0 for weight in self.mixture.values()):
+            raise ValueError("mixture: weights must be positive")
         if self.window_shards < 1 or not 0 <= self.threads <= 16:
             raise ValueError("window_shards must be at least 1, threads between 0 and 16")
 

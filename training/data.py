@@ -6,21 +6,34 @@ exact, and any number of ranks sees the same global batches (see `pipeline.shard
 
 from __future__ import annotations
 
-from pipeline.shards import Dataset, Loader, LoaderConfig, Samples, open_dataset
+import hashlib
+import json
+from collections.abc import Sequence
+
+from pipeline.shards import Dataset, Loader, LoaderConfig, Source, open_dataset
 from tokenizer.settings import UserError
 from training.config import DataConfig, TrainerConfig
 
 
-def open_samples(config: DataConfig) -> tuple[Dataset, dict[str, Samples]]:
-    """The dataset and its samples by bucket; UserError when the settings do not fit it."""
+def open_sources(config: DataConfig) -> tuple[Dataset, list[Source]]:
+    """The dataset of `path`, and its samples by bucket with those of the mixture.
+
+    UserError when the settings do not fit them, or they are not of one tokenizer and shape.
+    """
     if config.path is None:
         raise UserError("data.path is required: the dataset folder that `tessera build` made")
     dataset = open_dataset(config.path, where=config.where, captions=config.captions)
-    return dataset, dataset.by_bucket(config.split, config.buckets)
+    sources = [Source(samples=dataset.by_bucket(config.split, config.buckets))]
+    for path, weight in config.mixture.items():
+        other = open_dataset(path, where=config.where)
+        _check_alike(dataset, other, sources[0])
+        names = [each for each in sources[0].samples if each in other.buckets]
+        sources.append(Source(samples=other.by_bucket(config.split, names), weight=weight))
+    return dataset, sources
 
 
 def open_loader(
-    samples: dict[str, Samples],
+    sources: Sequence[Source],
     config: DataConfig,
     trainer: TrainerConfig,
     rank: int = 0,
@@ -42,10 +55,26 @@ def open_loader(
         damaged=config.damaged,
         threads=config.threads,
     )
-    return Loader(samples, settings, rank, world_size)
+    return Loader(sources, settings, rank, world_size)
 
 
-def data_order(config: DataConfig) -> list[str | int]:
-    """The settings that decide which clips a step sees, beside the dataset, seed and batch size."""
-    window = [config.window_shards] if config.order == "window" else []
-    return [config.order, *window, config.tail, config.views]
+def data_order(loader: Loader) -> str:
+    """What decides which clips a step sees: datasets, weights, seed, batch size, order."""
+    state = loader.state(0)
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _check_alike(dataset: Dataset, other: Dataset, source: Source) -> None:
+    mine, theirs = dataset.primary, other.primary
+    if (mine.kind, mine.dtype, mine.tokenizer) != (theirs.kind, theirs.dtype, theirs.tokenizer):
+        raise UserError(
+            f"data.mixture: {other.root} holds {theirs.kind} of tokenizer "
+            f"{str(theirs.tokenizer)[:12]}, {dataset.root} {mine.kind} of "
+            f"{str(mine.tokenizer)[:12]}; build both with one tokenizer"
+        )
+    shared = [name for name in source.samples if name in other.buckets]
+    if not shared or any(dataset.buckets[name] != other.buckets[name] for name in shared):
+        raise UserError(
+            f"data.mixture: {other.root} has not the buckets of {dataset.root} that are trained "
+            f"on ({', '.join(source.samples)})"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.shards import Batch, Dataset, Samples
+from pipeline.shards import Batch, Dataset, Samples, Source
 from tokenizer.model import Tokenizer, load_tokenizer
 from tokenizer.settings import UserError, to_dict
 from training.config import GeneratorRun
-from training.data import data_order, open_loader, open_samples
+from training.data import data_order, open_loader, open_sources
 from training.draws import numpy_generator
 from training.generator import Generator
 from training.partial import feature_channels, input_features
@@ -36,10 +37,10 @@ class GeneratorTask:
         self, config: GeneratorRun, device: str, rank: int = 0, world_size: int = 1
     ) -> None:
         self.config = config
-        self.dataset, samples = open_samples(config.data)
+        self.dataset, sources = open_sources(config.data)
         self.tokenizer_dir, self.tokenizer = _tokenizer(self.dataset, device)
-        self.vocabulary = _vocabulary(config, samples)
-        self._shapes = _shapes(samples)
+        self.vocabulary = _vocabulary(config, sources)
+        self._shapes = _shapes(sources[0].samples)
         self._schedules = {
             name: self.dataset.buckets[name].schedule or _no_schedule(name) for name in self._shapes
         }
@@ -58,7 +59,7 @@ class GeneratorTask:
         for schedule in self._schedules.values():
             self.generator.layout_for(schedule)
         self._device = torch.device(device)
-        self.loader = open_loader(samples, config.data, config.trainer, rank, world_size)
+        self.loader = open_loader(sources, config.data, config.trainer, rank, world_size)
         self.record = RunRecord(
             dataset=self.dataset.fingerprint,
             tokenizer=self.tokenizer.fingerprint,
@@ -81,7 +82,7 @@ class GeneratorTask:
             "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
             "seed": config.trainer.seed,
             "global_batch_size": config.trainer.global_batch_size,
-            "data_order": data_order(config.data),
+            "data_order": data_order(self.loader),
         }
         self._encoded: dict[str | None, list[int]] = {}
 
@@ -142,18 +143,19 @@ def _tokenizer(dataset: Dataset, device: str) -> tuple[Path, Tokenizer]:
     return dataset.tokenizer_dir, tokenizer
 
 
-def _vocabulary(config: GeneratorRun, samples: dict[str, Samples]) -> Vocabulary:
+def _vocabulary(config: GeneratorRun, sources: Sequence[Source]) -> Vocabulary:
     kind = config.condition.kind
     field = _FIELD[kind]
     prompts = (
         each[field]
-        for members in samples.values()
+        for source in sources
+        for members in source.samples.values()
         for each in (members.each_metadata() if kind != "none" else ())
     )
     return build_vocabulary(kind, prompts, config.condition.max_pieces)
 
 
-def _shapes(samples: dict[str, Samples]) -> dict[str, Shape]:
+def _shapes(samples: Mapping[str, Samples]) -> dict[str, Shape]:
     """The buckets trained on, longest first."""
     buckets = [each.bucket for each in samples.values()]
     buckets.sort(key=lambda each: -(each.schedule.num_tokens if each.schedule else 0))

@@ -14,7 +14,7 @@ from pipeline.shards.order import shuffled
 from tokenizer.model import Tokenizer, save_tokenizer, signed
 from tokenizer.settings import UserError, save_settings, to_dict
 from training.config import TokenizerRun
-from training.data import data_order, open_loader, open_samples
+from training.data import data_order, open_loader, open_sources
 from training.draws import torch_generator
 from training.tasks.task import Losses
 
@@ -30,13 +30,13 @@ class TokenizerTask:
         self, config: TokenizerRun, device: str, rank: int = 0, world_size: int = 1
     ) -> None:
         self.config = config
-        self.dataset, samples = open_samples(config.data)
+        self.dataset, sources = open_sources(config.data)
         if self.dataset.primary.kind != "frames":
             raise UserError(
                 f"{self.dataset.root}: holds {self.dataset.primary.kind}, a tokenizer learns from "
                 "pixel shards; give the folder of a build, or its folder `pixels`"
             )
-        for each in samples.values():
+        for each in sources[0].samples.values():
             bucket = each.bucket
             config.tokenizer.schedule_for(bucket.num_frames, bucket.height, bucket.width)
         with torch.random.fork_rng(devices=[]):
@@ -44,16 +44,16 @@ class TokenizerTask:
             self.tokenizer = Tokenizer(config.tokenizer).to(device)
         self.module: nn.Module = self.tokenizer
         self._device = torch.device(device)
-        self._begin(samples)
+        self._begin(sources[0].samples)
         self._rank = rank
-        self.loader = open_loader(samples, config.data, config.trainer, rank, world_size)
+        self.loader = open_loader(sources, config.data, config.trainer, rank, world_size)
         self.identity: dict[str, Any] = {
             "task": "tokenizer",
             "dataset": self.dataset.fingerprint,
             "model": to_dict(config.tokenizer),
             "seed": config.trainer.seed,
             "global_batch_size": config.trainer.global_batch_size,
-            "data_order": data_order(config.data),
+            "data_order": data_order(self.loader),
         }
 
     def _begin(self, samples: Mapping[str, Samples]) -> None:
