@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.annotate import worker_facts
+from pipeline.annotate import accounts, worker_facts
 from pipeline.clip import Clip, central_crop
 from pipeline.commit import Store, fingerprint_of, unit_id
 from pipeline.config import BuildConfig, CaptionSettings
@@ -113,10 +114,12 @@ class CaptionJob:
     def process(self, unit: ClipUnit, decoded: DecodedClips, model: Captioner) -> Finish:
         """Captions a unit in this process; the result publishes and commits it."""
         captions: dict[str, str] = {}
+        failed: list[str] = []
         waiting: list[tuple[Clip, np.ndarray]] = []
-        for clip, (frames, _, _) in zip(unit.clips, decoded, strict=True):
+        for clip, (frames, error, _) in zip(unit.clips, decoded, strict=True):
             if frames is None:
-                continue  # tokenize will meet the same error and account for it
+                failed.append(f"error:{error}")
+                continue  # tokenize will meet the same error and name the clip
             waiting.append((clip, frames))
             if len(waiting) == _BATCH:
                 captions |= _caption(waiting, model)
@@ -124,9 +127,9 @@ class CaptionJob:
         if waiting:
             captions |= _caption(waiting, model)
         by = f"coca:{model.model_id}:{model.weights_sha256}"
-        return partial(self._finish, unit, captions, by)
+        return partial(self._finish, unit, captions, failed, by)
 
-    def _finish(self, unit: ClipUnit, captions: dict[str, str], by: str) -> None:
+    def _finish(self, unit: ClipUnit, captions: dict[str, str], failed: list[str], by: str) -> None:
         def write(file: IO[bytes]) -> None:
             file.write(canonical_json({"captions": captions, "by": by}))
 
@@ -135,7 +138,7 @@ class CaptionJob:
             "phase": "caption",
             "fingerprint": self.fingerprint,
             "parts": [asdict(part)],
-            "num_captions": len(captions),
+            **accounts(Counter(kept=len(captions)) + Counter(failed)),
         }
         self.store.commit(unit.id, result, worker_facts() | {"driver_pid": self.driver_pid})
 

@@ -1,0 +1,122 @@
+"""Stage versions: what a stage gives for fixed input is pinned to the version beside its code.
+
+When one of these fails, the stage's output has changed. If that was meant, raise the version that
+the entry names (so that builds make those units anew) and put both new values here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import picture_hash, scores, shots, statistics
+from pipeline.clip import PREPROCESS_VERSION, Clip, cut_windows, make_buckets
+from pipeline.config import SelectSettings
+from pipeline.decode.decoder import Probe
+from pipeline.select import group_for_shards, select_clips
+from pipeline.shards.writer import ShardWriter
+from pipeline.tokenize import TOKENIZE_VERSION
+
+
+def film() -> np.ndarray:
+    """Three takes of 24 small frames: faint patterns that drift, at three levels of light."""
+    generator = np.random.default_rng(7)
+    takes = []
+    for speed, level in ((1, 40), (2, 110), (0, 190)):
+        pattern = generator.integers(0, 30, (9, 16, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        takes += [np.roll(pattern + np.uint8(level), speed * index, axis=1) for index in range(24)]
+    return np.stack(takes)
+
+
+def windows() -> list[Clip]:
+    probe = Probe(
+        kind="video",
+        width=640,
+        height=360,
+        time_base=(1, 12800),
+        rotation=0,
+        codec="h264",
+        container="mp4",
+        pixel_format="yuv420p",
+        fps=24.0,
+        duration_seconds=None,
+        num_frames=None,
+    )
+    template = Clip(clip_id="", source_id="ab" * 32, uri="films/a.mp4")
+    buckets = make_buckets([(9, 64, 64), (9, 64, 96), (1, 64, 64)])
+    return list(cut_windows(template, probe, 0, 12800 * 5, 8.0, buckets))
+
+
+def shots_digest() -> Any:
+    pts = np.arange(72) * 512
+    found = shots.find_shots(pts, film(), (1, 12288), shots.ShotSettings())
+    return [[shot.start_pts, shot.end_pts] for shot in found]
+
+
+def scores_digest() -> Any:
+    values = scores.score_frames(film()[:24], np.arange(24) / 24)
+    return {name: None if value is None else round(value, 1) for name, value in values.items()}
+
+
+def hash_digest() -> Any:
+    return picture_hash.picture_hash(film())
+
+
+def windows_digest() -> Any:
+    return [
+        [c.clip_id, c.start_pts, c.end_pts, c.bucket, list(c.crop), c.outcome] for c in windows()
+    ]
+
+
+def selection_digest() -> Any:
+    rows = select_clips(windows(), SelectSettings(drop={}, val_share=0.5))
+    groups = group_for_shards(rows, 2, {})
+    return [[row.split for row in rows], [[clip.key for clip in group] for group in groups]]
+
+
+def shard_digest() -> Any:
+    stream = io.BytesIO()
+    writer = ShardWriter(stream, ("codes.npy",))
+    for number, clip in enumerate(windows()[:2]):
+        codes = np.arange(number, number + 50, dtype=np.uint16)
+        writer.write(clip.key, {"codes.npy": codes}, clip.metadata(), code_key="0f" * 16)
+    sidecar = writer.close()
+    return [hashlib.sha256(data).hexdigest() for data in (stream.getvalue(), sidecar)]
+
+
+def statistics_digest() -> Any:
+    tally = statistics.Tally()
+    for clip in windows():
+        tally.add_sample(clip.metadata(), np.arange(40) % 7, np.arange(40) // 20, 16)
+    tally.add_outcome("kept", 3)
+    return tally.to_json()
+
+
+PINNED: dict[str, tuple[Callable[[], Any], int, int, str]] = {
+    "shots": (shots_digest, shots.VERSION, 1, "ce3d03e53e2efda5"),
+    "scores": (scores_digest, scores.VERSION, 3, "1ad0745da6d5ef46"),
+    "picture_hash": (
+        lambda: picture_hash.picture_hash(film()),
+        picture_hash.VERSION,
+        1,
+        "c4fb92197c08e57b",
+    ),
+    "preprocess": (windows_digest, PREPROCESS_VERSION, 1, "611977bfdabbe290"),
+    "selection": (selection_digest, TOKENIZE_VERSION, 2, "92e1b23187216ac5"),
+    "shard": (shard_digest, TOKENIZE_VERSION, 2, "d9756663e81c770e"),
+    "statistics": (statistics_digest, statistics.VERSION, 2, "becb53b3e9af45df"),
+}
+
+
+@pytest.mark.parametrize("stage", PINNED)
+def test_a_stage_whose_output_changes_has_a_new_version(stage: str) -> None:
+    make, version, pinned_version, pinned_digest = PINNED[stage]
+    text = json.dumps(make(), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert (version, digest) == (pinned_version, pinned_digest), text[:500]
