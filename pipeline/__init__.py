@@ -15,7 +15,8 @@ Its rooms, in the order in which data passes them:
                     taking sources out, what is left of them, deleting what nothing names
     merge union excerpt overlap
                     several datasets as one, and what they share
-    migrate         datasets of older format versions
+    migrate version1
+                    datasets of older format versions
     executor        where work runs: inline, or on Ray in processes that may die
     shards          the format that the trainer reads
     statistics summary tables inspection report charts

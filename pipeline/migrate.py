@@ -4,17 +4,19 @@
     done.from_version, done.num_shards, done.num_samples
 
 The tars stay as they are, byte for byte, and are hashed on the way. What is said about them is made
-anew from them: sidecars, statistics in the commits, the manifest's columns `row` and `code_key`
-(unknown, so that no later build copies these codes), the index, `shards.json`, `_SUCCESS`. Every
-step can be repeated: whatever kills it, the same command goes on, and ends in the same bytes.
+anew from them: sidecars, statistics in the commits, the manifest's columns `row` and `code_key`,
+the index, `shards.json`, `_SUCCESS`. Every step can be repeated: whatever kills it, the same
+command goes on, and ends in the same bytes.
+
+A code key says that later builds may copy the codes. It is given only where the commit's
+fingerprint proves that the settings, the tokenizer and the torch that are here made them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +37,16 @@ from pipeline.shards.format import (
     canonical_json,
     parse_declaration,
 )
-from pipeline.shards.sidecar import clip_digest, pack_sidecar
+from pipeline.shards.sidecar import clip_digest, code_key_words, pack_sidecar
 from pipeline.shards.tarindex import TarIndex, index_tar
 from pipeline.statistics import Tally
 from pipeline.storage import is_remote, sha256_of
+from pipeline.tokenize import TokenizeJob
+from pipeline.version1 import VERSION as OLDEST_VERSION
+from pipeline.version1 import making, raised
 from tokenizer.settings import UserError
 
 MARKER = "migrating.json"
-OLDEST_VERSION = 1
-_VIEW = re.compile(r"([0-9a-f]{16}_\d{12}_\d{12})_\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +76,13 @@ def migrate(root: str | Path) -> list[Migration]:
 def _migrate(folder: Path) -> Migration:
     where = f"{folder}/{SHARDS_FILE}"
     version, token_sets, buckets, shards = _declared((folder / SHARDS_FILE).read_bytes(), where)
+    interrupted = (folder / MARKER).exists()
     done = Migration(
         root=str(folder),
-        from_version=version,
+        from_version=OLDEST_VERSION if interrupted else version,
         num_shards=len(shards),
         num_samples=sum(each.num_samples for each in shards),
     )
-    interrupted = (folder / MARKER).exists()
     if version == FORMAT_VERSION and not interrupted:
         return done
     if not interrupted and not (folder / SUCCESS_FILE).exists():
@@ -93,19 +96,29 @@ def _migrate(folder: Path) -> Migration:
     store.prepare()
     store.storage.put(MARKER, canonical_json({"from": OLDEST_VERSION, "to": FORMAT_VERSION}))
     commits = _commits(store)
+    clips = _manifest(store)
+    by_shard: dict[str, dict[str, Clip]] = {}
+    for clip in clips:
+        if clip.outcome == KEPT:
+            by_shard.setdefault(clip.shard, {})[clip.key] = clip
+    made = making(folder, token_sets[0])
     results = []
-    rows: dict[str, dict[str, int]] = {}
+    placed: dict[str, Clip] = {}
     for entry in shards:
         index = _checked_index(store, folder, entry)
-        rows[entry.path] = {key: row for row, key in enumerate(index.keys)}
         bucket = next(each for each in buckets if each.name == entry.bucket)
         record = commits.get(entry.path)
-        results.append(_result(store, folder, entry, bucket, token_sets[0], index, record))
-    clips = clips_from_parquet(store.storage.read(MANIFEST_FILE))
-    placed = [_placed(clip, rows, folder) for clip in clips]
+        proved = made and record and record["result"]["fingerprint"] == made.fingerprint
+        job = made.job if made and proved else None
+        rows = _rows(by_shard.pop(entry.path, {}), index, entry, folder, job)
+        placed |= {clip.clip_id: clip for clip in rows}
+        results.append(_result(store, folder, entry, bucket, token_sets[0], index, rows, record))
+    if by_shard:
+        raise ShardError(f"{folder}/{MANIFEST_FILE}: {len(by_shard)} shards of it are undeclared")
+    clips = [placed[clip.clip_id] if clip.outcome == KEPT else clip for clip in clips]
     tokenizer = folder / "tokenizer"
     complete = all((tokenizer / name).exists() for name in TOKENIZER_FILES)
-    publish(store, placed, results, buckets, tokenizer if complete else None)
+    publish(store, clips, results, buckets, tokenizer if complete else None)
     store.storage.delete(MARKER)
     return done
 
@@ -120,7 +133,7 @@ def _declared(
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ShardError(f"{where}: not a valid shard list ({error})") from None
     if version == OLDEST_VERSION:
-        text = _raised(values, where)
+        text = raised(values, where)
     elif version != FORMAT_VERSION:
         raise UserError(
             f"{where}: format version {str(version)[:20]}; this Tessera knows {OLDEST_VERSION} "
@@ -130,24 +143,11 @@ def _declared(
     return version, token_sets, buckets, shards
 
 
-def _raised(values: dict[str, Any], where: str) -> bytes:
-    """The declaration of version 1 as one of version 2: buckets have further schedules."""
+def _manifest(store: Store) -> list[Clip]:
     try:
-        contents = [[each["split"], each["bucket"], each["sha256"]] for each in values["shards"]]
-        identity = [values["token_sets"], values["buckets"], contents]
-        if values["fingerprint"] != hashlib.sha256(canonical_json(identity)).hexdigest():
-            raise ShardError(f"{where}: its fingerprint is not that of what it declares")
-        buckets = [{**each, "schedules": {}} for each in values["buckets"]]
-        identity = [values["token_sets"], buckets, contents]
-        raised = {
-            **values,
-            "format_version": 2,
-            "buckets": buckets,
-            "fingerprint": hashlib.sha256(canonical_json(identity)).hexdigest(),
-        }
-        return canonical_json(raised)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ShardError(f"{where}: not a valid shard list ({error})") from None
+        return clips_from_parquet(store.storage.read(MANIFEST_FILE))
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's are ValueErrors
+        raise ShardError(f"{store.root}/{MANIFEST_FILE}: cannot be read ({error})") from None
 
 
 def _commits(store: Store) -> dict[str, dict[str, Any]]:
@@ -186,11 +186,13 @@ def _result(
     bucket: Bucket,
     token_set: TokenSet,
     index: TarIndex,
+    rows: Sequence[Clip],
     record: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What a commit of this version says of the shard; its sidecar and its commit are written."""
     samples = index.sidecar.samples.copy()
-    samples["clip"] = [clip_digest(_view_group(key)) for key in index.keys]
+    samples["clip"] = [clip_digest(clip.view_group) for clip in rows]
+    samples["code_key"] = [code_key_words(clip.code_key or None) for clip in rows]
     sidecar = pack_sidecar(
         index.sidecar.members, samples, index.sidecar.places, index.sidecar.tar_bytes
     )
@@ -252,19 +254,17 @@ def _statistics(
     return tally.to_json()
 
 
-def _placed(clip: Clip, rows: dict[str, dict[str, int]], folder: Path) -> Clip:
-    """A row of the manifest, with its sample's place."""
-    if clip.outcome != KEPT:
-        return clip
-    try:
-        return replace(clip, row=rows[clip.shard][clip.key])
-    except KeyError:
-        raise ShardError(
-            f"{folder}/{MANIFEST_FILE}: {clip.key} is not in {clip.shard or 'any shard'}"
-        ) from None
-
-
-def _view_group(key: str) -> str:
-    """The name that all views of a clip share."""
-    view = _VIEW.fullmatch(key)
-    return view[1] if view else key
+def _rows(
+    clips: dict[str, Clip],
+    index: TarIndex,
+    entry: ShardEntry,
+    folder: Path,
+    job: TokenizeJob | None,
+) -> list[Clip]:
+    """The manifest's rows of a shard's samples, in its order, with their places and code keys."""
+    if set(clips) != set(index.keys):
+        raise ShardError(f"{folder}/{MANIFEST_FILE}: lists other samples than are in {entry.path}")
+    return [
+        replace(clips[key], row=row, code_key=job.code_key(clips[key]) if job else "")
+        for row, key in enumerate(index.keys)
+    ]

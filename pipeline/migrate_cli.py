@@ -7,8 +7,6 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from tokenizer.settings import UserError
-
 _EXAMPLE = """\
 examples:
   tessera migrate runs/demo/data
@@ -36,12 +34,9 @@ def register(commands: Any) -> None:
 
 def _migrate(arguments: argparse.Namespace) -> int:
     from pipeline.migrate import migrate
-    from pipeline.shards.format import FORMAT_VERSION, ShardError
+    from pipeline.shards.format import FORMAT_VERSION
 
-    try:
-        done = migrate(arguments.directory)
-    except ShardError as error:
-        raise UserError(str(error)) from None
+    done = migrate(arguments.directory)
     if arguments.json:
         print(json.dumps([asdict(each) for each in done], indent=1, sort_keys=True))
         return 0

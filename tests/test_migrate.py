@@ -17,15 +17,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
+from pipeline.clip import clips_from_parquet
 from pipeline.commit import Store
+from pipeline.config import BuildConfig
+from pipeline.encode import code_recipe
 from pipeline.migrate import MARKER, migrate
 from pipeline.shards import open_dataset
 from pipeline.shards.format import ShardError
-from pipeline.shards.sidecar import parse_sidecar
+from pipeline.shards.sidecar import code_key_words, key_digest, parse_sidecar
 from pipeline.statistics import merge
 from pipeline.storage import LocalStorage
+from pipeline.tokenize import TokenizeJob
 from pipeline.verify import verify
-from tokenizer.settings import UserError
+from tokenizer.settings import UserError, read_settings
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -94,13 +98,42 @@ def test_a_migrated_dataset_is_sound_in_every_list(tmp_path: Path) -> None:
     manifest = pq.read_table(root / "manifest.parquet").to_pylist()
     kept = [row for row in manifest if row["outcome"] == "kept"]
     assert {row["row"] for row in manifest if row["outcome"] != "kept"} == {-1}
-    assert {row["code_key"] for row in manifest} == {""}
     for row in kept:
         place = parse_sidecar((root / row["shard"]).with_suffix(".idx").read_bytes(), "idx")
-        assert place.samples["code_key"].tolist() == [[0, 0]] * 2
         with open(root / row["shard"], "rb") as tar:
             tar.seek(int(place.places["offset"][row["row"], 0]) - 512)
             assert tar.read(len(row["key"])).decode() == row["key"]
+
+
+def code_keys(root: Path) -> dict[str, str]:
+    """Of the kept clips, by key; the sidecars must say the same."""
+    found = {}
+    for row in pq.read_table(root / "manifest.parquet").to_pylist():
+        if row["outcome"] == "kept":
+            data = (root / row["shard"]).with_suffix(".idx").read_bytes()
+            sample = parse_sidecar(data, "idx").samples[row["row"]]
+            assert sample["key"].tolist() == list(key_digest(row["key"]))
+            assert sample["code_key"].tolist() == list(code_key_words(row["code_key"] or None))
+            found[row["key"]] = row["code_key"]
+    return found
+
+
+def test_codes_are_offered_for_reuse_only_where_it_is_proved_how_they_were_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_version = ["2.15.0"]  # that made the fixture: it is in the fingerprint of its commits
+    monkeypatch.setattr("importlib.metadata.version", lambda name: torch_version[0])
+    same = copy_of("format_v1", tmp_path / "same")
+    migrate(same)
+    config = read_settings(BuildConfig, same / "config.yaml")
+    job = TokenizeJob(config, str(same), code_recipe(same / "tokenizer", config.tokenize))
+    clips = clips_from_parquet(same / "manifest.parquet")
+    assert code_keys(same) == {c.key: job.code_key(c) for c in clips if c.outcome == "kept"}
+    torch_version[0] = "2.16.0"
+    other = copy_of("format_v1", tmp_path / "other")
+    migrate(other)
+    assert set(code_keys(other).values()) == {""}
+    assert verify(other).problems == ()
 
 
 def test_a_second_migration_changes_nothing(tmp_path: Path) -> None:
@@ -155,6 +188,7 @@ def test_a_migration_killed_at_any_step_goes_on_to_the_same_bytes(
     [
         ("parts/train-t5_h16_w16-b0c67ecf2a35-024933b7a83e.tar", "damaged .sha256"),
         ("manifest.parquet", "no manifest.parquet; was it copied"),
+        ("manifest.parquet ", "manifest.parquet: cannot be read"),
         ("_SUCCESS", "this build of version 1 is not finished"),
         ("shards.json", "not a valid shard list"),
     ],
@@ -163,10 +197,11 @@ def test_a_damaged_or_unfinished_dataset_is_left_alone(
     tmp_path: Path, spoil: str, message: str
 ) -> None:
     root = copy_of("format_v1", tmp_path)
-    if spoil.endswith((".tar", ".json")):
-        (root / spoil).write_bytes((root / spoil).read_bytes()[:-20])
+    path = root / spoil.strip()
+    if spoil.endswith((".tar", ".json", " ")):
+        path.write_bytes(path.read_bytes()[:-20])
     else:
-        (root / spoil).unlink()
+        path.unlink()
     lists = {name: (root / name).read_bytes() for name in ("shards.json", "index.bin")}
     with pytest.raises((ShardError, UserError), match=message):
         migrate(root)
