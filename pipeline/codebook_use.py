@@ -177,13 +177,13 @@ def _add_row(counts: np.ndarray, text: str) -> None:
     """Adds the counts that `_row` wrote to [codebook_size], in place."""
     form, _, rest = text.partition(" ")
     if form == "dense":
-        counts += _numbers(rest, len(counts))
+        np.add(counts, _numbers(rest, len(counts)), out=counts, casting="unsafe")
         return
     number, _, rest = rest.partition(" ")
     if form != "sparse" or not number.isdecimal() or len(number) > 9:
         raise ValueError(f"unknown form of counts: {text[:20]!r}")
     steps, _, values = rest.partition(" ")
-    places = np.cumsum(_numbers(steps, int(number)) + 1) - 1
+    places = np.cumsum(_numbers(steps, int(number)).astype(np.int64) + 1) - 1
     if len(places) and places[-1] >= len(counts):
         raise ValueError(f"code {places[-1]} of a codebook of {len(counts)} entries")
     counts[places] += _numbers(values, int(number))
@@ -199,7 +199,7 @@ def _digits(values: np.ndarray) -> str:
 
 
 def _numbers(text: str, count: int) -> np.ndarray:
-    """int64 [count]: the integers that `_digits` wrote; ValueError when they are not so many."""
+    """The integers [count] that `_digits` wrote, of 16 or 64 bits; ValueError if others."""
     characters = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
     if not count:
         if text:
@@ -210,7 +210,10 @@ def _numbers(text: str, count: int) -> np.ndarray:
     digits -= digits > _BACKSLASH - _FIRST
     if rest or not 0 < powers <= _MAX_POWERS or int(digits.max()) >= _BASE:
         raise ValueError(f"{len(characters)} digits do not make {count} numbers")
-    total = digits[:count].astype(np.int64)
+    # two digits make at most 91 * 91 - 1: they fit 16 bits
+    kind: np.dtype[Any] = np.dtype(np.uint16 if powers < 3 else np.int64)
+    total = digits[:count].astype(kind)
     for power in range(1, powers):
-        total += digits[power * count : (power + 1) * count] * np.int64(_BASE**power)
+        of_power = digits[power * count : (power + 1) * count].astype(kind)
+        total += of_power * kind.type(_BASE**power)
     return total

@@ -24,7 +24,7 @@ from tokenizer.settings import UserError
 COMMITS_FOLDER = "_commits"
 _COMMITS_PER_PROCESS = 1500
 """Fewer than this are summed sooner than a process starts."""
-_READ_AHEAD = 256
+_READ_AHEAD, _READ_AT_ONCE = 256, 16
 _THREADS = 16
 
 
@@ -58,15 +58,21 @@ def sum_commits(
 
 def read_commits(storage: Storage, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name, record) of commits in the order given, some read ahead; UserError when damaged."""
+
+    def read(piece: Sequence[str]) -> list[bytes]:
+        return [storage.read(f"{COMMITS_FOLDER}/{name}") for name in piece]
+
+    size = _READ_AT_ONCE if len(names) > _THREADS * _READ_AT_ONCE else 1
+    pieces = [names[start : start + size] for start in range(0, len(names), size)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(names), _READ_AHEAD):
-            piece = names[start : start + _READ_AHEAD]
-            contents = pool.map(storage.read, [f"{COMMITS_FOLDER}/{name}" for name in piece])
-            for name, content in zip(piece, contents):
-                try:
-                    yield name, json.loads(content.decode("utf-8"))
-                except (ValueError, RecursionError) as error:
-                    raise _damaged(storage, name, error) from None
+        for start in range(0, len(pieces), _READ_AHEAD // size):
+            some = pieces[start : start + _READ_AHEAD // size]
+            for piece, contents in zip(some, pool.map(read, some)):
+                for name, content in zip(piece, contents):
+                    try:
+                        yield name, json.loads(content.decode("utf-8"))
+                    except (ValueError, RecursionError) as error:
+                        raise _damaged(storage, name, error) from None
 
 
 def _sum_there(root: str, names: Sequence[str], wanted: Collection[str] | None) -> CommitSum:

@@ -152,8 +152,8 @@ def _answer(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from pipeline.inspection import open_shard
+    from pipeline.shard_tables import print_sample, print_shard
     from pipeline.shards.format import ShardError
-    from pipeline.tables import print_sample, print_shard
 
     try:
         shard = open_shard(arguments.shard)

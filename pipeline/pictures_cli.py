@@ -114,11 +114,17 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from pipeline.report import write_report
+    from pipeline.report import REPORT_FILE, write_report
     from pipeline.shards.format import ShardError
+    from pipeline.storage import is_remote, light_copy, open_storage
 
+    root = arguments.directory
     try:
-        print(write_report(arguments.directory, gallery_seconds=arguments.seconds))
+        with light_copy(root) as folder:
+            write_report(folder, gallery_seconds=arguments.seconds)
+            if is_remote(root):
+                open_storage(root).put(REPORT_FILE, folder / REPORT_FILE)
     except ShardError as error:
         raise UserError(str(error)) from None
+    print(f"{str(root).rstrip('/')}/{REPORT_FILE}")
     return 0

@@ -1,26 +1,19 @@
-"""Tables on a terminal: how `tessera stats` and `tessera inspect` show what they found."""
+"""Tables on a terminal: how `tessera stats` shows what it found."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pipeline.by_source import SourceRow
 from pipeline.distribution import describe
-from pipeline.inspection import InspectedShard, Sample
 from pipeline.quantities import duration, size
-from pipeline.shards.format import SHARDS_FILE, Bucket, ShardError, parse_declaration
 from pipeline.statistics import code_usage, outcome_totals, overall_usage
 from pipeline.summary import Summary, distributions
 from pipeline.terminal import print_line, print_table
 
 MAX_GROUP_ROWS, MAX_SOURCE_ROWS = 12, 1000
 MAX_FAILURE_ROWS = 10
-MAX_CODES_SHOWN = 12
 
 
 def print_summary(summary: Summary) -> None:
@@ -72,50 +65,6 @@ def print_sources(sources: list[SourceRow]) -> None:
     print_table(["file", "source", "#clips", "#kept", "#dropped", "#errors", "#kept video"], rows)
     if len(sources) > len(rows):
         print_line(f"and {len(sources) - len(rows):,} more (--json, or --sql)")
-
-
-def print_shard(shard: InspectedShard, limit: int) -> None:
-    """The samples of a shard, the first `limit` of them (0: all)."""
-    extensions = sorted({each.extension for row in shard.members.values() for each in row})
-    print_line(
-        f"{shard.path}: {len(shard.keys):,} samples, {size(shard.size_bytes)}, "
-        f"members {', '.join(extensions)}"
-    )
-    shown = shard.keys if limit <= 0 else shard.keys[:limit]
-    rows = []
-    for key in shown:
-        sample = shard.read(key)
-        arrays = ", ".join(
-            f"{name} {array.dtype}{list(array.shape)}" for name, array in sample.arrays.items()
-        )
-        num_bytes = sum(member.size_bytes for member in shard.members[key])
-        values = [sample.metadata.get(name) for name in ("bucket", "label", "caption")]
-        rows.append([key, f"{num_bytes:,}", arrays, *("" if v is None else str(v) for v in values)])
-    print_table(["key", "#bytes", "arrays", "bucket", "label", "caption"], rows)
-    if len(shown) < len(shard.keys):
-        rest = len(shard.keys) - len(shown)
-        print_line(f"and {rest:,} more (--limit 0 for all)")
-
-
-def print_sample(shard: InspectedShard, key: str) -> None:
-    """One sample: its JSON, its arrays, its codes scale by scale."""
-    sample = shard.read(key)
-    print_line(f"{shard.path}: {key}")
-    text = json.dumps(sample.metadata, indent=2, sort_keys=True, ensure_ascii=False)
-    for line in text.splitlines():
-        print_line(line)
-    rows = [
-        [
-            name,
-            str(array.dtype),
-            "x".join(map(str, array.shape)),
-            f"{array.nbytes:,}",
-            *([f"{array.min()}", f"{array.max()}"] if array.size else ["", ""]),
-        ]
-        for name, array in sample.arrays.items()
-    ]
-    print_table(["array", "dtype", "shape", "#bytes", "#min", "#max"], rows)
-    _print_scales(shard.path, sample)
 
 
 def _print_outcomes(summary: Summary) -> None:
@@ -181,44 +130,6 @@ def _print_codebook(summary: Summary) -> None:
     ]
     title = f"codes of {overall.codebook_size:,}"
     print_table([title, "#scale", "#tokens", "#used", "#dead", "#bits", "#perplexity"], rows)
-
-
-def _print_scales(path: Path, sample: Sample) -> None:
-    bucket = _bucket_of(path, str(sample.metadata.get("bucket")))
-    codes = sample.arrays.get("codes.npy")
-    if codes is None or bucket is None or bucket.schedule is None or codes.ndim != 1:
-        return
-    if len(codes) != bucket.schedule.num_tokens:
-        raise ShardError(
-            f"{path}: {sample.key} has {len(codes)} codes; the schedule of {bucket.name} has "
-            f"{bucket.schedule.num_tokens}"
-        )
-    rows = []
-    for index, (scale, part) in enumerate(
-        zip(bucket.schedule.scales, bucket.schedule.split(codes))
-    ):
-        flat = part.reshape(-1)
-        first = " ".join(str(code) for code in flat[:MAX_CODES_SHOWN])
-        rows.append(
-            [
-                str(index),
-                f"{scale.t0} to {scale.t1}",
-                "x".join(map(str, scale.shape)),
-                str(len(np.unique(flat))),
-                first + (" ..." if len(flat) > MAX_CODES_SHOWN else ""),
-            ]
-        )
-    print_table(["#scale", "latent frames", "t x h x w", "#distinct", "codes"], rows)
-
-
-def _bucket_of(path: Path, name: str) -> Bucket | None:
-    """The bucket as declared by the dataset around this shard; None for a shard on its own."""
-    declared = path.resolve().parent.parent / SHARDS_FILE
-    if not declared.is_file():
-        return None
-    text = declared.read_text(encoding="utf-8")
-    _, _, buckets, _ = parse_declaration(text, str(declared))
-    return next((bucket for bucket in buckets if bucket.name == name), None)
 
 
 def _natural(value: str) -> tuple[int, float, str]:

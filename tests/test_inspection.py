@@ -201,6 +201,19 @@ def test_inspect_lists_a_shard_and_shows_a_sample_scale_by_scale(dataset: Path) 
     assert "no sample 'nobody'" in missing.stderr
 
 
+def test_inspect_unpacks_codes_that_were_packed_into_bits(tmp_path: Path) -> None:
+    bits = Set(name="codes", kind="codes", dtype="bits", codebook_size=300)
+    bucket = Bucket(name="t9_h64_w64", num_frames=9, height=64, width=64, schedule=SCHEDULE)
+    codes = np.random.default_rng(0).integers(0, 300, SCHEDULE.num_tokens)
+    with DatasetWriter(tmp_path / "data", [bits], [bucket]) as writer:
+        writer.write("a", {"codes": codes}, {})
+    shown = tessera("inspect", str(next((tmp_path / "data" / "parts").glob("*.tar"))), "a")
+    assert shown.returncode == 0, shown.stderr
+    rows = [line.split() for line in shown.stdout.splitlines() if " to " in line]
+    assert [int(row[-1]) for row in rows if row[4] == "1x1x1"] == [codes[0]]
+    assert len(rows) == len(SCHEDULE.scales)
+
+
 def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)
