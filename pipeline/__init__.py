@@ -13,7 +13,7 @@ Its rooms, in the order in which data passes them:
                     whether everything is what was committed, and making it so again
     removal remains erasure sweep
                     taking sources out, what is left of them, deleting what nothing names
-    merge union excerpt overlap
+    merge union excerpt overlap neighbours
                     several datasets as one, and what they share
     migrate version1
                     datasets of older format versions

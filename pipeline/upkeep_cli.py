@@ -1,14 +1,19 @@
-"""The commands of upkeep: `verify`, `remove`, `gc`, `merge`; they load neither torch nor Ray."""
+"""The commands of upkeep: `verify`, `remove`, `gc`, `merge`, `overlap`; without torch and Ray."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizer.settings import UserError
+
+if TYPE_CHECKING:
+    from pipeline.overlap import ClipPair
 
 _VERIFY_EXAMPLE = """\
 examples:
@@ -38,6 +43,14 @@ examples:
   tessera merge runs/monday runs/tuesday -o runs/both
   tessera merge runs/both -o runs/clean          without the bytes of removed sources
 """
+
+_OVERLAP_EXAMPLE = """\
+examples:
+  tessera overlap runs/monday runs/tuesday
+  tessera overlap runs/train runs/benchmark --near 28 --csv leaks.csv
+  tessera overlap runs/data                      near-duplicates within it
+"""
+_MAX_LINES = 20
 
 
 def register(commands: Any) -> None:
@@ -103,6 +116,27 @@ def register(commands: Any) -> None:
     merge.add_argument("directories", metavar="DIR", nargs="+", help="finished datasets")
     merge.add_argument("-o", "--out", metavar="OUT", required=True, help="the new folder")
     merge.set_defaults(run=_merge)
+    overlap = commands.add_parser(
+        "overlap",
+        help="what two datasets share: sources, clips, and clips that look alike",
+        description="Compares the manifests of two datasets, or of one with itself; reads no "
+        "shard.",
+        epilog=_OVERLAP_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    overlap.add_argument("first", metavar="A", help="a finished dataset")
+    overlap.add_argument("second", metavar="B", nargs="?", help="another; default: A itself")
+    overlap.add_argument(
+        "--near",
+        type=int,
+        default=20,
+        metavar="BITS",
+        help="clips look alike when their picture hashes differ in at most so many of 192 bits "
+        "(default: 20)",
+    )
+    overlap.add_argument("--json", action="store_true", help="everything, as one JSON object")
+    overlap.add_argument("--csv", metavar="FILE", help="write every pair of clips there")
+    overlap.set_defaults(run=_overlap)
 
 
 def _command(
@@ -206,6 +240,48 @@ def _merge(arguments: argparse.Namespace) -> int:
         f"{totals['n_error']:,} unreadable"
     )
     return 0
+
+
+def _overlap(arguments: argparse.Namespace) -> int:
+    from pipeline.overlap import overlap
+
+    found = overlap(arguments.first, arguments.second or arguments.first, arguments.near)
+    if arguments.csv:
+        _write_pairs(arguments.csv, found.pairs)
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=1, sort_keys=True))
+        return 0
+    print(f"A {found.first}: {found.first_clips:,} clips")
+    print(f"B {found.second}: {found.second_clips:,} clips, {found.second_hours:,.2f} hours")
+    for name, count, hours in (
+        ("sources of B in A", found.shared_sources, found.shared_source_hours),
+        ("clips of B in A", found.shared_clips, found.shared_clip_hours),
+        ("clips of B that look like one of A", found.near_clips, found.near_hours),
+    ):
+        share = hours / found.second_hours if found.second_hours else 0.0
+        print(f"{name}: {count:,}, {hours:,.2f} hours, {share:.1%} of B")
+    by_source = found.by_source()
+    for first, second, count, bits in by_source[:_MAX_LINES]:
+        print(f"  {_shown(first)}  {_shown(second)}  {count:,} pairs, from {bits} bits")
+    if len(by_source) > _MAX_LINES:
+        print(f"  and {len(by_source) - _MAX_LINES:,} more pairs of sources (--csv, --json)")
+    return 0
+
+
+def _write_pairs(path: str, pairs: Sequence[ClipPair]) -> None:
+    names = ["first_uri", "first_seconds", "second_uri", "second_seconds", "bits"]
+    try:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(names)
+            rows.writerows([getattr(pair, name) for name in names] for pair in pairs)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _shown(name: str) -> str:
+    """A name of other people's files, without control characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def _say(swept: Any, done: str) -> None:
