@@ -93,7 +93,8 @@ class Samples:
         cuts = (np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist()
         firsts = [0, *cuts] if len(wanted) else []
         groups = list(zip(ordered[firsts].tolist(), firsts, [*cuts, len(wanted)]))
-        return Selection(self, wanted, order, numbers[order], groups)
+        rows = (numbers - self._bounds[shard_of])[order]
+        return Selection(self, wanted, order, ordered, rows, groups)
 
     def gather(
         self, indices: Sequence[int] | np.ndarray, token_set: str | None = None
@@ -129,7 +130,7 @@ class Samples:
             dtype = None
             if token_set is not None:
                 dtype = np.dtype(np.uint8 if token_set.dtype == "bits" else token_set.dtype)
-            table = MemberTable(self.shards, self._bounds, member, dtype, self._check)
+            table = MemberTable(self.shards, member, dtype, self._check)
             table = self._tables.setdefault(member, table)
         return table
 
@@ -145,8 +146,8 @@ class Companion:
 class Selection:
     """Some samples in an order, and where they lie.
 
-    `order` sorts them by shard; `numbers` are theirs among all samples of the shards, in that
-    sorted order, and `groups` are (shard, first, stop) in it.
+    `order` sorts them by shard; `shard_of` and `rows` (in that shard) are sorted, and `groups` are
+    (shard, first, stop) in them.
     """
 
     def __init__(
@@ -154,13 +155,15 @@ class Selection:
         samples: Samples,
         indices: np.ndarray,
         order: np.ndarray,
-        numbers: np.ndarray,
+        shard_of: np.ndarray,
+        rows: np.ndarray,
         groups: list[tuple[int, int, int]],
     ) -> None:
         self._samples = samples
         self._indices = indices
         self._order = order
-        self._numbers = numbers
+        self._shard_of = shard_of
+        self._rows = rows
         self._groups = groups
 
     def gather(self, token_set: str | None = None) -> np.ndarray:
@@ -194,78 +197,70 @@ class Selection:
 
     def keys(self) -> np.ndarray:
         """uint64 [n, 2]: the digest of each sample's key."""
-        found = np.empty((len(self._numbers), 2), dtype=np.uint64)
+        found = np.empty((len(self._order), 2), dtype=np.uint64)
         for shard, first, stop in self._groups:
             samples = self._samples.shards[shard].sidecar.samples
-            found[self._order[first:stop]] = samples["key"][self._rows(shard, first, stop)]
+            found[self._order[first:stop]] = samples["key"][self._rows[first:stop]]
         return found
 
     def names(self) -> list[str]:
         """The key of each sample, which is read from its tar."""
-        member = self._samples.token_set.member
-        found = [""] * len(self._numbers)
-        for shard, first, stop in self._groups:
-            rows = self._rows(shard, first, stop).tolist()
-            for place, row in zip(self._order[first:stop].tolist(), rows):
-                found[place] = self._samples.shards[shard].key(member, row)
+        shards, member = self._samples.shards, self._samples.token_set.member
+        found = [""] * len(self._order)
+        for place, shard, row in zip(self._order, self._shard_of.tolist(), self._rows.tolist()):
+            found[place] = shards[shard].key(member, row)
         return found
 
-    def _rows(self, shard: int, first: int, stop: int) -> np.ndarray:
-        return self._numbers[first:stop] - self._samples._bounds[shard]
-
-    def _ready(self, member: str, token_set: TokenSet | None) -> MemberTable:
-        """The member's table, with these samples known."""
-        table = self._samples._table(member, token_set)
-        table.prepare([shard for shard, _, _ in self._groups] if len(self._numbers) else [0])
-        return table
-
     def _copied(self, token_set: TokenSet) -> np.ndarray:
-        table = self._ready(token_set.member, token_set)
-        array, shards = table.array, self._samples.shards
-        assert array is not None
-        size, order = array.payload_bytes, self._order
-        out = np.empty(len(order), dtype=f"V{size}")
-        starts = table.starts[self._numbers]
+        table, shards = self._samples._table(token_set.member, token_set), self._samples.shards
+        rows = table.rows(self._shard_of, self._rows)
+        if table.array is None:
+            table.prepare(0)  # of no samples: the shape of any
+        assert table.array is not None
+        array, order = table.array, self._order
+        out = np.empty(len(order), dtype=f"V{array.payload_bytes}")
+        starts = table.starts[rows]
         for shard, first, stop in self._groups:
-            out[order[first:stop]] = shards[shard].opened().items(size)[starts[first:stop]]
-        fresh = table.fresh(self._numbers)
+            items = shards[shard].opened().items(array.payload_bytes)
+            out[order[first:stop]] = items[starts[first:stop]]
+        fresh = table.fresh(rows)
         if len(fresh):
-            self._compare_arrays(table, fresh, out)
+            self._compare_arrays(table, rows, fresh, out)
         return out.view(array.dtype).reshape(len(out), *array.shape)
 
-    def _compare_arrays(self, table: MemberTable, fresh: np.ndarray, out: np.ndarray) -> None:
+    def _compare_arrays(
+        self, table: MemberTable, rows: np.ndarray, fresh: np.ndarray, out: np.ndarray
+    ) -> None:
         """Checks the copied payloads: as if behind the header that they must have."""
-        shards = [shard for shard, first, stop in self._groups for _ in range(first, stop)]
-        headers = table.header_sums([shards[i] for i in fresh.tolist()])
+        headers = table.header_sums(self._shard_of[fresh].tolist())
         copied, size = out.view(np.uint8).data, out.itemsize
         places = self._order[fresh].tolist()
         sums = [
             crc32(copied[place * size : (place + 1) * size], header)
             for place, header in zip(places, headers)
         ]
-        table.compare(self._numbers[fresh], sums)
+        table.compare(rows[fresh], sums)
 
     def _payloads(self) -> list[bytes]:
         """The JSON texts, sorted by shard."""
-        table, shards = self._ready(_JSON, None), self._samples.shards
-        starts = table.starts[self._numbers].tolist()
-        ends = table.ends[self._numbers].tolist()
+        table, shards = self._samples._table(_JSON, None), self._samples.shards
+        rows = table.rows(self._shard_of, self._rows)
+        starts, ends = table.starts[rows].tolist(), table.ends[rows].tolist()
         payloads: list[bytes] = []
         for shard, first, stop in self._groups:
             data = shards[shard].opened().data
             payloads += [data[a:b] for a, b in zip(starts[first:stop], ends[first:stop])]
-        fresh = table.fresh(self._numbers)
+        fresh = table.fresh(rows)
         if len(fresh):
-            table.compare(self._numbers[fresh], [crc32(payloads[i]) for i in fresh.tolist()])
+            table.compare(rows[fresh], [crc32(payloads[i]) for i in fresh.tolist()])
         return [each or b"{}" for each in payloads]
 
     def _bad_json(self, payloads: list[bytes]) -> DamagedSample:
         """The error about the first text that is no object, or that only looks like one."""
         bad = [place for place, each in enumerate(payloads) if _parsed([each]) is None]
         place = bad[0] if bad else 0
-        shard = next(shard for shard, first, stop in self._groups if first <= place < stop)
-        row = int(self._rows(shard, place, place + 1)[0])
-        return self._samples.shards[shard].damaged(_JSON, row, "has no valid JSON object")
+        shard = self._samples.shards[int(self._shard_of[place])]
+        return shard.damaged(_JSON, int(self._rows[place]), "has no valid JSON object")
 
 
 def unpacked(arrays: np.ndarray, token_set: TokenSet, bucket: Bucket) -> np.ndarray:
