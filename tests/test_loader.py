@@ -32,6 +32,7 @@ from pipeline.shards.dataset_writer import DatasetWriter
 from pipeline.shards.mixture import Turns, quotas
 from pipeline.shards.order import Order
 from pipeline.shards.prefetch import ReadAhead
+from pipeline.shards.steps import Steps
 from tokenizer.settings import UserError
 
 CODES = TokenSet(name="codes", kind="codes", dtype="uint16", codebook_size=65536)
@@ -322,3 +323,40 @@ def test_the_readmes_example_runs(tmp_path: Path) -> None:
     exec(code[1].replace("runs/demo/data", str(data)), names)
     assert len(names["samples"]) == 30
     assert names["loader"].resume(names["state"]) == 3
+
+
+class Endless:
+    """A stream of which only the length of its epochs matters."""
+
+    def __init__(self, epoch_length: int) -> None:
+        self.epoch_length = epoch_length
+
+
+@given(
+    length=st.integers(1, 60),
+    size=st.integers(1, 40),
+    tail=st.sampled_from(["wrap", "drop", "pad"]),
+    first=st.integers(0, 30),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_slots_of_steps_cover_every_epoch_as_the_tail_says(
+    length: int, size: int, tail: str, first: int
+) -> None:
+    streams: Any = {"a": [(0, 1.0, Endless(length))]}
+    if tail == "drop" and length < size:
+        with pytest.raises(UserError, match="tail drop would drop all"):
+            Steps(streams, {"a": "drop"}, size, seed=0)
+        return
+    tails: Any = {"a": tail}
+    steps = Steps(streams, tails, size, seed=0)
+    batches = [steps.at(step) for step in range(first, first + 2 * length + 2)]
+    assert all(len(batch.positions) == size for batch in batches)
+    positions = np.concatenate([batch.positions[~batch.is_padding] for batch in batches])
+    if tail == "wrap":
+        assert np.array_equal(positions, first * size + np.arange(len(positions)))
+        return
+    whole = length // size if tail == "drop" else -(-length // size)
+    used = whole * size if tail == "drop" else length
+    epochs, places = np.divmod(positions, length)
+    for epoch in np.unique(epochs)[1:-1]:
+        assert np.array_equal(places[epochs == epoch], np.arange(used))
