@@ -209,7 +209,7 @@ def test_what_is_no_filter_is_refused(data: Path, where: str, message: str) -> N
 
 
 def test_a_filter_without_a_manifest_and_rows_out_of_range_are_errors(data: Path) -> None:
-    with pytest.raises(UserError, match=r"has no manifest.parquet, which a filter"):
+    with pytest.raises(UserError, match=r"has no manifest\.parquet, which `where` reads"):
         open_dataset(data, where="motion > 1")
     table = pa.table({"shard": ["parts/train-t9_h64_w64-000000.tar"], "row": [5], "motion": [2.0]})
     pq.write_table(table, data / "manifest.parquet")

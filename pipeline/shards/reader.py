@@ -59,11 +59,15 @@ def open_dataset(
     declared = _declared(location)
     folder, fingerprint = declared.folder, declared.fingerprint
     removed = read_removed(folder.names(REMOVED_FOLDER), folder.read, str(folder))
-    manifest = folder.local(MANIFEST_FILE)
-    if where is not None and manifest is None:
-        raise UserError(f"{declared.root}: has no {MANIFEST_FILE}, which a filter (where) needs")
-    matching = matching_rows(manifest, where) if where is not None and manifest else None
-    texts = read_captions(Path(captions), manifest) if captions is not None else None
+    matching = texts = None
+    if where is not None or captions is not None:
+        manifest = folder.local(MANIFEST_FILE)
+        if where is not None:
+            if manifest is None:
+                raise UserError(f"{declared.root}: has no {MANIFEST_FILE}, which `where` reads")
+            matching = matching_rows(manifest, where)
+        if captions is not None:
+            texts = read_captions(Path(captions), manifest)
     others = tuple(open_dataset(each) for each in companions)
     seen = [
         removed.names,

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from pipeline.shards.cache import FileCache, cache_bytes, cache_folder
 from pipeline.shards.folder import entry_sidecar
-from pipeline.shards.format import INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, ShardEntry, ShardError
+from pipeline.shards.format import INDEX_FILE, SHARDS_FILE, ShardEntry, ShardError
 from pipeline.shards.shard import Shard, let_go
 from pipeline.shards.sidecar import Sidecar
 from tokenizer.settings import UserError
@@ -52,7 +52,10 @@ class RemoteFolder:
         return bool(self._files.exists(f"{self._root}/{name}"))
 
     def read(self, name: str) -> bytes:
-        return bytes(self._files.cat_file(f"{self._root}/{name}"))
+        content = bytes(self._files.cat_file(f"{self._root}/{name}"))
+        if name == SHARDS_FILE:
+            self._identity = hashlib.sha256(f"{self._url}\n".encode() + content).hexdigest()[:32]
+        return content
 
     def names(self, folder: str) -> list[str]:
         """The files in a folder, sorted; none when there is no such folder."""
@@ -125,8 +128,7 @@ class RemoteFolder:
     def _name(self) -> str:
         """What is kept of this dataset is kept under this name; a changed dataset has another."""
         if not self._identity:
-            content = self.read(SUCCESS_FILE) + b"\n" + self.read(SHARDS_FILE)
-            self._identity = hashlib.sha256(self._url.encode() + b"\n" + content).hexdigest()[:32]
+            self.read(SHARDS_FILE)
         return self._identity
 
 

@@ -76,11 +76,11 @@ class StockFolder:
         if not parts:
             raise UserError(f"{tars[0]}: no .npy members in {len(tars)} tars; nothing to read")
         self._names = _bucket_names(parts)
-        self._parts = {(str(part.tar), self._names[part.arrays]): part for part in parts}
         self.token_sets = _token_sets(parts)
         self.buckets = [_bucket(name, arrays[0][2]) for arrays, name in self._names.items()]
         self.shards = [self._entry(part) for part in parts]
-        identity = [[each.path, each.sha256, each.bucket] for each in self.shards]
+        self._parts = {(entry.path, entry.sha256): part for entry, part in zip(self.shards, parts)}
+        identity = [[each.sha256, each.bucket] for each in self.shards]
         self.fingerprint = hashlib.sha256(canonical_json(identity)).hexdigest()
 
     def names(self, folder: str) -> list[str]:
@@ -95,7 +95,7 @@ class StockFolder:
         return None
 
     def shard(self, entry: ShardEntry) -> Shard:
-        part = self._parts[entry.path, entry.bucket]
+        part = self._parts[entry.path, entry.sha256]
         return Shard(
             name=entry.path,
             num_samples=entry.num_samples,
