@@ -19,11 +19,15 @@ Its rooms, in the order in which data passes them:
                     datasets of older format versions
     executor        where work runs: inline, or on Ray in processes that may die
     shards          the format that the trainer reads
-    statistics summary tables inspection report charts
-                    looking inside
+    statistics codebook_use distribution commit_sum summary by_source timings funnel
+                    what is in a dataset, in numbers that add up
+    tables shard_tables findings terminal quantities inspection outliers diff sql
+                    looking inside on a terminal
+    report page charts gallery originals reconstruction sheet audit
+                    looking inside with pictures
     cluster submit  reaching Ray; the same work as jobs on a cluster
     digits corpus demo
                     the main job, whole, on clips that it draws itself
-    cli inspection_cli submit_cli upkeep_cli migrate_cli progress
+    cli inspection_cli pictures_cli submit_cli upkeep_cli migrate_cli progress
                     the command
 """
