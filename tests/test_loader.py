@@ -120,6 +120,23 @@ def test_any_number_of_ranks_sees_the_same_global_batches(
             assert [each.start for each in batches[1:]] == [each.stop for each in batches[:-1]]
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"order": "random"}, r"order \('random'\) must be one of global, window, none"),
+        ({"tail": "cut"}, r"tail \('cut'\) must be one of wrap, drop, pad"),
+        ({"tail": {"t9": "drop"}}, "tail: no bucket t9; there are t5_h16_w16"),
+        ({"window_shards": 0}, "window_shards .0. must be at least 1"),
+        ({"world_size": 9}, "at least one sample for each of 9 ranks"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_clear_line(
+    numbers: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        loader_of(numbers, **settings)
+
+
 def test_the_tail_of_an_epoch_is_left_out_or_padded_as_declared(numbers: Path) -> None:
     dropped = np.array(seen(loader_of(numbers, tail="drop"), 0, 24)).reshape(2, 96)
     assert all(len(set(epoch)) == 96 for epoch in dropped.tolist())

@@ -15,13 +15,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from pipeline.shards.batch import Batch, BatchReader
 from pipeline.shards.format import Bucket, canonical_json
-from pipeline.shards.order import Order
+from pipeline.shards.order import Order, OrderKind
 from pipeline.shards.prefetch import ReadAhead
 from pipeline.shards.samples import Samples
 from pipeline.shards.shard import DamagedSample
@@ -44,7 +44,7 @@ class LoaderConfig:
 
     global_batch_size: int
     seed: int = 0
-    order: Literal["global", "window", "none"] = "global"
+    order: OrderKind = "global"
     window_shards: int = 8
     tail: Tail | Mapping[str, Tail] = "wrap"
     views: Literal["one", "all"] = "one"
@@ -53,6 +53,25 @@ class LoaderConfig:
     metadata: bool = True
     threads: int = 1
     depth: int = 2
+
+    def __post_init__(self) -> None:
+        tails = [self.tail] if isinstance(self.tail, str) else list(self.tail.values())
+        for name, value, allowed in (
+            ("order", self.order, get_args(OrderKind)),
+            ("views", self.views, ("one", "all")),
+            ("damaged", self.damaged, ("raise", "skip")),
+            *(("tail", tail, get_args(Tail)) for tail in tails),
+        ):
+            if value not in allowed:
+                raise UserError(f"{name} ({value!r}) must be one of {', '.join(allowed)}")
+        for name, number, least in (
+            ("global_batch_size", self.global_batch_size, 1),
+            ("window_shards", self.window_shards, 1),
+            ("threads", self.threads, 0),
+            ("depth", self.depth, 1),
+        ):
+            if number < least:
+                raise UserError(f"{name} ({number}) must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +101,8 @@ class Loader:
         self._rank, self._world_size = rank, world_size
         if isinstance(sources, Mapping):
             sources = [Source(samples=sources)]
+        if not sources or not all(each.samples and each.weight > 0 for each in sources):
+            raise UserError("a loader needs sources with samples, each with a positive weight")
         order = Order(kind=config.order, seed=config.seed, window_shards=config.window_shards)
         self._streams = {
             (index, bucket): Stream(samples, order, config.views == "one")
@@ -218,7 +239,8 @@ def _identity(sources: Sequence[Source], config: LoaderConfig) -> dict[str, Any]
         for source in sources
     ]
     settings = asdict(config)
-    names = ("global_batch_size", "seed", "order", "window_shards", "tail", "views")
+    names = ["global_batch_size", "seed", "order", "tail", "views"]
+    names += ["window_shards"] if config.order == "window" else []
     return {
         "data": hashlib.sha256(canonical_json(content)).hexdigest()[:32],
         **{name: settings[name] for name in names},

@@ -22,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 
+OrderKind = Literal["global", "window", "none"]
 _ROUNDS = 4
 
 
@@ -29,7 +30,7 @@ _ROUNDS = 4
 class Order:
     """How the samples of an epoch are ordered; `window_shards` is of kind "window" only."""
 
-    kind: Literal["global", "window", "none"] = "global"
+    kind: OrderKind = "global"
     seed: int = 0
     window_shards: int = 8
 
