@@ -150,6 +150,15 @@ CASES: dict[str, tuple[bytes, str]] = {
     "a name that is no text": (member(b"a\xff\xfe.json", b"{}") + END, "is not UTF-8"),
     "an empty name": (member(b"", b"{}") + END, "no name for a member"),
     "a huge name": (long_name(b"a" * 5000 + b".json") + GOOD + END, "a name of 5006 bytes"),
+    "a long name that ends early": (
+        member(b"././@LongLink", b"b.json", kind=b"L") + GOOD + END,
+        "does not end where it says",
+    ),
+    "a long name that ends twice": (long_name(b"b.json\0c") + GOOD + END, "does not end where"),
+    "a file that may be a folder": (
+        long_name(b"x/b.json") + member(b"x/", b"{}", kind=b"\0") + END,
+        "other readers take for a folder",
+    ),
     "two long names": (long_name(b"b.json") + long_name(b"c.json") + GOOD + END, "two long names"),
     "a long and an extended name": (
         long_name(b"b.json") + pax((b"path", b"c.json")) + GOOD + END,
@@ -181,6 +190,14 @@ CASES: dict[str, tuple[bytes, str]] = {
     "a wrong checksum of a name": (
         b"x" + long_name(b"b.npy")[1:] + GOOD + END,
         "checksum is wrong",
+    ),
+    "a prefix where there is none": (
+        member(b"a.npy", b"", magic=b"ustar  \0", prefix=b"../..") + END,
+        "a name in two parts",
+    ),
+    "a time that is no number": (
+        with_checksum(bytearray(GOOD[:136] + b"tomorrow    " + GOOD[148:512])) + GOOD[512:] + END,
+        "numbers are none",
     ),
     "an unknown kind of tar": (member(b"a.npy", b"", magic=b"newtar00") + END, "no header here"),
     "no end": (GOOD, "no end mark"),
@@ -355,6 +372,12 @@ def test_damaged_tars_never_raise_anything_else(tmp_path: Path) -> None:
                 refused.append(str(error))
                 continue
         read += 1
+        with tarfile.open(path, "r:") as tar:  # who unpacks it sees what we saw
+            theirs = {(entry.offset_data, entry.size) for entry in tar if entry.isreg()}
+            names = {entry.name for entry in tar.getmembers()}
+        used = index.sidecar.places[index.sidecar.places["offset"] > 0]
+        assert {(offset, size) for offset, size, _ in used.tolist()} <= theirs
+        assert all(any(name.startswith(f"{key}.") for name in names) for key in index.keys)
         places = index.sidecar.places
         assert int((places["offset"] + places["length"]).max()) <= len(data)
         assert not any(".." in key.split("/") or key.startswith("/") for key in index.keys)

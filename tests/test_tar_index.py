@@ -108,6 +108,15 @@ def test_the_index_of_our_own_tar_is_its_sidecar(tmp_path: Path) -> None:
     assert not index_tar(tmp_path / "a.tar", crc=False).sidecar.places["crc32"].any()
 
 
+def test_long_names_are_cut_in_the_middle_of_a_letter_only_in_their_headers(tmp_path: Path) -> None:
+    names = [f"{'я' * length}.txt" for length in (60, 61, 99, 200)] + [f"a{'я' * 70}.txt"]
+    for number, tar_format in enumerate(FORMATS[1:]):
+        path = tmp_path / f"{number}.tar"
+        tar_of(path, [(name, b"text") for name in names], tar_format)
+        assert [f"{key}.txt" for key in index_tar(path).keys] == names
+        assert samples_by_index(path) == samples_by_webdataset(path)
+
+
 def test_arrays_of_many_shapes_are_told_apart(tmp_path: Path) -> None:
     shapes = [(3,), (4,), (3,), (2, 2), (), (0,), (3,)]
     members = [(f"{n}.npy", npy(np.zeros(shape, "<u4"))) for n, shape in enumerate(shapes)]

@@ -10,6 +10,7 @@ Its rooms:
     sidecar         where each member lies in a tar: offset, length, crc32
     npy             headers of arrays
     tarwalk         the members of a tar, whoever wrote it
+    tarheaders      their headers, checked many at a time
     tarindex        the samples of a tar that came without a sidecar
     reader          `open_dataset(DIR)`: what is in a dataset
     folder          where its files lie: on this machine

@@ -7,7 +7,7 @@
 Nothing is unpacked. Links, devices, sparse files, paths that leave the folder, headers whose sums
 are wrong, names that lie, a file cut short or with data behind its end: each is a ShardError that
 names the file and the byte. Folders are passed over, as WebDataset does. Headers are stepped
-through one by one, and checked and read many at a time.
+through one by one; `tarheaders` checks and reads them many at a time.
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ import numpy as np
 
 from pipeline.shards.format import ShardError
 from pipeline.shards.sidecar import BLOCK_BYTES
+from pipeline.shards.tarheaders import (
+    MAX_NAME_BYTES,
+    check_name,
+    checked_names,
+    decoded,
+    has_numbers,
+)
 
 MAX_FILES = 4_000_000
 MAX_MEMBER_BYTES = (1 << 32) - 1
-_MAX_NAME_BYTES = 4096
 _MAX_PAX_BYTES = 65536
-_CHUNK = 16384  # headers checked at a time: 8 MiB
 _ZEROS = bytes(BLOCK_BYTES)
 _OCTAL = re.compile(rb" *([0-7]{1,12})[ \0]*")
 _PAX_RECORD = re.compile(rb"([1-9][0-9]{0,4}) ([^=]{1,200})=")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+")
 _KINDS = {
     b"1": "a link",
     b"2": "a link",
@@ -94,7 +98,11 @@ def open_tar(path: str | Path) -> Iterator[TarFile]:
 def walk_tar(tar: TarFile) -> Walk:
     """Every plain file of the tar; ShardError with the byte where it is not sound."""
     steps = _step(tar)
-    names = _checked_names(tar, steps)
+    names = checked_names(tar.data, steps.headers, steps.checksums, tar.where)
+    for index, name in steps.long_names.items():
+        names[index] = name
+    for name, position in zip(names, steps.headers):
+        check_name(name, tar.where, position)
     headers = np.array(steps.headers, dtype=np.int64)
     return Walk(names, headers + BLOCK_BYTES, np.array(steps.lengths, dtype=np.int64))
 
@@ -169,15 +177,20 @@ def _special(tar: TarFile, position: int, kind: bytes, length: int, checksum: in
     header = tar.data[position : position + BLOCK_BYTES]
     if sum(header) - sum(header[148:156]) + 8 * ord(" ") != checksum:
         raise ShardError(f"{where}: a header whose checksum is wrong")
+    if not has_numbers(np.frombuffer(header, dtype=np.uint8)[None])[0]:
+        raise ShardError(f"{where}: a header whose numbers are none")
     payload_at = position + BLOCK_BYTES
     if kind == b"5":
         if length:
             raise ShardError(f"{where}: a folder with {length} bytes in it")
         return None
     if kind == b"L":
-        if length > _MAX_NAME_BYTES:
+        if length > MAX_NAME_BYTES:
             raise ShardError(f"{where}: a name of {length} bytes")
-        return _text(tar.data[payload_at : payload_at + length].split(b"\0", 1)[0], where)
+        name, end, rest = tar.data[payload_at : payload_at + length].partition(b"\0")
+        if not end or rest:  # readers differ in where such a name ends
+            raise ShardError(f"{where}: a long name that does not end where it says")
+        return decoded(name)
     if kind in (b"x", b"g"):
         if length > _MAX_PAX_BYTES:
             raise ShardError(f"{where}: an extended header of {length} bytes")
@@ -187,10 +200,10 @@ def _special(tar: TarFile, position: int, kind: bytes, length: int, checksum: in
         path = records.get(b"path")
         if path is not None and kind == b"g":
             raise ShardError(f"{where}: one name for all members")
-        return None if path is None else _text(path, where)
-    name = header[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
+        return None if path is None else decoded(path)
+    link = decoded(header[:100].split(b"\0", 1)[0])
     what = _KINDS.get(kind, f"of the unknown kind {kind!r}")
-    raise ShardError(f"{where}: {name!r} is not a plain file ({what})")
+    raise ShardError(f"{where}: {link!r} is not a plain file ({what})")
 
 
 def _pax_records(data: bytes, where: str) -> dict[bytes, bytes]:
@@ -206,70 +219,3 @@ def _pax_records(data: bytes, where: str) -> dict[bytes, bytes]:
         records[record[2]] = data[record.end() : end - 1]
         position = end
     return records
-
-
-def _checked_names(tar: TarFile, steps: _Steps) -> list[str]:
-    """The names of the files, after the checksums of their headers were compared."""
-    count = tar.size_bytes // BLOCK_BYTES
-    blocks = np.frombuffer(tar.data, dtype=np.uint8, count=count * BLOCK_BYTES)
-    blocks = blocks.reshape(count, BLOCK_BYTES)
-    names: list[str] = []
-    for first in range(0, len(steps.headers), _CHUNK):
-        positions = np.array(steps.headers[first : first + _CHUNK], dtype=np.int64)
-        headers = blocks[positions // BLOCK_BYTES]
-        sums = headers.sum(axis=1, dtype=np.int64)
-        sums += 8 * ord(" ") - headers[:, 148:156].sum(axis=1, dtype=np.int64)
-        wrong = np.flatnonzero(sums != np.array(steps.checksums[first : first + _CHUNK]))
-        if wrong.size:
-            position = int(positions[wrong[0]])
-            raise ShardError(f"{tar.where} at byte {position}: a header whose checksum is wrong")
-        names += _short_names(tar, positions, headers)
-    for index, name in steps.long_names.items():
-        names[index] = name
-    plain = _PLAIN_NAME.fullmatch
-    for index, name in enumerate(names):
-        if not plain(name):
-            _check_name(name, f"{tar.where} at byte {steps.headers[index]}")
-    return names
-
-
-def _short_names(tar: TarFile, positions: np.ndarray, headers: np.ndarray) -> list[str]:
-    """Name, and prefix where there is one, of each header [n, 512]."""
-    magic = headers[:, 257:265]
-    is_ustar = (magic[:, :6] == np.frombuffer(b"ustar\0", np.uint8)).all(axis=1)
-    is_gnu = (magic == np.frombuffer(b"ustar  \0", np.uint8)).all(axis=1)
-    is_old = (magic == 0).all(axis=1)
-    strange = np.flatnonzero(~(is_ustar | is_gnu | is_old))
-    if strange.size:
-        position = int(positions[strange[0]])
-        raise ShardError(f"{tar.where} at byte {position}: not a sound tar file (no header here)")
-    raw = np.ascontiguousarray(headers[:, :100]).view("S100").ravel().tolist()
-    for index in np.flatnonzero(is_ustar & (headers[:, 345] != 0)).tolist():
-        prefix = headers[index, 345:500].tobytes().split(b"\0", 1)[0]
-        raw[index] = prefix + b"/" + raw[index].split(b"\0", 1)[0]
-    joined = b"\0".join(raw)
-    if joined.count(b"\0") == len(raw) - 1:
-        try:
-            return joined.decode().split("\0")
-        except UnicodeDecodeError:
-            pass
-    return [
-        _text(name.split(b"\0", 1)[0], f"{tar.where} at byte {position}")
-        for name, position in zip(raw, positions.tolist())
-    ]
-
-
-def _text(name: bytes, where: str) -> str:
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        raise ShardError(f"{where}: the name {name[:60]!r} is not UTF-8") from None
-
-
-def _check_name(name: str, where: str) -> None:
-    if not name or not name.isprintable():
-        raise ShardError(f"{where}: {name[:100]!r} is no name for a member")
-    if len(name) > _MAX_NAME_BYTES:
-        raise ShardError(f"{where}: a name of {len(name)} letters")
-    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-        raise ShardError(f"{where}: {name!r} has a path that leaves the folder")
