@@ -1,7 +1,7 @@
 """The difference between two datasets: settings, clips, captions, codes, scores, the codebook.
 
     difference = diff_datasets("runs/before", "runs/after")
-    difference.clips["only in B"], difference.settings, difference.scores["motion"].drift
+    difference.clips["only in B"], difference.settings, difference.kept["motion"].drift
 
 A clip is the same clip when its id is: source, span, crop and view. Its codes are the same when
 their code key is; manifests without code keys are compared by the hashes of their shards.
@@ -23,7 +23,7 @@ import yaml
 from pipeline.distribution import deviation, mean, quantile
 from pipeline.statistics import Statistics, code_counts
 from pipeline.storage import Storage, open_storage
-from pipeline.summary import Summary, summarize
+from pipeline.summary import Summary, distributions, summarize
 from tokenizer.settings import UserError
 
 CONFIG_FILE = "config.yaml"
@@ -68,7 +68,10 @@ class Difference:
     """How many clips: "in both", "only in A", ..., "changed outcome", ..."""
     examples: dict[str, list[str]]
     """Some keys of clips for each kind of change."""
-    scores: dict[str, Drift]
+    kept: dict[str, Drift]
+    """Of the samples in the shards: durations, captions, scores."""
+    considered: dict[str, Drift]
+    """Of every clip that has the score, kept or not."""
     codebook: list[CodebookDrift]
     totals: dict[str, tuple[int, int]]
 
@@ -103,7 +106,8 @@ def diff_datasets(a: str | Path, b: str | Path) -> Difference:
         },
         clips=clips,
         examples=examples,
-        scores=_drifts(first.considered, second.considered),
+        kept=_drifts(distributions(first.statistics), distributions(second.statistics)),
+        considered=_drifts(first.considered, second.considered),
         codebook=_codebook(first.statistics, second.statistics),
         totals={
             name: (first.statistics[name], second.statistics[name])

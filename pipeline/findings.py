@@ -28,11 +28,16 @@ def print_difference(difference: Difference) -> None:
     for name, examples in difference.examples.items():
         for each in examples[:MAX_EXAMPLES]:
             print_line(f"  {name}: {each}")
-    drifts = [
-        [name, _number(row.mean_a), _number(row.mean_b), _number(row.drift, "+.2f")]
-        for name, row in difference.scores.items()
-    ]
-    print_table(["score", "#mean of A", "#mean of B", "#drift in deviations"], drifts)
+    for title, drifts in (
+        ("of kept samples", difference.kept),
+        ("of clips considered", difference.considered),
+    ):
+        rows = [
+            [name, _number(row.mean_a), _number(row.mean_b), _number(row.drift, "+.2f")]
+            for name, row in drifts.items()
+            if row.mean_a != row.mean_b
+        ]
+        print_table([title, "#mean of A", "#mean of B", "#drift in deviations"], rows)
     scales = [
         [row.bucket, str(row.scale), f"{row.used_a:,}", f"{row.used_b:,}", f"{row.distance:.3f}"]
         for row in difference.codebook[:MAX_SCALES]

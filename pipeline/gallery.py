@@ -75,6 +75,8 @@ def make_gallery(
     originals = iter(read_originals(root, wanted, seconds=seconds))
     shelves = []
     for outcome, each in chosen.items():
+        if not each:
+            continue
         exhibits = []
         for row in each:
             original = next(originals)

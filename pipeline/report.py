@@ -66,9 +66,18 @@ def write_report(directory: str | Path, *, gallery_seconds: float = GALLERY_SECO
     sections.append(_settings(root / CONFIG_FILE))
     target = root / REPORT_FILE
     temporary = target.with_suffix(".html.tmp")
-    temporary.write_text(page(root.resolve().name, _lead(summary), sections), encoding="utf-8")
+    temporary.write_text(page(_title(root), _lead(summary), sections), encoding="utf-8")
     os.replace(temporary, target)
     return target
+
+
+def _title(root: Path) -> str:
+    """The last two names of the place that was built into; else of the folder."""
+    try:
+        place = str(yaml.safe_load((root / CONFIG_FILE).read_text(encoding="utf-8"))["out"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        place = str(root.resolve())
+    return "/".join(place.rstrip("/").split("/")[-2:])
 
 
 def _read_accounts(root: Path, summary: Summary) -> pa.Table | None:
@@ -174,7 +183,7 @@ def _scores(accounts: pa.Table, rules: Mapping[str, Rule]) -> Section:
             if rule.score == name
         ]
         missing = int((~known).sum())
-        note = f"{int(known.sum()):,} clips" + (f", {missing:,} without it" if missing else "")
+        note = _clips(int(known.sum())) + (f", {missing:,} without it" if missing else "")
         unit = " s" if name.endswith("_seconds") else ""
         chart = histogram(values[known & kept], values[known & ~kept], bounds, unit)
         title = name.removesuffix("_seconds").replace("_", " ")
@@ -198,7 +207,7 @@ def _galleries(shelves: list[Shelf]) -> Section:
         )
         shown = "".join(_exhibit(each, shelf) for each in shelf.exhibits)
         parts.append(
-            f"<h3>{text(name)}<small>{text(rule)}{shelf.num_clips:,} clips</small></h3>"
+            f"<h3>{text(name)}<small>{text(rule)}{_clips(shelf.num_clips)}</small></h3>"
             f'<div class="shelf">{shown}</div>'
         )
     every = [each for shelf in shelves for each in shelf.exhibits]
@@ -299,7 +308,7 @@ def _captions(accounts: pa.Table) -> Section:
         f"<div>{written}</div></div>"
         + table([{"caption_by": "by", "uri": "file"}.get(n, n) for n in names], shown, "captions")
     )
-    note = f"{len(rows):,} captions, {distinct:,} of them different."
+    note = f"{len(rows):,} captions, {distinct:,} of them distinct."
     return Section("captions", "Captions", content, note)
 
 
@@ -392,6 +401,10 @@ def _rules(path: Path) -> dict[str, Rule]:
         return from_dict(SelectSettings, values.get("select", {}), str(path)).rules
     except (OSError, ValueError, yaml.YAMLError, AttributeError, UserError):
         return {}
+
+
+def _clips(count: int) -> str:
+    return f"{count:,} clip" + ("s" if count != 1 else "")
 
 
 def _short(value: str, length: int) -> str:

@@ -90,7 +90,7 @@ def test_every_kind_of_change_is_counted(
     assert difference.examples["changed caption"] == ["0002 (videos/0.mp4): clip 2 -> None"]
     assert difference.settings == {"select.drop.too_static": ("motion < 1", "motion < 2")}
     assert difference.outcomes == {"dropped:too_static": (0, 1)}
-    drift = difference.scores["motion"]
+    drift = difference.considered["motion"]
     means = [np.mean([row["motion"] for row in rows]) for rows in (before, after)]
     spread = np.std([row["motion"] for row in before])
     assert drift.drift == pytest.approx((means[1] - means[0]) / spread)

@@ -142,6 +142,14 @@ def test_stats_count_every_clip_and_every_code(dataset: Path) -> None:
     ]
 
 
+def test_every_key_of_the_json_is_documented(dataset: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "inspection.md").read_text(encoding="utf-8")
+    described = page[page.index("### As JSON") : page.index("### In SQL")]
+    values = to_json(summarize(dataset))
+    keys = {*values, *values["codebook"][0], *values["numbers"]["motion"], *values["by"]}
+    assert {key for key in keys if f"`{key}`" not in described} == set()
+
+
 def test_stats_print_tables_without_torch_or_ray(dataset: Path) -> None:
     shown = tessera("stats", str(dataset))
     assert shown.returncode == 0, shown.stderr

@@ -18,8 +18,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.build import build
+from pipeline.charts import WIDTH, histogram
 from pipeline.cli import main
 from pipeline.config import BuildConfig, Rule, SelectSettings, TokenizeSettings
 from pipeline.funnel import funnel
@@ -173,6 +176,29 @@ def test_originals_are_what_the_build_decoded(built: Path, tmp_path: Path) -> No
         np.testing.assert_array_equal(original.frames, frames)
 
 
+numbers = st.floats(-1e9, 1e9) | st.integers(-5, 5).map(float)
+
+
+@given(st.lists(numbers, min_size=1), st.lists(numbers), st.lists(numbers, max_size=3))
+def test_a_histogram_shows_every_value_and_every_bound(
+    kept: list[float], others: list[float], bounds: list[float]
+) -> None:
+    named = [(bound, True, f"<{index}>") for index, bound in enumerate(bounds)]
+    picture = histogram(np.array(kept), np.array(others), named)
+    shapes = list(xml.etree.ElementTree.fromstring(picture))
+    assert [each.text for each in shapes if each.get("class") == "label"] == [
+        label for _, _, label in sorted(named)
+    ]
+    places = [float(each.get("x1", 0)) for each in shapes if each.get("class") == "bound"]
+    assert all(0 <= x <= WIDTH for x in places)
+    heights = dict.fromkeys(("kept", "dropped"), 0.0)
+    for each in shapes:
+        if each.get("class") in heights:
+            heights[str(each.get("class"))] += float(str(each.get("height")))
+    ratio = len(others) / len(kept)
+    assert heights["dropped"] == pytest.approx(ratio * heights["kept"], rel=0.05, abs=5)
+
+
 @pytest.mark.slow
 def test_in_a_browser_the_report_is_quiet_and_shows_hostile_text(
     built: Path, tmp_path: Path
@@ -182,7 +208,7 @@ def test_in_a_browser_the_report_is_quiet_and_shows_hostile_text(
     dom, console, requests = opened(chromium, built / "report.html")
     assert (console, requests) == ([], [])
     assert [name for name in SECTIONS if f'<section id="{name}">' not in dom] == []
-    assert "<title>data</title>" in dom
+    assert "/data</title>" in dom
     assert "&lt;script&gt;document.title='ran'&lt;/script&gt;" in dom
     assert dom.count("<img ") == dom.count('src="data:image/jpeg;base64,')
     control = tmp_path / "control.html"  # what the above would look like if it were not so
