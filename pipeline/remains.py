@@ -62,7 +62,7 @@ def _found(store: Store, name: str, removed: Collection[str], clip_ids: Collecti
         count = sum(clip_id not in clip_ids for clip_id in captions)
         return f"{count} captions of clips that are not in any table" if count else ""
     if name.startswith(f"{COMMITS}/annotate-"):
-        scanned = json.loads(store.storage.read(name))["result"]["scanned"]
+        scanned = json.loads(store.storage.read(name))["result"].get("scanned", ())
         count = len(set(scanned) & set(removed))
         return f"{count} ids of scanned files" if count else ""
     if name.startswith("tmp/"):

@@ -20,6 +20,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,7 @@ from typing import IO, Any, Protocol
 from tokenizer.settings import UserError
 
 FOLDERS = ("tmp", "parts", "_commits", "_attempts", "_removed")
+_SCRATCH = threading.Lock()  # two folders at once: one would vanish with what is in it
 _CREATE_ATTEMPTS = 5  # S3 may answer "conflict" to all of several writers at once
 _LOST = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
@@ -298,9 +300,10 @@ class RemoteStorage:
         self._files()
 
     def scratch(self) -> Path:
-        if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="tessera-")
-        return Path(self._scratch.name)
+        with _SCRATCH:
+            if self._scratch is None:
+                self._scratch = tempfile.TemporaryDirectory(prefix="tessera-")
+            return Path(self._scratch.name)
 
     def _created(self, path: str, content: bytes | Path) -> bool:
         """One conditional write; False when it lost to what is there, or to a write under way."""

@@ -30,6 +30,7 @@ from pipeline.commit import COMMITS, MERGE_FILE, PIXELS_FOLDER, Part, Store, wit
 from pipeline.damage import ListedSamples, Problem, ShardClaim, check_part, check_shard
 from pipeline.finalize import MANIFEST_FILE, STATISTICS_FILE, TOKENIZER_FILES
 from pipeline.ledger import PART, UNIT, claims_of, read_commits
+from pipeline.migrate import MARKER
 from pipeline.plan import PLAN_FILE
 from pipeline.progress import Progress
 from pipeline.remains import find_remains
@@ -43,11 +44,12 @@ from pipeline.removal import (
 )
 from pipeline.select import SELECTION_FILE
 from pipeline.shards.format import INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, ShardError
+from pipeline.status import STATUS_FILE
 from tokenizer.settings import UserError
 
 KNOWN_FILES = {
     *("config.yaml", PLAN_FILE, SELECTION_FILE, MANIFEST_FILE, STATISTICS_FILE),
-    *(INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, "report.html", MERGE_FILE),
+    *(INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, "report.html", MERGE_FILE, STATUS_FILE, MARKER),
     *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
 }
 OTHER_FOLDERS = ("tokenizer_run/",)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pipeline.commit import Store
-from pipeline.storage import LocalStorage, Storage, check, open_storage
+from pipeline.storage import LocalStorage, Storage, check, local_file, open_storage, sha256_of
 from tokenizer.settings import UserError
 
 RACER = """
@@ -140,3 +142,39 @@ def test_two_processes_racing_for_200_commits_leave_one_part_each(
     for record in records:
         (part,) = record["result"]["parts"]
         assert store.storage.size(part["path"]) == part["size_bytes"]
+
+
+def test_everything_is_listed_with_its_size(storage: Storage) -> None:
+    storage.create("parts/a.tar", b"12345")
+    storage.put("manifest.parquet", b"123")
+    storage.put("tokenizer/tokenizer.json", b"{}")
+    assert storage.walk() == {
+        "manifest.parquet": 3,
+        "parts/a.tar": 5,
+        "tokenizer/tokenizer.json": 2,
+    }
+
+
+def test_only_what_is_old_enough_is_deleted(storage: Storage) -> None:
+    storage.create("parts/a.tar", b"12345")
+    now = time.time()
+    assert not storage.delete_older("parts/a.tar", 3600, now)
+    assert storage.read("parts/a.tar") == b"12345"
+    assert storage.delete_older("parts/a.tar", 3600, now + 7200)
+    assert storage.size("parts/a.tar") is None
+    assert not storage.delete_older("parts/a.tar", 0, now + 7200)
+
+
+def test_a_file_is_a_path_wherever_it_lies(storage: Storage) -> None:
+    storage.create("parts/a.tar", b"12345")
+    with local_file(storage, "parts/a.tar") as path:
+        assert path.read_bytes() == b"12345"
+    with pytest.raises(FileNotFoundError), local_file(storage, "parts/b.tar") as path:
+        path.read_bytes()
+    assert sha256_of(storage, "parts/a.tar") == hashlib.sha256(b"12345").hexdigest()
+
+
+def test_threads_share_one_scratch_folder() -> None:
+    storage = open_storage("memory://scratch")
+    with ThreadPoolExecutor(8) as pool:
+        assert len({*pool.map(lambda _: storage.scratch(), range(64))}) == 1
