@@ -8,8 +8,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -280,20 +278,18 @@ def test_the_cache_keeps_to_its_limit_and_reading_goes_on(
     index_bytes = (built / "index.bin").stat().st_size
     limit = 5 * SHARD_BYTES + index_bytes
     monkeypatch.setenv("TESSERA_CACHE_BYTES", str(limit))
-    largest, done = 0, threading.Event()
+    sizes = []
+    make_room = FileCache._make_room
 
-    def watch() -> None:
-        nonlocal largest
-        while not done.is_set():
-            largest = max(largest, FileCache(cache / "shards", limit).size_bytes())
-            time.sleep(0.001)
+    def watched(self: FileCache, size_bytes: int) -> None:
+        make_room(self, size_bytes)
+        sizes.append(self.size_bytes() + size_bytes)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    assert sorted(numbers_of(f"file://{built}")) == list(range(240))
-    done.set()
-    watcher.join()
-    assert 0 < largest <= limit
+    with monkeypatch.context() as patch:
+        patch.setattr(FileCache, "_make_room", watched)
+        assert sorted(numbers_of(f"file://{built}")) == list(range(240))
+    assert len(sizes) >= 13
+    assert 4 * SHARD_BYTES < max(sizes) <= limit
     assert sorted(numbers_of(f"file://{built}", "global")) == list(range(240))  # a batch: 10 shards
 
 
@@ -310,14 +306,16 @@ loader.close()
 
 @pytest.mark.multiprocess
 def test_several_processes_share_a_small_cache(built: Path, cache: Path) -> None:
-    environment = os.environ | {"TESSERA_CACHE_BYTES": str(14 * SHARD_BYTES)}
+    environment = os.environ | {"TESSERA_CACHE_BYTES": str(6 * SHARD_BYTES)}
     command = [sys.executable, "-c", READER, f"file://{built}"]
     readers = [
         subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, text=True, env=environment)
         for seed in range(3)
     ]
     assert [int(each.communicate(timeout=120)[0]) for each in readers] == [2 * sum(range(240))] * 3
-    assert FileCache(cache / "shards", 1).size_bytes() <= 14 * SHARD_BYTES
+    afterwards = FileCache(cache / "shards", 6 * SHARD_BYTES)
+    afterwards.open("small", 1, None, lambda: iter([b"a"])).close()
+    assert afterwards.size_bytes() <= 6 * SHARD_BYTES
     assert not [each for each in files_below(cache) if each.suffix == ".part"]
 
 

@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO
 
 from pipeline.shards.format import ShardError
@@ -148,10 +149,14 @@ class FileCache:
         return total <= self.limit_bytes
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Every file once, also one that is renamed meanwhile."""
+        seen = set()
         for entry in os.scandir(self.folder) if self.folder.is_dir() else ():
             with suppress(FileNotFoundError):
-                if entry.is_file():
-                    yield Path(entry.path), entry.stat()
+                status = os.stat(entry.path)
+                if S_ISREG(status.st_mode) and status.st_ino not in seen:
+                    seen.add(status.st_ino)
+                    yield Path(entry.path), status
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:

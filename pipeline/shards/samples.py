@@ -24,7 +24,7 @@ from pipeline.shards.format import Bucket, ShardError, TokenSet
 from pipeline.shards.members import MemberTable
 from pipeline.shards.overrides import Captions
 from pipeline.shards.packing import unpack_codes
-from pipeline.shards.shard import DamagedSample, Shard
+from pipeline.shards.shard import DamagedSample, Shard, ShardMap
 from tokenizer.settings import UserError
 
 _JSON = "json"
@@ -165,6 +165,7 @@ class Selection:
         self._shard_of = shard_of
         self._rows = rows
         self._groups = groups
+        self._maps: list[ShardMap] | None = None
 
     def gather(self, token_set: str | None = None) -> np.ndarray:
         """The arrays of `token_set` (default: the primary), stacked.
@@ -211,8 +212,15 @@ class Selection:
             found[place] = shards[shard].key(member, row)
         return found
 
+    def _opened(self) -> list[ShardMap]:
+        """The map of each group's shard."""
+        if self._maps is None:
+            shards = self._samples.shards
+            self._maps = [shards[shard].opened() for shard, _, _ in self._groups]
+        return self._maps
+
     def _copied(self, token_set: TokenSet) -> np.ndarray:
-        table, shards = self._samples._table(token_set.member, token_set), self._samples.shards
+        table = self._samples._table(token_set.member, token_set)
         rows = table.rows(self._shard_of, self._rows)
         if table.array is None:
             table.prepare(0)  # of no samples: the shape of any
@@ -220,8 +228,8 @@ class Selection:
         array, order = table.array, self._order
         out = np.empty(len(order), dtype=f"V{array.payload_bytes}")
         starts = table.starts[rows]
-        for shard, first, stop in self._groups:
-            items = shards[shard].opened().items(array.payload_bytes)
+        for opened, (_, first, stop) in zip(self._opened(), self._groups):
+            items = opened.items(array.payload_bytes)
             out[order[first:stop]] = items[starts[first:stop]]
         fresh = table.fresh(rows)
         if len(fresh):
@@ -243,12 +251,12 @@ class Selection:
 
     def _payloads(self) -> list[bytes]:
         """The JSON texts, sorted by shard."""
-        table, shards = self._samples._table(_JSON, None), self._samples.shards
+        table = self._samples._table(_JSON, None)
         rows = table.rows(self._shard_of, self._rows)
         starts, ends = table.starts[rows].tolist(), table.ends[rows].tolist()
         payloads: list[bytes] = []
-        for shard, first, stop in self._groups:
-            data = shards[shard].opened().data
+        for opened, (_, first, stop) in zip(self._opened(), self._groups):
+            data = opened.data
             payloads += [data[a:b] for a, b in zip(starts[first:stop], ends[first:stop])]
         fresh = table.fresh(rows)
         if len(fresh):
