@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -17,12 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import commit_sum
 from pipeline.commit import Store
 from pipeline.inspection import open_shard
+from pipeline.removal import write_tombstone
 from pipeline.shards.dataset_writer import DatasetWriter
-from pipeline.shards.format import Bucket, ShardError
+from pipeline.shards.format import Bucket, ShardError, canonical_json
 from pipeline.shards.format import TokenSet as Set
-from pipeline.statistics import Tally
+from pipeline.statistics import Tally, merge
+from pipeline.storage import open_storage
 from pipeline.summary import summarize, to_json
 from tokenizer.scales import image_and_clip
 from tokenizer.settings import UserError
@@ -172,6 +176,55 @@ def test_stats_of_an_unfinished_build_count_what_is_committed(dataset: Path) -> 
         (dataset / "_SUCCESS").touch()
     assert not summary.is_finished
     assert summary.statistics["samples"] == 15
+
+
+def test_a_finished_dataset_answers_from_its_statistics_alone(
+    dataset: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(dataset, tmp_path / "data", ignore=shutil.ignore_patterns("*.tar"))
+    expected = to_json(summarize(dataset)) | {"path": str(copy)}
+    shutil.rmtree(copy / "_commits")
+    records = [json.loads(path.read_bytes()) for path in (dataset / "_commits").iterdir()]
+    total = merge(*(record["result"]["statistics"] for record in records))
+    (copy / "statistics.json").write_bytes(canonical_json(total))
+    assert to_json(summarize(copy)) == expected
+    for wrong, message in (
+        (merge(total, total), "of 30 samples, but the shards hold 15"),
+        (total | {"version": 1}, "version 1 is not 2"),
+        ([], "damaged"),
+    ):
+        (copy / "statistics.json").write_bytes(canonical_json(wrong))
+        with pytest.raises(UserError, match=message):
+            summarize(copy)
+
+
+def test_shards_without_a_build_are_counted_at_least(dataset: Path, tmp_path: Path) -> None:
+    skipped = shutil.ignore_patterns("_commits", "manifest.parquet")
+    copy = shutil.copytree(dataset, tmp_path / "data", ignore=skipped)
+    values = to_json(summarize(copy))
+    assert (values["shards"], values["samples"], values["tokens"]) == (3, 15, 0)
+
+
+def test_removed_samples_are_counted(dataset: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(dataset, tmp_path / "data", ignore=shutil.ignore_patterns("*.tar"))
+    rows = {"parts/a.tar": [1, 4], "parts/b.tar": [0]}
+    stone = copy / write_tombstone(Store(copy), [], rows)
+    assert to_json(summarize(copy))["removed"] == 3
+    stone.write_text("[]")
+    result = tessera("stats", str(copy))
+    assert result.returncode == 2
+    assert "damaged tombstone" in result.stderr
+
+
+@pytest.mark.slow
+def test_several_processes_sum_as_one(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(dataset)
+    names = storage.names("_commits")
+    alone = commit_sum.sum_commits(storage, names)
+    monkeypatch.setattr(commit_sum, "_COMMITS_PER_PROCESS", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert commit_sum.sum_commits(storage, names) == alone
+    assert len(alone.shard_bytes) == NUM_SHARDS
 
 
 def test_stats_of_something_else_is_one_line(tmp_path: Path) -> None:
