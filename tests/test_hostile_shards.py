@@ -651,3 +651,45 @@ def test_a_poisoned_cache_of_stock_tars_is_made_again(
             found = open_dataset(tar).samples("train").gather([0, 1, 2])
             assert np.array_equal(found, expected)
     assert os.listdir(tar.parent) == ["a.tar"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[" * 100_000,
+        "null",
+        '{"version": 2, "rows": {}}',
+        '{"version": true, "rows": {}}',
+        '{"version": 1}',
+        '{"version": 1, "rows": []}',
+        '{"version": 1, "rows": {"parts/train-t9-000000.tar": 3}}',
+        '{"version": 1, "rows": {"parts/train-t9-000000.tar": [-1]}}',
+        '{"version": 1, "rows": {"parts/train-t9-000000.tar": [1.5]}}',
+        '{"version": 1, "rows": {"parts/train-t9-000000.tar": [true]}}',
+        '{"version": 1, "rows": {"parts/train-t9-000000.tar": ["1"]}}',
+        '{"version": 1, "rows": {"parts/train-t9-000000.tar": [1e999]}}',
+        '{"version": 1, "rows": {"parts/train-t9-000000.tar": [[0]]}}',
+        '{"version": 1, "rows": {"parts/train-t9-000000.tar": [' + "9" * 400 + "]}}",
+        '{"version": 1, "rows": {"parts/train-t9-000000.tar": [3]}}',
+    ],
+)
+def test_a_damaged_tombstone_never_brings_a_sample_back(text: str, tmp_path: Path) -> None:
+    root = make_dataset(tmp_path / "data")
+    (root / "_removed").mkdir()
+    path = root / "_removed" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+    path.write_text(text)
+    with pytest.raises(ShardError):
+        open_dataset(root).samples("train")
+
+
+def test_an_edited_tombstone_is_told_by_its_name(tmp_path: Path) -> None:
+    root = make_dataset(tmp_path / "data")
+    text = '{"rows":{"parts/train-t9-000000.tar":[2]},"source_ids":["s"],"version":1}\n'
+    path = root / "_removed" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert len(open_dataset(root).samples("train")) == 6
+    path.write_text(text.replace("[2]", "[]"))
+    with pytest.raises(ShardError, match="its name is not its hash"):
+        open_dataset(root)

@@ -8,6 +8,7 @@ The bytes stay in the shards until `tessera gc --rewrite`; nobody is shown them 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pipeline.shards.format import ShardError
 
 REMOVED_FOLDER = "_removed"
 _VERSION = 1
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,21 @@ def read_removed(names: Iterable[str], read: Callable[[str], bytes], where: str)
     found: dict[str, list[np.ndarray]] = {}
     for name in chosen:
         path = f"{REMOVED_FOLDER}/{name}"
+        data = read(path)
+        if name != f"{hashlib.sha256(data).hexdigest()[:24]}.json":
+            raise ShardError(f"{where}/{path}: damaged tombstone (its name is not its hash)")
         try:
-            content = json.loads(read(path))
-            if content["version"] != _VERSION:
+            content = json.loads(data.decode())
+            if type(content["version"]) is not int or content["version"] != _VERSION:
                 raise ShardError(f"{where}/{path}: version {content['version']!r} is unknown")
             for shard, rows in content["rows"].items():
-                numbers = np.asarray(rows, dtype=np.int64)
-                if numbers.ndim != 1 or (numbers.size and numbers.min() < 0):
+                if not isinstance(rows, list) or not all(type(row) is int for row in rows):
+                    raise ValueError("rows must be a list of row numbers")
+                numbers = np.array(rows, dtype=np.int64)
+                if numbers.size and numbers.min() < 0:
                     raise ValueError("rows must be a list of row numbers")
                 found.setdefault(shard, []).append(numbers)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except _DAMAGE as error:
             raise ShardError(f"{where}/{path}: damaged tombstone ({error})") from None
     rows_by_shard = {shard: np.unique(np.concatenate(each)) for shard, each in found.items()}
     return Removed(tuple(chosen), rows_by_shard)
