@@ -13,7 +13,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,8 @@ def _check_tar(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if problem := _hash_problem(store, claim.tar, path.stat().st_size, digest, unit):
         found = _located(store, path, claim, sidecar)
+        if not found and sidecar is not None:
+            problem = replace(problem, what=f"{problem.what}, though every member is sound")
         return found or [problem]
     try:
         index = index_tar(path)

@@ -252,14 +252,14 @@ def _overlap(arguments: argparse.Namespace) -> int:
         print(json.dumps(found.to_json(), indent=1, sort_keys=True))
         return 0
     print(f"A {found.first}: {found.first_clips:,} clips")
-    print(f"B {found.second}: {found.second_clips:,} clips, {found.second_hours:,.2f} hours")
+    print(f"B {found.second}: {found.second_clips:,} clips, {_time(found.second_hours)}")
     for name, count, hours in (
         ("sources of B in A", found.shared_sources, found.shared_source_hours),
         ("clips of B in A", found.shared_clips, found.shared_clip_hours),
         ("clips of B that look like one of A", found.near_clips, found.near_hours),
     ):
         share = hours / found.second_hours if found.second_hours else 0.0
-        print(f"{name}: {count:,}, {hours:,.2f} hours, {share:.1%} of B")
+        print(f"{name}: {count:,}, {_time(hours)}, {share:.1%} of B")
     by_source = found.by_source()
     for first, second, count, bits in by_source[:_MAX_LINES]:
         print(f"  {_shown(first)}  {_shown(second)}  {count:,} pairs, from {bits} bits")
@@ -277,6 +277,10 @@ def _write_pairs(path: str, pairs: Sequence[ClipPair]) -> None:
             rows.writerows([getattr(pair, name) for name in names] for pair in pairs)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.2f} hours" if hours >= 1 else f"{hours * 3600:,.1f} seconds"
 
 
 def _shown(name: str) -> str:

@@ -96,7 +96,7 @@ def flip_header(root: Path) -> tuple[str, str]:
 def flip_padding(root: Path) -> tuple[str, str]:
     tar = first(root, "parts/*.tar")
     flip(tar, 1023)
-    return name_of(tar), "damaged: .* bytes of sha256 .*; not what was committed"
+    return name_of(tar), "damaged: .* not what was committed, though every member is sound"
 
 
 def cut_short(root: Path) -> tuple[str, str]:
