@@ -20,6 +20,7 @@ from pipeline.config import BuildConfig
 from pipeline.ledger import PART
 from pipeline.remains import find_remains
 from pipeline.removal import removed_sources
+from pipeline.report import REPORT_FILE
 from pipeline.storage import local_file
 from pipeline.sweep import UNCOMMITTED, Sweeper, Swept, add, live_units, sound_results
 from tokenizer.settings import UserError, read_settings
@@ -44,6 +45,7 @@ def erase_removed(root: str | Path) -> Erased:
             f"{store.root}: made by a merge; `tessera merge {store.root} -o NEW` makes it anew "
             "without what was removed, then delete this one"
         )
+    store.storage.delete(REPORT_FILE)  # it shows clips; the rewrite ends with a new one
     rewrite_without_removed(str(root))
     if pixels:
         with local_file(store.storage, "config.yaml") as path:

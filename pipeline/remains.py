@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit import COMMITS, Store
+from pipeline.report import REPORT_FILE
 from pipeline.shards.format import ShardError
 from pipeline.shards.tarwalk import open_tar, walk_tar
 from pipeline.storage import local_file
@@ -45,7 +46,10 @@ def find_remains(store: Store, removed: Collection[str], files: Iterable[str]) -
             return name, f"cannot be read ({error})"
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        return {name: what for name, what in pool.map(look, files) if what}
+        found = {name: what for name, what in pool.map(look, files) if what}
+    if REPORT_FILE in files and any(name.endswith(".parquet") for name in found):
+        found[REPORT_FILE] = "pictures and captions, as long as the tables have them"
+    return found
 
 
 def _found(store: Store, name: str, removed: Collection[str], clip_ids: Collection[str]) -> str:

@@ -42,6 +42,7 @@ from pipeline.removal import (
     tombstone_name,
     without_rows,
 )
+from pipeline.report import REPORT_FILE
 from pipeline.select import SELECTION_FILE
 from pipeline.shards.format import INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, ShardError
 from pipeline.status import STATUS_FILE
@@ -49,7 +50,7 @@ from tokenizer.settings import UserError
 
 KNOWN_FILES = {
     *("config.yaml", PLAN_FILE, SELECTION_FILE, MANIFEST_FILE, STATISTICS_FILE),
-    *(INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, "report.html", MERGE_FILE, STATUS_FILE, MARKER),
+    *(INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, REPORT_FILE, MERGE_FILE, STATUS_FILE, MARKER),
     *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
 }
 OTHER_FOLDERS = ("tokenizer_run/",)

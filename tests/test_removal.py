@@ -18,6 +18,7 @@ from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, Token
 from pipeline.finalize import finalize
 from pipeline.removal import hidden_rows, remove_sources, removed_sources
 from pipeline.shards import open_dataset
+from pipeline.storage import LocalStorage
 from pipeline.verify import verify
 from tokenizer.settings import UserError
 
@@ -158,6 +159,44 @@ def test_no_byte_of_a_name_or_caption_is_left(made: BuildConfig) -> None:
             assert b"films/3.mp4" not in data, path
 
 
+def test_an_erasure_that_is_stopped_at_each_file_ends_the_same(
+    made: BuildConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [source_of(made.out, 1), source_of(made.out, 4)]
+    remove_sources(made.out, sources)
+    undisturbed = f"{made.out}-undisturbed"
+    shutil.copytree(made.out, undisturbed)
+    assert main(["gc", undisturbed, "--rewrite"]) == 0
+    steps = {"left": 0}
+
+    def stopping(name: str) -> None:
+        original = getattr(LocalStorage, name)
+
+        def step(self: LocalStorage, *arguments: object) -> object:
+            if not str(arguments[0]).startswith("_status"):  # written when its time has come
+                steps["left"] -= 1
+                if steps["left"] < 0:
+                    raise KeyboardInterrupt
+            return original(self, *arguments)
+
+        monkeypatch.setattr(LocalStorage, name, step)
+
+    for name in ("create", "put", "delete", "delete_older"):
+        stopping(name)
+    for attempt in range(60):
+        steps["left"] = attempt
+        if main(["gc", made.out, "--rewrite"]) == 0:
+            break
+    assert attempt > 10
+    monkeypatch.undo()
+    assert (verify(made.out).problems, verify(made.out).remains) == ((), {})
+    for name in ("manifest.parquet", "shards.json", "index.bin", "_SUCCESS"):
+        assert (Path(made.out) / name).read_bytes() == (Path(undisturbed) / name).read_bytes()
+    for folder in ("parts", "_commits", "tmp"):
+        left = {path.name for path in (Path(made.out) / folder).iterdir()}
+        assert left == {path.name for path in (Path(undisturbed) / folder).iterdir()}
+
+
 def test_hidden_is_not_erased_and_verify_says_so(made: BuildConfig) -> None:
     remove_sources(made.out, [source_of(made.out, 2)])
     verdict = verify(made.out)
@@ -166,6 +205,7 @@ def test_hidden_is_not_erased_and_verify_says_so(made: BuildConfig) -> None:
     assert any(name.startswith("parts/train") for name in verdict.remains)
     assert "manifest.parquet" in verdict.remains
     assert "plan.parquet" in verdict.remains
+    assert "report.html" in verdict.remains
 
 
 def test_what_is_left_in_a_part_that_no_commit_names_is_found_and_erased(
