@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipeline.accounts import read_accounts
 from pipeline.storage import open_storage
-from pipeline.summary import ACCOUNTS_FILES
 from tokenizer.settings import UserError
 
 _COLUMNS = ("source_id", "uri", "outcome", "start_seconds", "end_seconds")
@@ -35,27 +34,22 @@ class SourceRow:
 
 def by_source(root: str | Path) -> list[SourceRow]:
     """A row per source, by name of file; UserError when there are no accounts yet."""
-    storage = open_storage(root)
-    name = next((name for name in ACCOUNTS_FILES if storage.size(name) is not None), None)
-    if name is None:
-        raise UserError(f"{storage.root}: has no {ACCOUNTS_FILES[0]}; is it a dataset?")
-    try:
-        with storage.open(name) as file:
-            table = pq.read_table(file, columns=list(_COLUMNS))
-        outcome = table["outcome"].cast(pa.string())
-        kept = pc.equal(outcome, "kept")
-        seconds = pc.subtract(table["end_seconds"], table["start_seconds"])
-        counted = pa.table(
-            {
-                "source_id": table["source_id"],
-                "uri": table["uri"],
-                "kept": kept.cast(pa.int64()),
-                "errors": pc.starts_with(outcome, "error:").cast(pa.int64()),
-                "seconds": pc.if_else(kept, pc.fill_null(seconds, 0.0), 0.0),
-            }
-        )
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{storage.root}/{name}: cannot be read ({error})") from None
+    table = read_accounts(open_storage(root), _COLUMNS)
+    missing = sorted(set(_COLUMNS) - set(table.schema.names))
+    if missing:
+        raise UserError(f"{root}: the accounts have no column {missing[0]}")
+    outcome = table["outcome"].cast(pa.string())
+    kept = pc.equal(outcome, "kept")
+    seconds = pc.subtract(table["end_seconds"], table["start_seconds"])
+    counted = pa.table(
+        {
+            "source_id": table["source_id"],
+            "uri": table["uri"],
+            "kept": kept.cast(pa.int64()),
+            "errors": pc.starts_with(outcome, "error:").cast(pa.int64()),
+            "seconds": pc.if_else(kept, pc.fill_null(seconds, 0.0), 0.0),
+        }
+    )
     wanted = [("uri", "count"), ("kept", "sum"), ("errors", "sum"), ("seconds", "sum")]
     groups = counted.group_by(["source_id", "uri"]).aggregate(wanted)
     groups = groups.sort_by([("uri", "ascending"), ("source_id", "ascending")])

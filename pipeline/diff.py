@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
+from pipeline.accounts import read_accounts
 from pipeline.distribution import deviation, mean, quantile
 from pipeline.statistics import Statistics, code_counts
 from pipeline.storage import Storage, open_storage
-from pipeline.summary import Summary, distributions, summarize
+from pipeline.summary import distributions, summarize
 from tokenizer.settings import UserError
 
 CONFIG_FILE = "config.yaml"
@@ -89,7 +89,7 @@ def diff_datasets(a: str | Path, b: str | Path) -> Difference:
     """Compares two dataset folders; UserError when one is none."""
     stores = open_storage(a), open_storage(b)
     first, second = summarize(a), summarize(b)
-    clips, examples = _clips(_accounts(stores[0], first), _accounts(stores[1], second))
+    clips, examples = _clips(*(_accounts(store) for store in stores))
     settings = [_flat(_settings(store)) for store in stores]
     names = sorted(set(settings[0]) | set(settings[1]))
     return Difference(
@@ -116,18 +116,13 @@ def diff_datasets(a: str | Path, b: str | Path) -> Difference:
     )
 
 
-def _accounts(storage: Storage, summary: Summary) -> pa.Table:
-    if summary.accounts_file is None:
-        raise UserError(f"{storage.root}: no manifest or selection, so its clips are not known")
-    with storage.open(summary.accounts_file) as file:
-        source = pq.ParquetFile(file)
-        names = [name for name in _COLUMNS if name in source.schema_arrow.names]
-        table = source.read(columns=names)
-    if "clip_id" not in names:
-        raise UserError(f"{storage.root}/{summary.accounts_file}: has no column clip_id")
-    for name in _COLUMNS:
-        if name not in names:
-            table = table.append_column(name, pa.nulls(len(table), pa.string()))
+def _accounts(storage: Storage) -> pa.Table:
+    """The columns that are compared; those that are missing are empty."""
+    table = read_accounts(storage, _COLUMNS)
+    if "clip_id" not in table.schema.names:
+        raise UserError(f"{storage.root}: the accounts have no column clip_id")
+    for name in set(_COLUMNS) - set(table.schema.names):
+        table = table.append_column(name, pa.nulls(len(table), pa.string()))
     return table.select(_COLUMNS)
 
 

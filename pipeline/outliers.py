@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipeline.accounts import read_accounts, score_columns
 from pipeline.funnel import score
 from pipeline.storage import open_storage
-from pipeline.summary import ACCOUNTS_FILES, score_columns
 from tokenizer.settings import UserError
 
 MIN_SHARD_Z = 3.5
@@ -62,7 +61,7 @@ def outlying_clips(
     root: str | Path, by: str, count: int = 20, *, kept_only: bool = False
 ) -> list[OutlyingClip]:
     """The `count` clips farthest from the median, farthest first; UserError if no such score."""
-    accounts = _accounts(root)
+    accounts = read_accounts(open_storage(root))
     values = _values(accounts, by, root)
     usable = np.isfinite(values)
     if kept_only:
@@ -91,7 +90,7 @@ def outlying_clips(
 
 def outlying_shards(root: str | Path) -> list[OutlyingShard]:
     """Shards unlike those of the same bucket in size or mean score, farthest first."""
-    accounts = _accounts(root)
+    accounts = read_accounts(open_storage(root))
     if not {"shard", "bucket"} <= set(accounts.schema.names):
         return []
     kept = accounts.filter(pa.array(_is_kept(accounts)))
@@ -141,19 +140,6 @@ def robust_z(values: np.ndarray) -> np.ndarray:
     away = values - np.median(values)
     spread = 1.4826 * float(np.median(np.abs(away))) or 1.2533 * float(np.mean(np.abs(away)))
     return away / spread if spread else np.zeros(len(values))
-
-
-def _accounts(root: str | Path) -> pa.Table:
-    storage = open_storage(root)
-    for name in ACCOUNTS_FILES:
-        if storage.size(name) is None:
-            continue
-        try:
-            with storage.open(name) as file:
-                return pq.read_table(file)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{storage.root}/{name}: cannot be read ({error})") from None
-    raise UserError(f"{storage.root}: has no {ACCOUNTS_FILES[0]}; is it a dataset?")
 
 
 def _values(accounts: pa.Table, name: str, root: Any) -> np.ndarray:

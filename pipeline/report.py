@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
+from pipeline.accounts import read_accounts, score_columns
 from pipeline.charts import bar, histogram, sparkline
 from pipeline.config import Rule, SelectSettings
 from pipeline.funnel import COLUMNS, FACTS, Step, funnel, score
@@ -29,8 +29,8 @@ from pipeline.gallery import NEEDED, OPTIONAL, Exhibit, Shelf, make_gallery
 from pipeline.page import Section, page, table, text, tiles
 from pipeline.quantities import duration, large, size
 from pipeline.statistics import code_counts, code_usage, outcome_totals, overall_usage
-from pipeline.storage import open_storage
-from pipeline.summary import Summary, score_columns, summarize
+from pipeline.storage import Storage, open_storage
+from pipeline.summary import Summary, summarize
 from pipeline.timings import StageTimes, stage_times
 from tokenizer.settings import UserError, from_dict
 
@@ -49,8 +49,10 @@ def write_report(directory: str | Path, *, gallery_seconds: float = GALLERY_SECO
     root = Path(directory)
     summary = summarize(root)
     rules = _rules(root / CONFIG_FILE)
-    accounts = _read_accounts(root, summary)
-    sections = [_shards(summary), _codebook(summary), _times(root), _failures(summary)]
+    storage = open_storage(root)
+    shown = (*COLUMNS, *FACTS, *NEEDED, *OPTIONAL, "caption_by", *summary.considered)
+    accounts = read_accounts(storage, dict.fromkeys(shown)) if summary.accounts_file else None
+    sections = [_shards(summary), _codebook(summary), _times(storage), _failures(summary)]
     if accounts is not None:
         steps = funnel(accounts, rules)
         shelves = []
@@ -78,16 +80,6 @@ def _title(root: Path) -> str:
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         place = str(root.resolve())
     return "/".join(place.rstrip("/").split("/")[-2:])
-
-
-def _read_accounts(root: Path, summary: Summary) -> pa.Table | None:
-    """The columns that are shown, of those that the accounts have."""
-    if summary.accounts_file is None:
-        return None
-    path = root / summary.accounts_file
-    schema = pq.read_schema(path)
-    shown = {*COLUMNS, *FACTS, *NEEDED, *OPTIONAL, "caption_by", *score_columns(schema)}
-    return pq.read_table(path, columns=[name for name in schema.names if name in shown])
 
 
 def _lead(summary: Summary) -> str:
@@ -351,9 +343,9 @@ def _codebook(summary: Summary) -> Section:
     return Section("codebook", "Use of the codebook", table(header, rows), note)
 
 
-def _times(root: Path) -> Section:
+def _times(storage: Storage) -> Section:
     """Seconds of work by stage, from what the commits say of their runs."""
-    stages = stage_times(open_storage(root))
+    stages = stage_times(storage)
     most = max((stage.work_seconds for stage in stages), default=0.0)
     rows = [_time_row(stage, most) for stage in stages]
     header = ["stage", "#units", "#clips", "#work", "#of it encoding", "#longest unit", "hosts", ""]

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.accounts import read_accounts
 from pipeline.commit_sum import COMMITS_FOLDER, read_commits
 from pipeline.shards.format import SHARDS_FILE, parse_declaration
 from pipeline.storage import Storage, open_storage
-from pipeline.summary import ACCOUNTS_FILES, MANIFEST_FILE
 from tokenizer.settings import UserError
 
 TABLES = ("manifest", "shards", "commits")
@@ -88,7 +87,7 @@ def query(
                 raise UserError("--sql takes one SELECT; the tables are manifest, shards, commits")
             for name in TABLES:
                 if name in sql.lower():
-                    connection.register(name, _table(storage, name, stack))
+                    connection.register(name, _table(storage, name))
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
             timer.start()
@@ -115,22 +114,10 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _table(storage: Storage, name: str, stack: ExitStack) -> Any:
+def _table(storage: Storage, name: str) -> Any:
     if name == "manifest":
-        return _manifest(storage, stack)
+        return read_accounts(storage)
     return _shards(storage) if name == "shards" else _commits(storage)
-
-
-def _manifest(storage: Storage, stack: ExitStack) -> pa.Table:
-    """The manifest, or what is selected so far."""
-    for name in ACCOUNTS_FILES:
-        if storage.size(name) is None:
-            continue
-        try:
-            return pq.read_table(stack.enter_context(storage.open(name)))
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{storage.root}/{name}: cannot be read ({error})") from None
-    raise UserError(f"{storage.root}: has no {MANIFEST_FILE}; is it a dataset?")
 
 
 def _shards(storage: Storage) -> pa.Table:

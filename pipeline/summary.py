@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.accounts import MANIFEST_FILE, accounts_file, score_columns, unreadable
 from pipeline.commit_sum import COMMITS_FOLDER, sum_commits
 from pipeline.distribution import describe, distribution_of
 from pipeline.shards.format import SHARDS_FILE, SUCCESS_FILE, ShardEntry, parse_declaration
@@ -33,11 +34,8 @@ from pipeline.statistics import (
 from pipeline.storage import Storage, open_storage
 from tokenizer.settings import UserError
 
-MANIFEST_FILE, SELECTION_FILE = "manifest.parquet", "selection.parquet"
-ACCOUNTS_FILES = (MANIFEST_FILE, SELECTION_FILE)
 STATISTICS_FILE = "statistics.json"
 MAX_FAILURES = 1000
-NOT_SCORES = ("start_seconds", "end_seconds", "fps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ def summarize(directory: str | Path) -> Summary:
     root = storage.root
     if "://" not in root and not Path(root).is_dir():
         raise UserError(f"{root}: no such folder")
-    accounts = next((name for name in ACCOUNTS_FILES if storage.size(name) is not None), None)
+    accounts = accounts_file(storage)
     is_finished = all(storage.size(name) is not None for name in (SUCCESS_FILE, SHARDS_FILE))
     fingerprint = None
     if is_finished:
@@ -143,16 +141,6 @@ def distributions(statistics: Statistics) -> dict[str, dict[str, Any]]:
     return {name: row for name, row in every.items() if row["count"]}
 
 
-def score_columns(accounts: pa.Table | pa.Schema) -> list[str]:
-    """The columns of the accounts that are scores."""
-    schema = accounts.schema if isinstance(accounts, pa.Table) else accounts
-    return [
-        field.name
-        for field in schema
-        if field.type == pa.float64() and field.name not in NOT_SCORES
-    ]
-
-
 def _finished_statistics(storage: Storage, shards: list[ShardEntry]) -> Statistics:
     """`statistics.json`, or the sum of the shards' commits where there is none."""
     where = f"{storage.root}/{STATISTICS_FILE}"
@@ -201,7 +189,10 @@ def _read_accounts(
             if any(outcome.startswith("error:") for outcome in outcomes):
                 failures = _failures(source)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"{storage.root}/{name}: cannot be read ({error})") from None
+        raise unreadable(storage, name, error) from None
+    for outcome in outcomes:
+        if outcome != "kept" and not outcome.startswith(("dropped:", "error:")):
+            raise UserError(f"{storage.root}/{name}: unknown outcome {outcome!r}")
     return outcomes, failures, {name: distribution_of(table[name].to_numpy()) for name in scores}
 
 

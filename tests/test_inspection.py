@@ -216,6 +216,30 @@ def test_removed_samples_are_counted(dataset: Path, tmp_path: Path) -> None:
     assert "damaged tombstone" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["statistics.json", "shards.json", "manifest.parquet"])
+def test_damaged_files_of_a_dataset_are_named_errors(
+    dataset: Path, tmp_path: Path, name: str
+) -> None:
+    copy = shutil.copytree(dataset, tmp_path / "data", ignore=shutil.ignore_patterns("*.tar"))
+    records = [json.loads(path.read_bytes()) for path in (copy / "_commits").iterdir()]
+    total = merge(*(record["result"]["statistics"] for record in records))
+    (copy / "statistics.json").write_bytes(canonical_json(total))
+    sound = (copy / name).read_bytes()
+    draw = np.random.default_rng(0)
+    refusals = []
+    for case in range(150):
+        damaged = bytearray(sound)
+        for place in draw.integers(0, len(sound), 1 + case % 3):
+            damaged[place] = int(draw.integers(0, 256))
+        (copy / name).write_bytes(damaged[: len(sound) if case % 5 else int(draw.integers(9000))])
+        try:
+            to_json(summarize(copy))
+        except (UserError, ShardError) as error:
+            refusals.append(str(error))
+    assert len(refusals) > 20
+    assert [refusal for refusal in refusals if name not in refusal or "\n" in refusal] == []
+
+
 @pytest.mark.slow
 def test_several_processes_sum_as_one(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = open_storage(dataset)
