@@ -19,7 +19,7 @@ Its rooms, in the order in which data passes them:
                     datasets of older format versions
     executor        where work runs: inline, or on Ray in processes that may die
     shards          the format that the trainer reads
-    statistics codebook_use distribution commit_sum summary by_source timings funnel
+    statistics codebook_use distribution commit_sum accounts summary by_source timings funnel
                     what is in a dataset, in numbers that add up
     tables shard_tables findings terminal quantities inspection outliers diff sql
                     looking inside on a terminal
