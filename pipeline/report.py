@@ -348,8 +348,9 @@ def _times(storage: Storage) -> Section:
     stages = stage_times(storage)
     most = max((stage.work_seconds for stage in stages), default=0.0)
     rows = [_time_row(stage, most) for stage in stages]
-    header = ["stage", "#units", "#clips", "#work", "#of it encoding", "#longest unit", "hosts", ""]
-    note = "Seconds that units took where they ran, added up; units run side by side."
+    header = ["stage", "#units", "#clips", "#elapsed", "#work", "#of it encoding", "#longest unit"]
+    header += ["hosts", ""]
+    note = "Work is what units took where they ran, added up; they run side by side."
     return Section("times", "Where the time went", table(header, rows) if rows else "", note)
 
 
@@ -362,6 +363,7 @@ def _time_row(stage: StageTimes, most: float) -> list[str]:
         text(stage.name),
         f"{stage.num_units:,}",
         f"{stage.num_clips:,}",
+        duration(stage.span[1] - stage.span[0]) if stage.span else "",
         duration(stage.work_seconds),
         duration(encoding) if encoding else "",
         duration(stage.longest_seconds),

@@ -28,6 +28,8 @@ from pipeline.config import BuildConfig, Rule, SelectSettings, TokenizeSettings
 from pipeline.funnel import funnel
 from pipeline.originals import Wanted, read_originals
 from pipeline.report import write_report
+from pipeline.storage import open_storage
+from pipeline.timings import stage_times
 
 HOSTILE = "<script>document.title='ran'</script><img src=http://example.test/x.png>\x1b[2J & \"q\""
 SECTIONS = (
@@ -174,6 +176,17 @@ def test_originals_are_what_the_build_decoded(built: Path, tmp_path: Path) -> No
     for original, frames in zip(read_originals(built, wanted, seconds=60), samples.gather([0, 1])):
         assert original.frames is not None
         np.testing.assert_array_equal(original.frames, frames)
+
+
+def test_times_come_from_what_commits_say_of_their_runs(built: Path) -> None:
+    annotate, tokenize = stage_times(open_storage(built))
+    commits = [path.name.partition("-")[0] for path in (built / "_commits").iterdir()]
+    assert (annotate.name, annotate.num_units) == ("annotate", commits.count("annotate"))
+    assert (tokenize.name, tokenize.num_units) == ("tokenize", commits.count("tokenize"))
+    assert 0 < tokenize.encode_seconds <= tokenize.work_seconds
+    assert 0 < tokenize.num_encoded <= tokenize.num_clips
+    assert tokenize.span is not None
+    assert sum(tokenize.hosts.values()) == tokenize.num_units
 
 
 numbers = st.floats(-1e9, 1e9) | st.integers(-5, 5).map(float)
