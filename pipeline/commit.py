@@ -57,6 +57,11 @@ def with_pixels(root: str | Path) -> list[Store]:
     return [store, pixels] if pixels.committed() else [store]
 
 
+def result_sha256(result: Mapping[str, Any]) -> str:
+    """The hash by which a commit knows that its result is whole."""
+    return hashlib.sha256(canonical_json(result)).hexdigest()
+
+
 class Store:
     """A dataset folder, on a disk or in an object store, seen as parts and commits."""
 
@@ -92,8 +97,10 @@ class Store:
 
     def commit(self, unit: str, result: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
         """Step 3: True when this commit won; then, and only then, `result` is part of the build."""
-        record = canonical_json({"unit": unit, "result": result, "run": run}) + b"\n"
-        if self.storage.create(f"{COMMITS}/{unit}.json", record):
+        record = canonical_json(
+            {"unit": unit, "result": result, "run": run, "sha256": result_sha256(result)}
+        )
+        if self.storage.create(f"{COMMITS}/{unit}.json", record + b"\n"):
             return True
         winner = self.read(unit)["result"]
         for part in result.get("parts", ()):

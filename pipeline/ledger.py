@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.agreement import Declared
-from pipeline.commit import COMMITS, Part, Store
+from pipeline.commit import COMMITS, Part, Store, result_sha256
 from pipeline.damage import Problem, ShardClaim
 from pipeline.shards.format import INDEX_FILE
 from pipeline.statistics import outcome_totals
@@ -35,7 +35,7 @@ def read_commits(store: Store) -> tuple[dict[str, dict[str, Any]], list[Problem]
     def read(unit: str) -> tuple[str, dict[str, Any] | None, str]:
         try:
             record = json.loads(store.storage.read(f"{COMMITS}/{unit}.json"))
-            wrong = _wrong_commit(unit, record)
+            wrong = _wrong_commit(unit, record) or _wrong_hash(record)
             return unit, None if wrong else record["result"], wrong
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return unit, None, f"not the JSON of a commit ({error!r})"
@@ -122,6 +122,12 @@ def _wrong_commit(unit: str, record: dict[str, Any]) -> str:
     if len(result["failed"]) != counts[3]:
         return f"{len(result['failed'])} clips failed, n_error is {counts[3]}"
     return "" if len(result["parts"]) == (2 if counts[1] else 0) else "it names no shard"
+
+
+def _wrong_hash(record: dict[str, Any]) -> str:
+    """ "" for commits of format version 1, which have none."""
+    expected = record.get("sha256")
+    return "" if expected in (None, result_sha256(record["result"])) else "its result was changed"
 
 
 def _num_tokens(schedule: Any) -> int | None:

@@ -108,6 +108,7 @@ def verify(root: str | Path, progress: Progress | None = None) -> Verdict:
 def _verify(store: Store, progress: Progress | None) -> Verdict:
     files = store.storage.walk()
     results, problems = read_commits(store)
+    all_sound = not problems
     is_finished = SUCCESS_FILE in files
     if not is_finished and not store.committed() and SHARDS_FILE not in files:
         raise UserError(f"{store.root}: no dataset here (neither commits nor {SHARDS_FILE})")
@@ -124,7 +125,7 @@ def _verify(store: Store, progress: Progress | None) -> Verdict:
     listed = accounts.listed if accounts else {}
     problems += _check_parts(store, claims, results, listed, progress)
     if is_finished:
-        problems += check_lists(store, accounts, declared, results)
+        problems += check_lists(store, accounts, declared, results, all_sound)
     committed = {part["path"] for each in results.values() for part in each["parts"]}
     committed |= {part.path for claim in claims for part in (claim.tar, claim.sidecar)}
     foreign, notes = _explain(store, files, committed)

@@ -196,6 +196,20 @@ def test_a_merge_that_dies_at_each_commit_ends_in_the_same_bytes(
     assert verify(tmp_path / "out").problems == ()
 
 
+def test_object_stores_are_merged_like_folders(
+    halves: tuple[str, str, str], tmp_path: Path
+) -> None:
+    import fsspec
+
+    files, root = fsspec.filesystem("memory"), f"/{tmp_path.name}-merge"
+    files.put(f"{halves[1]}/", f"{root}/b", recursive=True)
+    merge([halves[0], f"memory:/{root}/b"], f"memory:/{root}/out")
+    merge([halves[0], halves[1]], tmp_path / "out")
+    assert verify(f"memory:/{root}/out").problems == ()
+    for name in ("manifest.parquet", "shards.json", "index.bin", "statistics.json", "merge.json"):
+        assert files.cat_file(f"{root}/out/{name}") == (tmp_path / "out" / name).read_bytes()
+
+
 def test_another_tokenizer_is_refused_with_both_named(
     config: BuildConfig, halves: tuple[str, str, str], tmp_path: Path
 ) -> None:

@@ -294,6 +294,23 @@ def test_pixel_shards_are_hidden_and_erased_with_their_dataset(made: BuildConfig
     assert (Path(made.out) / "pixels" / "_SUCCESS").exists()
 
 
+def test_in_an_object_store_sources_are_hidden_and_erased_too(
+    made: BuildConfig, tmp_path: Path
+) -> None:
+    import fsspec
+
+    root = f"memory://{tmp_path.name}-removal"
+    fsspec.filesystem("memory").put(f"{made.out}/", root.removeprefix("memory:/"), recursive=True)
+    remove_sources(root, [source_of(made.out, 2)])
+    assert "parts" in str(verify(root).remains)
+    assert main(["gc", root, "--rewrite"]) == 0
+    assert (verify(root).problems, verify(root).remains) == ((), {})
+    remove_sources(made.out, [source_of(made.out, 2)])
+    main(["gc", made.out, "--rewrite"])
+    manifest = fsspec.filesystem("memory").cat_file(f"{root}/manifest.parquet")
+    assert manifest == (Path(made.out) / "manifest.parquet").read_bytes()
+
+
 def test_an_unfinished_dataset_leaves_a_planned_source_out(
     config: BuildConfig, tmp_path: Path
 ) -> None:

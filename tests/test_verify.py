@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.build import build
 from pipeline.cli import main
+from pipeline.commit import Store
 from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
+from pipeline.removal import remove_sources, write_tombstone
 from pipeline.repair import repair
 from pipeline.verify import verify
 from tokenizer.settings import UserError, read_settings
@@ -149,7 +152,10 @@ def commit_miscounts(root: Path) -> tuple[str, str]:
 
 def commit_lies_of_bytes(root: Path) -> tuple[str, str]:
     commit = first(root, "_commits/tokenize-*.json")
-    edit(commit, lambda record: record["result"]["parts"][0].update(sha256="0" * 64))
+    record = json.loads(commit.read_text())
+    record["result"]["parts"][0]["sha256"] = "0" * 64
+    del record["sha256"]  # as in commits of format version 1
+    commit.write_text(json.dumps(record))
     return name_of(commit), "damaged: it says of parts/.*tar what its name and bytes do not"
 
 
@@ -157,6 +163,12 @@ def commit_leaves_the_folder(root: Path) -> tuple[str, str]:
     commit = first(root, "_commits/tokenize-*.json")
     edit(commit, lambda record: record["result"]["parts"][0].update(path="parts/../../x.tar"))
     return name_of(commit), "damaged: it names 'parts/../../x.tar', which is no part"
+
+
+def commit_says_something_else(root: Path) -> tuple[str, str]:
+    commit = first(root, "_commits/annotate-*.json")
+    edit(commit, lambda record: record["result"].update(scanned=[]))
+    return name_of(commit), "damaged: its result was changed"
 
 
 def commit_of_another(root: Path) -> tuple[str, str]:
@@ -280,7 +292,8 @@ def damaged_tombstone(root: Path) -> tuple[str, str]:
 DAMAGES = [
     *(flip_codes, flip_metadata, flip_header, flip_padding, cut_short, lose_shard, swap_shards),
     *(flip_sidecar, lose_sidecar, flip_annotations, lose_annotations, commit_miscounts),
-    *(commit_lies_of_bytes, commit_leaves_the_folder, commit_of_another, commit_is_half),
+    *(commit_lies_of_bytes, commit_leaves_the_folder, commit_says_something_else),
+    *(commit_of_another, commit_is_half),
     *(lose_commit, flip_index, longer_index, lose_index, shard_list_miscounts),
     *(shard_list_lacks_one, manifest_lacks_a_row, manifest_renames_a_sample),
     *(manifest_has_other_code_keys, manifest_is_rubbish, statistics_differ),
@@ -295,6 +308,34 @@ def test_damage_is_named(copy: Path, damage: Callable[[Path], tuple[str, str]]) 
     lines = [str(problem) for problem in verify(copy).problems]
     assert any(line.startswith(file) and re.search(pattern, line) for line in lines), lines
     assert all(line.count("\n") == 0 for line in lines)
+
+
+NOT_SEALED = {"config.yaml", "plan.parquet", "selection.parquet", "report.html", "_status.json"}
+"""What each build, or only people, make anew."""
+
+
+def test_any_flipped_bit_of_any_file_is_noticed(copy: Path) -> None:
+    files = sorted(path for path in copy.rglob("*") if path.is_file())
+    generator = np.random.default_rng(0)
+    for path in files:
+        if path.name in NOT_SEALED:
+            continue
+        sound = path.read_bytes()
+        for at_byte in generator.integers(0, len(sound), 3).tolist():
+            flip(path, at_byte, 1 << int(generator.integers(8)))
+            if path.parent.name != "_commits" or not is_only_of_the_run(sound, path.read_bytes()):
+                assert verify(copy).problems, (path, at_byte)
+            path.write_bytes(sound)
+    assert verify(copy).problems == ()
+
+
+def is_only_of_the_run(sound: bytes, flipped: bytes) -> bool:
+    """Host, process ids and seconds are facts of a run, not of the dataset."""
+    try:
+        before, after = json.loads(sound), json.loads(flipped)
+    except ValueError:
+        return False
+    return all(before[name] == after.get(name) for name in ("unit", "result", "sha256"))
 
 
 REPAIRABLE = [flip_codes, lose_shard, lose_annotations, commit_is_half, lose_commit]
@@ -313,6 +354,24 @@ def test_repair_and_a_build_give_the_same_bytes_again(
     for path in built.rglob("*"):
         if path.is_file() and path.parent.name != "_commits" and path.name not in says_where_it_is:
             assert (copy / path.relative_to(built)).read_bytes() == path.read_bytes(), path
+
+
+def test_one_damaged_commit_is_one_problem(copy: Path) -> None:
+    commit_is_half(copy)
+    assert len(verify(copy).problems) == 1
+    name, _ = commit_miscounts(copy)
+    found = verify(copy).problems
+    assert [problem.file for problem in found][1:] == [name]
+    assert len(found) == 2
+
+
+def test_samples_of_removed_sources_that_are_shown_are_a_problem(copy: Path) -> None:
+    rows = pq.read_table(copy / "manifest.parquet").to_pylist()
+    source = next(row["source_id"] for row in rows if row["outcome"] == "kept")
+    write_tombstone(Store(copy), [source], {})
+    assert any("are not hidden" in str(problem) for problem in verify(copy).problems)
+    remove_sources(copy, [source])
+    assert verify(copy).problems == ()
 
 
 def test_repair_takes_out_only_what_is_damaged(copy: Path) -> None:
