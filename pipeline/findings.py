@@ -83,6 +83,8 @@ def print_result(result: Result) -> None:
     ]
     header = [f"#{name}" if flag else name for name, flag in zip(result.columns, numeric)]
     print_table(header, [["" if cell is None else _cell(cell) for cell in r] for r in result.rows])
+    if not result.rows:
+        print_line("no rows")
     if result.is_cut:
         print_line(f"and more: only the first {len(result.rows):,} rows")
 

@@ -119,7 +119,7 @@ def _locate(root: str | Path, source_ids: set[str]) -> tuple[dict[str, str], dic
             table = pq.read_table(file, columns=columns, filters=chosen) if source_ids else None
         rows = table.to_pylist() if table is not None else []
     except (OSError, KeyError, ValueError, pa.ArrowException):
-        rows = []
+        return {}, dict.fromkeys(source_ids, f"unknown: no {PLAN_FILE}")
     paths: dict[str, str] = {}
     reasons = dict.fromkeys(source_ids, "gone")
     for row in rows:

@@ -101,13 +101,13 @@ def test_a_source_that_is_gone_is_said_and_the_codes_are_shown(
     copy = shutil.copytree(built, tmp_path / "data", ignore=shutil.ignore_patterns("plan.*"))
     picture = tmp_path / "sheet.png"
     assert main(["sheet", str(copy), "-o", str(picture), "--clips", "2"]) == 0
-    assert "2 clips; 2 without source (gone)" in capsys.readouterr().out
+    assert "2 clips; 2 without source (unknown: no plan.parquet)" in capsys.readouterr().out
     pixels = np.asarray(Image.open(picture))
     assert (pixels == (232, 229, 222)).all(axis=2).any()  # the empty place
     assert pixels.std() > 1
     tokenizer = str(copy / "tokenizer")
     assert main(["audit", str(copy), "--tokenizer", tokenizer, "--samples", "3"]) == 1
-    assert "0 of 3 (others: gone)" in capsys.readouterr().out
+    assert "0 of 3 (others: unknown: no plan.parquet)" in capsys.readouterr().out
 
 
 def test_a_source_that_was_changed_is_not_compared(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,7 +96,10 @@ def test_nothing_in_the_report_loads_or_runs(built: Path) -> None:
 
 def test_without_its_sources_the_report_says_so(built: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(built, tmp_path / "data")
-    (copy / "plan.parquet").unlink()
+    plan = pq.read_table(copy / "plan.parquet")
+    paths = pa.array([f"/nowhere/{path}" for path in plan["path"].to_pylist()])
+    place = plan.schema.get_field_index("path")
+    pq.write_table(plan.set_column(place, "path", paths), copy / "plan.parquet")
     text = write_report(copy).read_text(encoding="utf-8")
     assert "no picture: gone" in text
     assert "data:image" not in text
