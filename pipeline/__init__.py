@@ -23,7 +23,8 @@ Its rooms, in the order in which data passes them:
                     what is in a dataset, in numbers that add up
     tables shard_tables findings terminal quantities inspection outliers diff sql
                     looking inside on a terminal
-    report page charts gallery originals reconstruction sheet audit
+    report clip_sections shard_sections page charts gallery originals
+    reconstruction sheet audit
                     looking inside with pictures
     cluster submit  reaching Ray; the same work as jobs on a cluster
     digits corpus demo
