@@ -167,6 +167,8 @@ def s3() -> Iterator[str]:
     """A bucket of an S3 server on loopback; its address and keys are in the environment."""
     server_module = pytest.importorskip("moto.server")
     boto3 = pytest.importorskip("boto3")
+    files = pytest.importorskip("s3fs").S3FileSystem
+    files.clear_instance_cache()  # another server's may be among them
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -181,6 +183,7 @@ def s3() -> Iterator[str]:
             patch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket="shards")
         yield "s3://shards"
+    files.clear_instance_cache()
     server.stop()
 
 

@@ -24,7 +24,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_ISREG
 from typing import IO
 
 from pipeline.shards.format import ShardError
@@ -114,7 +113,8 @@ class FileCache:
             if count != size_bytes or (sha256 is not None and digest.hexdigest() != sha256):
                 what = "not the size" if count != size_bytes else "not the sha256"
                 raise ShardError(f"{path.name}: what was fetched has {what} that was declared")
-            os.replace(part.name, path)
+            with self._lock("room"):  # who makes room sees each file under one name
+                os.replace(part.name, path)
 
     @contextmanager
     def _reserved(self, path: Path, size_bytes: int) -> Iterator[IO[bytes]]:
@@ -149,14 +149,10 @@ class FileCache:
         return total <= self.limit_bytes
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """Every file once, also one that is renamed meanwhile."""
-        seen = set()
         for entry in os.scandir(self.folder) if self.folder.is_dir() else ():
             with suppress(FileNotFoundError):
-                status = os.stat(entry.path)
-                if S_ISREG(status.st_mode) and status.st_ino not in seen:
-                    seen.add(status.st_ino)
-                    yield Path(entry.path), status
+                if entry.is_file():
+                    yield Path(entry.path), entry.stat()
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -185,9 +181,7 @@ def _remove_unused(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
+            path.unlink()
             return True
-    except FileNotFoundError:
-        return True
-    except BlockingIOError:
+    except (FileNotFoundError, BlockingIOError):
         return False
