@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import picture_hash, scores, shots
+from pipeline import picture_hash, scores, shots, statistics
 from pipeline.captions import Sidecar, SidecarError, read_sidecar
 from pipeline.clip import (
     PREPROCESS_VERSION,
@@ -68,6 +68,7 @@ class AnnotateJob:
             {
                 "scan": self.scan_fingerprint,
                 "captions": [config.captions.label, config.captions.template],
+                "statistics": statistics.VERSION,
             }
         )
 

@@ -15,7 +15,6 @@ ends in the same bytes as one that was not.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from pipeline.shards.format import canonical_json
+from pipeline.shards.hashing import HashingStream
 from pipeline.storage import Storage, check, open_storage
 
 COMMITS = "_commits"
@@ -141,7 +141,8 @@ class Draft:
         self._storage = storage
         self._name = name
         self._path = storage.scratch() / f"{name}.{secrets.token_hex(6)}"
-        self._hashed = _HashedStream(self._path)
+        self._file = open(self._path, "wb", buffering=1 << 20)  # noqa: SIM115
+        self._hashed = HashingStream(self._file)
 
     @property
     def stream(self) -> IO[bytes]:
@@ -149,15 +150,15 @@ class Draft:
 
     def publish(self, suffix: str) -> Part:
         """Step 2: the file under its content's name."""
-        self._hashed.close()
-        digest = self._hashed.sha256.hexdigest()
+        self._file.close()
+        digest = self._hashed.sha256()
         path = f"parts/{self._name}-{digest[:12]}{suffix}"
         self._storage.put(path, self._path)
         return Part(path, digest, self._hashed.size_bytes)
 
     def close(self) -> None:
         """Deletes what was not published."""
-        self._hashed.close()
+        self._file.close()
         self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> Draft:
@@ -165,27 +166,3 @@ class Draft:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-class _HashedStream(io.RawIOBase):
-    """A file that knows the sha256 and number of its bytes as they are written."""
-
-    def __init__(self, path: Path) -> None:
-        self.sha256 = hashlib.sha256()
-        self.size_bytes = 0
-        self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.size_bytes
-
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        self.size_bytes += len(data)
-        return self._file.write(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

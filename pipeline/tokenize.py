@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import statistics
 from pipeline.annotate import accounts, worker_facts
 from pipeline.clip import PREPROCESS_VERSION, Clip, make_buckets
 from pipeline.commit import Store, fingerprint_of, unit_id
@@ -61,7 +62,7 @@ class TokenizeJob:
         self.driver_pid = os.getpid()
         self.fingerprint = fingerprint_of(
             {
-                "versions": [TOKENIZE_VERSION, PREPROCESS_VERSION],
+                "versions": [TOKENIZE_VERSION, PREPROCESS_VERSION, statistics.VERSION],
                 "decoder": config.decoder,
                 "limits": to_dict(config.limits),
                 "encoder": recipe.fingerprint,

@@ -10,10 +10,11 @@ stream.sha256(), stream.size_bytes
 from __future__ import annotations
 
 import hashlib
-from typing import IO
+import io
+from typing import IO, Any
 
 
-class HashingStream:
+class HashingStream(io.RawIOBase):
     """Passes `write` on to `stream`; counts and hashes the bytes. It cannot seek."""
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -21,7 +22,13 @@ class HashingStream:
         self._stream = stream
         self._digest = hashlib.sha256()
 
-    def write(self, data: bytes) -> int:
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size_bytes
+
+    def write(self, data: Any) -> int:
         self._digest.update(data)
         self.size_bytes += len(data)
         return self._stream.write(data)
