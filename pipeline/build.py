@@ -24,6 +24,7 @@ from pipeline.config import PHASES, BuildConfig
 from pipeline.encode import EncoderRecipe, code_recipe, frame_recipe
 from pipeline.executor import Executor, make_executor
 from pipeline.finalize import finalize
+from pipeline.inspection.report import write_report
 from pipeline.plan import (
     PlannedSource,
     make_plan,
@@ -34,7 +35,6 @@ from pipeline.plan import (
 )
 from pipeline.progress import Progress
 from pipeline.removal import refuse_removed
-from pipeline.report import write_report
 from pipeline.reuse import earlier_stores, find_codes, find_failures, find_scans
 from pipeline.select import read_selection, select_clips, write_selection
 from pipeline.sources import list_sources

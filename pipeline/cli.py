@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 
 import tokenizer.cli
-from pipeline import inspection_cli, migrate_cli, status_cli, submit_cli, upkeep_cli
+from pipeline import status_cli, submit_cli
 from pipeline.config import PHASES, BuildConfig
+from pipeline.inspection import cli as inspection_cli
+from pipeline.upkeep import cli as upkeep_cli
+from pipeline.upkeep import migrate_cli
 from tokenizer.settings import UserError, add_flags, config_file, given_flags, read_settings
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.audit import audit_dataset
 from pipeline.build import build, build_pixels
 from pipeline.cli import main
 from pipeline.config import BuildConfig, SelectSettings, TokenizeSettings
-from pipeline.reconstruction import BEST_PSNR, compare
-from pipeline.sheet import write_sheet
+from pipeline.inspection.audit import audit_dataset
+from pipeline.inspection.reconstruction import BEST_PSNR, compare
+from pipeline.inspection.sheet import write_sheet
 from tokenizer.settings import UserError
 
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.by_source import by_source
 from pipeline.cli import main
-from pipeline.diff import diff_datasets
-from pipeline.outliers import outlying_clips, outlying_shards, robust_z
+from pipeline.inspection.by_source import by_source
+from pipeline.inspection.diff import diff_datasets
+from pipeline.inspection.outliers import outlying_clips, outlying_shards, robust_z
 from pipeline.shards.format import canonical_json
 from pipeline.statistics import Tally
 from tokenizer.settings import UserError

@@ -64,7 +64,10 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("package", ["pipeline", "tokenizer", "training"])
+PACKAGES = ("pipeline", "pipeline/inspection", "pipeline/shards", "pipeline/upkeep")
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "tokenizer", "training"])
 def test_every_room_of_a_package_is_in_its_map(package: str) -> None:
     described = (ROOT / package / "__init__.py").read_text(encoding="utf-8")
     rooms = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.inspection import open_shard
+from pipeline.inspection.members import open_shard
 from pipeline.shards import open_dataset
 from pipeline.shards.dataset_writer import DatasetWriter
 from pipeline.shards.format import (

@@ -20,14 +20,14 @@ import pytest
 
 from pipeline import commit_sum
 from pipeline.commit import Store
-from pipeline.inspection import open_shard
+from pipeline.inspection.members import open_shard
+from pipeline.inspection.summary import summarize, to_json
 from pipeline.removal import write_tombstone
 from pipeline.shards.dataset_writer import DatasetWriter
 from pipeline.shards.format import Bucket, ShardError, canonical_json
 from pipeline.shards.format import TokenSet as Set
 from pipeline.statistics import Tally, merge
 from pipeline.storage import open_storage
-from pipeline.summary import summarize, to_json
 from tokenizer.scales import image_and_clip
 from tokenizer.settings import UserError
 
@@ -40,7 +40,7 @@ def tessera(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The commands of this area through a parser of their own: fast, and exit codes as they are."""
     code = (
         "import argparse, sys\n"
-        "from pipeline import inspection_cli\n"
+        "from pipeline.inspection import cli as inspection_cli\n"
         "from tokenizer.settings import UserError\n"
         "parser = argparse.ArgumentParser()\n"
         "inspection_cli.register(parser.add_subparsers())\n"

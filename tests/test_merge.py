@@ -19,12 +19,12 @@ from pipeline.cli import main
 from pipeline.clip import Clip, clips_from_parquet
 from pipeline.commit import Store
 from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
-from pipeline.merge import merge
+from pipeline.inspection.summary import summarize
 from pipeline.removal import remove_sources
 from pipeline.shards import open_dataset
-from pipeline.summary import summarize
-from pipeline.union import unite
-from pipeline.verify import verify
+from pipeline.upkeep.merge import merge
+from pipeline.upkeep.union import unite
+from pipeline.upkeep.verify import verify
 from tokenizer.settings import UserError
 
 

@@ -21,14 +21,14 @@ from pipeline.clip import clips_from_parquet
 from pipeline.commit import Store
 from pipeline.config import BuildConfig
 from pipeline.encode import code_recipe
-from pipeline.migrate import MARKER, migrate
 from pipeline.shards import open_dataset
 from pipeline.shards.format import ShardError
 from pipeline.shards.sidecar import code_key_words, key_digest, parse_sidecar
 from pipeline.statistics import merge
 from pipeline.storage import LocalStorage
 from pipeline.tokenize import TokenizeJob
-from pipeline.verify import verify
+from pipeline.upkeep.migrate import MARKER, migrate
+from pipeline.upkeep.verify import verify
 from tokenizer.settings import UserError, read_settings
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import neighbours as neighbours_module
 from pipeline.cli import main
 from pipeline.clip import Clip, clips_to_parquet
-from pipeline.neighbours import neighbours
-from pipeline.overlap import NEAR_BITS, overlap
 from pipeline.picture_hash import distances
+from pipeline.upkeep import neighbours as neighbours_module
+from pipeline.upkeep.neighbours import neighbours
+from pipeline.upkeep.overlap import NEAR_BITS, overlap
 from tokenizer.settings import UserError
 
 LIMIT = 1_000_000

@@ -19,7 +19,7 @@ from pipeline.finalize import finalize
 from pipeline.removal import hidden_rows, remove_sources, removed_sources
 from pipeline.shards import open_dataset
 from pipeline.storage import LocalStorage
-from pipeline.verify import verify
+from pipeline.upkeep.verify import verify
 from tokenizer.settings import UserError
 
 NUM_FILMS = 6

@@ -23,14 +23,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.build import build
-from pipeline.charts import WIDTH, histogram
 from pipeline.cli import main
 from pipeline.config import BuildConfig, Rule, SelectSettings, TokenizeSettings
-from pipeline.funnel import funnel
-from pipeline.originals import Wanted, read_originals
-from pipeline.report import write_report
+from pipeline.inspection.charts import WIDTH, histogram
+from pipeline.inspection.funnel import funnel
+from pipeline.inspection.originals import Wanted, read_originals
+from pipeline.inspection.report import write_report
+from pipeline.inspection.timings import stage_times
 from pipeline.storage import open_storage
-from pipeline.timings import stage_times
 
 HOSTILE = "<script>document.title='ran'</script><img src=http://example.test/x.png>\x1b[2J & \"q\""
 SECTIONS = (
@@ -169,7 +169,7 @@ def test_a_file_that_kills_its_decoder_costs_only_its_own_pictures(
 def test_originals_are_what_the_build_decoded(built: Path, tmp_path: Path) -> None:
     """Pixel shards hold the frames that the build saw; decoding anew gives the same."""
     from pipeline.build import build_pixels
-    from pipeline.originals import clip_request
+    from pipeline.inspection.originals import clip_request
     from pipeline.shards import open_dataset
     from tokenizer.settings import read_settings
 

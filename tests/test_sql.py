@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
-from pipeline.sql import query
+from pipeline.inspection.sql import query
 from tokenizer.settings import UserError
 
 

@@ -18,8 +18,8 @@ from pipeline.commit import Store
 from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
 from pipeline.shards import open_dataset
 from pipeline.storage import LocalStorage
-from pipeline.sweep import sweep
-from pipeline.verify import verify
+from pipeline.upkeep.sweep import sweep
+from pipeline.upkeep.verify import verify
 from tokenizer.settings import UserError
 
 OLD = 10_000.0

@@ -17,8 +17,8 @@ from pipeline.cli import main
 from pipeline.commit import Store
 from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
 from pipeline.removal import remove_sources, write_tombstone
-from pipeline.repair import repair
-from pipeline.verify import verify
+from pipeline.upkeep.repair import repair
+from pipeline.upkeep.verify import verify
 from tokenizer.settings import UserError, read_settings
 
 
