@@ -148,7 +148,7 @@ def _decoded_elsewhere(
     job: Mapping[str, Any], wanted: Sequence[Wanted], deadline: float
 ) -> Iterator[tuple[int, Original]]:
     """What a process decodes before it ends, however that is."""
-    parent = str(Path(__file__).resolve().parents[1])
+    parent = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [parent, os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.inspection.originals"],
