@@ -22,6 +22,8 @@ Its rooms:
     removal         samples that were taken out
     companions      further token sets from other datasets
     shard           one tar under a memory map
+    memory          all maps as one array
+    checksum        crc32, fast
     members         where one member of every sample lies
     samples         batches by random access
     order           shuffling as a function of (seed, epoch, position)

@@ -120,10 +120,10 @@ class BatchReader:
                 if found[name].shape[1:] != arrays.shape[1:] or found[name].dtype != arrays.dtype:
                     raise ShardError(f"bucket {part.bucket}: sources of different shape or dtype")
                 found[name][places] = arrays
-            if self._metadata:
-                for place, each in zip(
-                    np.arange(len(items))[places].tolist(), selection.metadata()
-                ):
+            if self._metadata and isinstance(places, slice):
+                metadata = selection.metadata()
+            elif self._metadata:
+                for place, each in zip(places.tolist(), selection.metadata()):
                     metadata[place] = each
         primary = found.pop(None)
         return primary, metadata, {str(name): arrays for name, arrays in found.items()}

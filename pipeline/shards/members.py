@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from zlib import crc32
 
 import numpy as np
 
+from pipeline.shards.checksum import crc32
 from pipeline.shards.format import ShardError
 from pipeline.shards.npy import ArrayHeader
 from pipeline.shards.shard import Shard
@@ -120,6 +120,8 @@ class MemberTable:
         places = shard.places(self._member)
         starts = places["offset"].astype(np.int64)
         ends = starts + places["length"]
+        if len(ends) and (starts.min() < 0 or ends.max() > shard.sidecar.tar_bytes):
+            raise ShardError(f"{shard.name}: the index points outside of the tar")
         if self._dtype is None:
             return b"", starts, ends, places["crc32"]
         array, header = shard.array_header(self._member)

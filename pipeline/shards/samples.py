@@ -6,8 +6,8 @@
     batch.metadata()      # the JSON of each
     samples.gather([5, 17, 2]), samples.metadata([5, 17, 2])   # the same, one at a time
 
-Rows are copied shard by shard, all rows of a shard at once; JSON is parsed once per batch. A
-sample's bytes are compared with its crc32 the first time they are read.
+The arrays of a batch are copied at once, whatever shards they lie in (`memory`), and its JSON is
+parsed at once. A sample's bytes are compared with its crc32 the first time they are read.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 
+from pipeline.shards.checksum import crc32
 from pipeline.shards.format import Bucket, ShardError, TokenSet
 from pipeline.shards.members import MemberTable
+from pipeline.shards.memory import read_items
 from pipeline.shards.overrides import Captions
 from pipeline.shards.packing import unpack_codes
 from pipeline.shards.shard import DamagedSample, Shard, ShardMap
@@ -88,13 +89,7 @@ class Samples:
             raise IndexError(f"sample indices must lie in [0, {self._length})")
         numbers = wanted if self._rows is None else self._rows[wanted]
         shard_of = np.searchsorted(self._bounds, numbers, side="right") - 1
-        order = np.argsort(shard_of, kind="stable")
-        ordered = shard_of[order]
-        cuts = (np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist()
-        firsts = [0, *cuts] if len(wanted) else []
-        groups = list(zip(ordered[firsts].tolist(), firsts, [*cuts, len(wanted)]))
-        rows = (numbers - self._bounds[shard_of])[order]
-        return Selection(self, wanted, order, ordered, rows, groups)
+        return Selection(self, wanted, shard_of, numbers - self._bounds[shard_of])
 
     def gather(
         self, indices: Sequence[int] | np.ndarray, token_set: str | None = None
@@ -144,27 +139,15 @@ class Companion:
 
 
 class Selection:
-    """Some samples in an order, and where they lie.
-
-    `order` sorts them by shard; `shard_of` and `rows` (in that shard) are sorted, and `groups` are
-    (shard, first, stop) in them.
-    """
+    """Some samples in an order: sample i is row `rows[i]` of shard `shard_of[i]`."""
 
     def __init__(
-        self,
-        samples: Samples,
-        indices: np.ndarray,
-        order: np.ndarray,
-        shard_of: np.ndarray,
-        rows: np.ndarray,
-        groups: list[tuple[int, int, int]],
+        self, samples: Samples, indices: np.ndarray, shard_of: np.ndarray, rows: np.ndarray
     ) -> None:
         self._samples = samples
         self._indices = indices
-        self._order = order
         self._shard_of = shard_of
         self._rows = rows
-        self._groups = groups
         self._maps: list[ShardMap] | None = None
 
     def gather(self, token_set: str | None = None) -> np.ndarray:
@@ -189,34 +172,30 @@ class Selection:
         found = _parsed(payloads)
         if found is None:
             raise self._bad_json(payloads)
-        ordered: list[dict[str, Any]] = [{}] * len(found)
-        for place, each in zip(self._order.tolist(), found):
-            ordered[place] = each
         if self._samples._captions is not None:
-            self._samples._captions.apply(ordered, list(map(tuple, self.keys().tolist())))
-        return ordered
+            self._samples._captions.apply(found, list(map(tuple, self.keys().tolist())))
+        return found
 
     def keys(self) -> np.ndarray:
         """uint64 [n, 2]: the digest of each sample's key."""
-        found = np.empty((len(self._order), 2), dtype=np.uint64)
-        for shard, first, stop in self._groups:
-            samples = self._samples.shards[shard].sidecar.samples
-            found[self._order[first:stop]] = samples["key"][self._rows[first:stop]]
+        found = np.empty((len(self._rows), 2), dtype=np.uint64)
+        for shard in np.unique(self._shard_of).tolist():
+            here = self._shard_of == shard
+            found[here] = self._samples.shards[shard].sidecar.samples["key"][self._rows[here]]
         return found
 
     def names(self) -> list[str]:
         """The key of each sample, which is read from its tar."""
         shards, member = self._samples.shards, self._samples.token_set.member
-        found = [""] * len(self._order)
-        for place, shard, row in zip(self._order, self._shard_of.tolist(), self._rows.tolist()):
-            found[place] = shards[shard].key(member, row)
-        return found
+        places = zip(self._shard_of.tolist(), self._rows.tolist())
+        return [shards[shard].key(member, row) for shard, row in places]
 
     def _opened(self) -> list[ShardMap]:
-        """The map of each group's shard."""
+        """The map of each sample's shard; they stay open as long as this selection."""
         if self._maps is None:
-            shards = self._samples.shards
-            self._maps = [shards[shard].opened() for shard, _, _ in self._groups]
+            numbers, shards = self._shard_of.tolist(), self._samples.shards
+            opened = {number: shards[number].opened() for number in set(numbers)}
+            self._maps = [opened[number] for number in numbers]
         return self._maps
 
     def _copied(self, token_set: TokenSet) -> np.ndarray:
@@ -225,12 +204,9 @@ class Selection:
         if table.array is None:
             table.prepare(0)  # of no samples: the shape of any
         assert table.array is not None
-        array, order = table.array, self._order
-        out = np.empty(len(order), dtype=f"V{array.payload_bytes}")
-        starts = table.starts[rows]
-        for opened, (_, first, stop) in zip(self._opened(), self._groups):
-            items = opened.items(array.payload_bytes)
-            out[order[first:stop]] = items[starts[first:stop]]
+        array = table.array
+        bases = np.array([each.address for each in self._opened()], dtype=np.int64)
+        out = read_items(bases + table.starts[rows], array.payload_bytes)
         fresh = table.fresh(rows)
         if len(fresh):
             self._compare_arrays(table, rows, fresh, out)
@@ -242,26 +218,22 @@ class Selection:
         """Checks the copied payloads: as if behind the header that they must have."""
         headers = table.header_sums(self._shard_of[fresh].tolist())
         copied, size = out.view(np.uint8).data, out.itemsize
-        places = self._order[fresh].tolist()
         sums = [
             crc32(copied[place * size : (place + 1) * size], header)
-            for place, header in zip(places, headers)
+            for place, header in zip(fresh.tolist(), headers)
         ]
         table.compare(rows[fresh], sums)
 
     def _payloads(self) -> list[bytes]:
-        """The JSON texts, sorted by shard."""
+        """The JSON texts."""
         table = self._samples._table(_JSON, None)
         rows = table.rows(self._shard_of, self._rows)
-        starts, ends = table.starts[rows].tolist(), table.ends[rows].tolist()
-        payloads: list[bytes] = []
-        for opened, (_, first, stop) in zip(self._opened(), self._groups):
-            data = opened.data
-            payloads += [data[a:b] for a, b in zip(starts[first:stop], ends[first:stop])]
+        places = zip(self._opened(), table.starts[rows].tolist(), table.ends[rows].tolist())
+        payloads = [opened.data[start:end] for opened, start, end in places]
         fresh = table.fresh(rows)
         if len(fresh):
             table.compare(rows[fresh], [crc32(payloads[i]) for i in fresh.tolist()])
-        return [each or b"{}" for each in payloads]
+        return payloads if all(payloads) else [each or b"{}" for each in payloads]
 
     def _bad_json(self, payloads: list[bytes]) -> DamagedSample:
         """The error about the first text that is no object, or that only looks like one."""

@@ -22,6 +22,7 @@ from typing import IO
 import numpy as np
 
 from pipeline.shards.format import ShardError
+from pipeline.shards.memory import address_of
 from pipeline.shards.npy import MAX_HEADER_BYTES, ArrayHeader, parse_array_header
 from pipeline.shards.sidecar import Sidecar
 
@@ -138,18 +139,8 @@ class ShardMap:
             raise ShardError(f"{name}: empty file") from None
         if len(self.data) != size_bytes:
             raise ShardError(f"{name}: {len(self.data)} bytes, the index says {size_bytes}")
-        self.memory = memoryview(self.data)
         self.last_use = 0
-        self._items: dict[int, np.ndarray] = {}
-
-    def items(self, size_bytes: int) -> np.ndarray:
-        """At [i]: the `size_bytes` bytes from byte i on, as one item; items overlap."""
-        items = self._items.get(size_bytes)
-        if items is None:
-            length = len(self.data) - size_bytes + 1
-            items = np.ndarray((length,), f"V{size_bytes}", self.data, strides=(1,))
-            self._items[size_bytes] = items
-        return items
+        self.address = address_of(self.data)
 
 
 class _Maps:

@@ -18,12 +18,12 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.shards import checksum
 from pipeline.shards.format import ShardError, canonical_json
 
 MAGIC = b"TESSIDX2"
@@ -95,7 +95,7 @@ def pack_sidecar(
     if len(members) > MAX_MEMBERS or len(header) > _MAX_HEADER_BYTES:
         raise ValueError(f"{len(members)} members have no place in a sidecar")
     body = header + samples.astype(SAMPLE).tobytes() + places.astype(PLACE).tobytes()
-    return MAGIC + struct.pack("<II", len(header), zlib.crc32(body)) + body
+    return MAGIC + struct.pack("<II", len(header), checksum.crc32(body)) + body
 
 
 def parse_sidecar(data: bytes | memoryview, where: str, check: bool = True) -> Sidecar:
@@ -111,7 +111,7 @@ def parse_sidecar(data: bytes | memoryview, where: str, check: bool = True) -> S
     header_bytes, crc32 = struct.unpack("<II", data[8:16])
     if header_bytes > _MAX_HEADER_BYTES:
         raise ShardError(f"{where}: sidecar header of {header_bytes} bytes")
-    if check and zlib.crc32(data[16:]) != crc32:
+    if check and checksum.crc32(data[16:]) != crc32:
         raise ShardError(f"{where}: the sidecar is damaged (crc32)")
     members, count, tar_bytes = _header(bytes(data[16 : 16 + header_bytes]), where)
     body = data[16 + header_bytes :]

@@ -14,13 +14,13 @@ like any other and never opened. Only the tar is read; nothing is written beside
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.shards import checksum
 from pipeline.shards.format import ShardError
 from pipeline.shards.npy import (
     ArrayHeader,
@@ -140,7 +140,7 @@ def _add_sums(tar: TarFile, places: np.ndarray) -> None:
         flat = places.reshape(-1)
         ends = flat["offset"] + flat["length"]
         flat["crc32"] = [
-            zlib.crc32(view[start:end])
+            checksum.crc32(view[start:end])
             for start, end in zip(flat["offset"].tolist(), ends.tolist())
         ]
 

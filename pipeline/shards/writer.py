@@ -15,7 +15,6 @@ but for these; samples reach the stream some at a time.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Mapping
 from functools import lru_cache
 from struct import Struct
@@ -23,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.shards import checksum
 from pipeline.shards.format import canonical_json
 from pipeline.shards.npy import array_header
 from pipeline.shards.sidecar import (
@@ -116,9 +116,9 @@ class ShardWriter:
                 payload = array if array.dtype.kind in "biufc" else array.tobytes()
                 length = head_bytes + array.nbytes
             fields, field_sum, padding = _size_fields(length)
-            checksum = b"%06o" % (_CONSTANT_SUM + name_sum + suffix_sum + field_sum)
-            pieces += (name, suffix, fields, checksum, start, payload, padding)
-            places += (offset + BLOCK_BYTES, length, zlib.crc32(payload, crc32))
+            header_sum = b"%06o" % (_CONSTANT_SUM + name_sum + suffix_sum + field_sum)
+            pieces += (name, suffix, fields, header_sum, start, payload, padding)
+            places += (offset + BLOCK_BYTES, length, checksum.crc32(payload, crc32))
             offset += BLOCK_BYTES + length + len(padding)
         self._waiting.append(b"".join(pieces))
         self._offset = offset
@@ -168,4 +168,4 @@ def _size_fields(length: int) -> tuple[bytes, int, bytes]:
 def _array_start(dtype: np.dtype, shape: tuple[int, ...]) -> tuple[bytes, int, int]:
     """The end of the tar header and the array's header; the latter's length and crc32."""
     head = array_header(dtype, shape)
-    return _HEADER_END + head, len(head), zlib.crc32(head)
+    return _HEADER_END + head, len(head), checksum.crc32(head)
