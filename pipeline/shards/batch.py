@@ -120,9 +120,11 @@ class BatchReader:
                 if found[name].shape[1:] != arrays.shape[1:] or found[name].dtype != arrays.dtype:
                     raise ShardError(f"bucket {part.bucket}: sources of different shape or dtype")
                 found[name][places] = arrays
-            if self._metadata and isinstance(places, slice):
+            if not self._metadata:
+                continue
+            if isinstance(places, slice):
                 metadata = selection.metadata()
-            elif self._metadata:
+            else:
                 for place, each in zip(places.tolist(), selection.metadata()):
                     metadata[place] = each
         primary = found.pop(None)
