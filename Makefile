@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test install lint types contracts unit integration chaos bench-shards format clean
+.PHONY: demo test install lint types contracts unit integration chaos bench-shards bench-tokenize format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -51,6 +51,7 @@ chaos: install
 bench-shards: install
 	$(BIN)/python benchmarks/shard_writing.py
 	$(BIN)/python benchmarks/shard_reading.py
+	$(BIN)/python benchmarks/stats.py
 
 bench-tokenize: install
 	$(BIN)/python benchmarks/tokenizing.py
