@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.decode.decoder import ClipRequest, Probe
 from pipeline.shards.format import Bucket, bucket_name, canonical_json
+from pipeline.shards.table import read_table
 
 PREPROCESS_VERSION = 1  # of the rule below; part of every fingerprint that depends on it
 
@@ -262,8 +263,7 @@ def clips_to_parquet(clips: Sequence[Clip], target: Any) -> None:
 def clips_from_parquet(source: str | Path | bytes) -> list[Clip]:
     """The rows that `clips_to_parquet` wrote, from a file or from its bytes."""
     clips = []
-    table = pq.read_table(pa.BufferReader(source) if isinstance(source, bytes) else source)
-    for row in table.to_pylist():
+    for row in read_table(source).to_pylist():
         row["scores"] = {name: row.pop(name) for name in _SCORES}
         row["attributes"] = json.loads(row["attributes"])
         row["time_base"] = tuple(row["time_base"])

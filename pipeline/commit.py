@@ -25,6 +25,7 @@ from typing import IO, Any, cast
 from pipeline.shards.format import canonical_json
 from pipeline.shards.hashing import HashingStream
 from pipeline.storage import Storage, check, open_storage
+from tokenizer.settings import UserError
 
 COMMITS = "_commits"
 PIXELS_FOLDER = "pixels"
@@ -109,8 +110,19 @@ class Store:
         return False
 
     def read(self, unit: str) -> dict[str, Any]:
-        """The commit of a unit; FileNotFoundError when there is none."""
-        return json.loads(self.storage.read(f"{COMMITS}/{unit}.json"))
+        """The commit of a unit; FileNotFoundError when there is none, UserError when damaged."""
+        try:
+            record = json.loads(self.storage.read(f"{COMMITS}/{unit}.json"))
+            claimed = record.get("sha256")  # version 1 has none
+            sound = claimed in (None, result_sha256(record["result"]))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            sound = False
+        if not sound:
+            raise UserError(
+                f"{self.root}/{COMMITS}/{unit}.json: damaged; take it out by `tessera verify "
+                f"{self.root} --repair`, and the next build makes it again"
+            )
+        return record
 
     def has(self, unit: str) -> bool:
         return self.storage.size(f"{COMMITS}/{unit}.json") is not None

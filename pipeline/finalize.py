@@ -56,6 +56,18 @@ def finalize(
         raise UserError(f"{store.root}: {len(missing)} shards are not built; run `tessera build`")
     with ThreadPoolExecutor(_THREADS) as pool:
         results = [record["result"] for record in pool.map(store.read, (u.id for u in units))]
+    there = set(store.storage.names("parts"))
+    lost = [
+        part["path"]
+        for result in results
+        for part in result["parts"]
+        if part["path"].removeprefix("parts/") not in there
+    ]
+    if lost:
+        raise UserError(
+            f"{store.root}: {len(lost)} committed files are gone, such as {lost[0]}; "
+            f"`tessera verify {store.root} --repair`, then run the build again"
+        )
     clips = _with_shards(selection, units, results, code_key)
     return publish(store, clips, results, _buckets(config, results), tokenizer_dir)
 

@@ -1,9 +1,10 @@
 """Plan: what goes into a build; each file identified by content, and grouped into units.
 
-A file that was planned before keeps its unit; new files fill new units behind the old ones, so a
-grown collection makes new work only. Files that came after shards were made are of a later
-*generation*, which gets shards of its own, so that those that exist stay as they are. The same
-content twice is one source; a source that was removed stays out.
+A file that was planned before, by its content, keeps its unit and its place wherever it lies now;
+new files fill new units behind the old ones, so a grown collection makes new work only. Files that
+came after shards were made are of a later *generation*, which gets shards of its own, so that those
+that exist stay as they are. The same content twice is one source; a source that was removed stays
+out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pipeline.captions import find_sidecar
 from pipeline.commit import Store
 from pipeline.config import BuildConfig
 from pipeline.removal import removed_sources
+from pipeline.shards.table import read_table
 from pipeline.sources import SourceFile, content_id
 from tokenizer.settings import UserError
 
@@ -52,6 +54,7 @@ def make_plan(
     """Identifies the files, writes `plan.parquet`, returns it in plan order."""
     earlier = read_plan(store)
     previous = {row.path: row for row in earlier if row.path}
+    places = {row.source_id: place for place, row in reversed(list(enumerate(earlier)))}
     known: list[PlannedSource] = []
     fresh: list[PlannedSource] = []
     for file in files:
@@ -62,6 +65,8 @@ def make_plan(
             stat.st_mtime_ns,
         )
         source_id = before.source_id if before and unchanged else content_id(file.path)
+        if not unchanged:
+            before = earlier[places[source_id]] if source_id in places else None
         sidecar = find_sidecar(file.path)
         row = PlannedSource(
             source_id=source_id,
@@ -72,15 +77,16 @@ def make_plan(
             mtime_ns=stat.st_mtime_ns,
             sidecar_path=str(sidecar) if sidecar else None,
             sidecar_sha256=_sha256(sidecar) if sidecar else None,
-            unit=before.unit if before and unchanged else -1,
-            generation=before.generation if before and unchanged else -1,
+            unit=before.unit if before else -1,
+            generation=before.generation if before else -1,
             skipped="",
         )
         (known if row.unit >= 0 else fresh).append(row)
     latest = max((row.generation for row in earlier), default=0)
     generation = latest + (bool(earlier) and _has_shards(store))
     fresh = [replace(row, generation=generation) for row in fresh]
-    plan = [*sorted(known, key=_plan_order), *sorted(fresh, key=_plan_order)]
+    known.sort(key=lambda row: (row.unit, places[row.source_id], row.uri))
+    plan = [*known, *sorted(fresh, key=lambda row: row.uri)]
     return write_plan(_grouped(without_removed(plan, store), config), store)
 
 
@@ -94,9 +100,14 @@ def write_plan(plan: list[PlannedSource], store: Store) -> list[PlannedSource]:
 def read_plan(store: Store) -> list[PlannedSource]:
     """The plan that was written; empty when there is none. UserError when it is another format."""
     try:
-        table = pq.read_table(pa.BufferReader(store.storage.read(PLAN_FILE)))
+        table = read_table(store.storage.read(PLAN_FILE))
     except FileNotFoundError:
         return []
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{store.root}/{PLAN_FILE}: damaged ({str(error).splitlines()[0]}); delete it, and the "
+            "next build lists and identifies the files again"
+        ) from None
     if table.schema.names != _SCHEMA.names:
         raise UserError(
             f"{store.root}/{PLAN_FILE}: made by another version; build into a new folder, "
@@ -131,10 +142,6 @@ def without_removed(plan: Sequence[PlannedSource], store: Store) -> list[Planned
 
 def _has_shards(store: Store) -> bool:
     return any(unit.startswith("tokenize-") for unit in store.committed())
-
-
-def _plan_order(row: PlannedSource) -> tuple[int, str]:
-    return row.unit, row.uri
 
 
 def _grouped(plan: list[PlannedSource], config: BuildConfig) -> list[PlannedSource]:

@@ -21,11 +21,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.clip import Clip
 from pipeline.commit import Store, with_pixels
 from pipeline.shards.format import canonical_json
+from pipeline.shards.table import read_table
 from tokenizer.settings import UserError
 
 REMOVED = "_removed"
@@ -159,7 +159,7 @@ def _known_sources(store: Store) -> set[str]:
 
 def _read_columns(store: Store, name: str, columns: list[str]) -> pa.Table:
     try:
-        return pq.read_table(pa.BufferReader(store.storage.read(name)), columns=columns)
+        return read_table(store.storage.read(name), columns)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:

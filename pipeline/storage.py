@@ -170,7 +170,10 @@ class LocalStorage:
             links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
             for name in (*names, *links):
                 path = Path(parent, name)
-                facts = path.lstat()
+                try:
+                    facts = path.lstat()
+                except FileNotFoundError:
+                    continue  # a build that runs has just moved it
                 size = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
                 found[path.relative_to(self._path).as_posix()] = size
         return dict(sorted(found.items()))
@@ -178,6 +181,8 @@ class LocalStorage:
     def delete_older(self, name: str, min_age_seconds: float, now: float) -> bool:
         aside = self.scratch() / f"swept-{secrets.token_hex(12)}"
         try:
+            if now - (self._path / name).lstat().st_mtime < min_age_seconds:
+                return False
             os.rename(self._path / name, aside)
         except FileNotFoundError:
             return False

@@ -207,7 +207,8 @@ def test_shards_without_a_build_are_counted_at_least(dataset: Path, tmp_path: Pa
 
 def test_removed_samples_are_counted(dataset: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(dataset, tmp_path / "data", ignore=shutil.ignore_patterns("*.tar"))
-    rows = {"parts/a.tar": [1, 4], "parts/b.tar": [0]}
+    shards = json.loads((copy / "shards.json").read_text())["shards"]
+    rows = {shards[0]["path"]: [1, 4], shards[1]["path"]: [0], "parts/erased.tar": [7]}
     stone = copy / write_tombstone(Store(copy), [], rows)
     assert to_json(summarize(copy))["removed"] == 3
     stone.write_text("[]")

@@ -158,3 +158,41 @@ def test_files_that_moved_are_not_scanned_again(
     build(made)
     assert {row.uri.split("/")[0] for row in manifest(made.out).values()} == {"movies"}
     assert encoded_since(made.out, before) == 0
+
+
+def test_touched_and_moved_files_leave_every_shard_as_it_is(
+    made: BuildConfig, write_film: Callable[[Path, int], Path], tmp_path: Path
+) -> None:
+    before = parts(made.out)
+    for path in (Path(made.sources[0]) / "films").iterdir():
+        path.touch()
+    build(made)
+    assert parts(made.out) == before
+    write_film(Path(made.sources[0]) / "films" / "added.mp4", 77)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(made.sources[0], elsewhere)
+    build(replace(made, sources=(str(elsewhere),)))
+    assert before.items() <= parts(made.out).items()
+    assert {row.shard for row in manifest(made.out).values() if "added" not in row.uri} <= {
+        "",
+        *(f"parts/{name}" for name in before),
+    }
+
+
+def test_a_lost_part_and_a_damaged_commit_are_one_line_each(made: BuildConfig) -> None:
+    part = next((Path(made.out) / "parts").glob("*.tar"))
+    content = part.read_bytes()
+    part.unlink()
+    with pytest.raises(UserError, match=r"1 committed files are gone.*verify .* --repair"):
+        build(made)
+    part.write_bytes(content)
+    commit = next((Path(made.out) / "_commits").glob("tokenize-*"))
+    commit.write_text(commit.read_text().replace('"n_kept":4', '"n_kept":3'))
+    with pytest.raises(UserError, match=r"damaged; take it out by `tessera verify"):
+        build(made)
+
+
+def test_a_damaged_plan_is_one_line(made: BuildConfig) -> None:
+    (Path(made.out) / "plan.parquet").write_bytes(b"no parquet" * 20)
+    with pytest.raises(UserError, match=r"plan.parquet: damaged .*delete it"):
+        build(made)

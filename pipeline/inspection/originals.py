@@ -24,13 +24,14 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import yaml
 
 from pipeline.decode import open_decoder
 from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits
 from pipeline.feed import request_bytes
 from pipeline.isolation import limited_memory
+from pipeline.shards.table import read_table
 from pipeline.storage import open_storage
 from tokenizer.settings import UserError, from_dict, to_dict
 
@@ -115,9 +116,9 @@ def _locate(root: str | Path, source_ids: set[str]) -> tuple[dict[str, str], dic
     columns = ["source_id", "path", "size_bytes"]
     try:
         with open_storage(root).open(PLAN_FILE) as file:
-            chosen = [("source_id", "in", sorted(source_ids))]
-            table = pq.read_table(file, columns=columns, filters=chosen) if source_ids else None
-        rows = table.to_pylist() if table is not None else []
+            table = read_table(file, columns)
+        wanted = pc.is_in(table["source_id"], pa.array(sorted(source_ids), pa.string()))
+        rows = table.filter(wanted).to_pylist()
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return {}, dict.fromkeys(source_ids, f"unknown: no {PLAN_FILE}")
     paths: dict[str, str] = {}

@@ -11,6 +11,7 @@ so far as there are any.
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def summarize(directory: str | Path) -> Summary:
         fingerprint, _, _, shards = parse_declaration(text, f"{root}/{SHARDS_FILE}")
         statistics = _finished_statistics(storage, shards)
         num_shards, shard_bytes = len(shards), sum(shard.size_bytes for shard in shards)
+        hidden_in = {shard.path for shard in shards}
     else:
         commits = [name for name in storage.names(COMMITS_FOLDER) if name.startswith("tokenize-")]
         if accounts is None and not storage.names(COMMITS_FOLDER):
@@ -80,6 +82,7 @@ def summarize(directory: str | Path) -> Summary:
         so_far = sum_commits(storage, commits)
         statistics, sizes = so_far.statistics, so_far.shard_bytes
         num_shards, shard_bytes = len(sizes), sum(sizes.values())
+        hidden_in = set(sizes)
     outcomes: dict[str, int] = statistics["outcomes"]
     failures: list[tuple[str, str]] = []
     considered: dict[str, dict[str, Any]] = {}
@@ -95,7 +98,7 @@ def summarize(directory: str | Path) -> Summary:
         considered=considered,
         num_shards=num_shards,
         shard_bytes=shard_bytes,
-        num_removed=_num_removed(storage),
+        num_removed=_num_removed(storage, hidden_in),
         statistics=statistics,
     )
 
@@ -207,6 +210,7 @@ def _failures(accounts: pq.ParquetFile) -> list[tuple[str, str]]:
     return failures[:MAX_FAILURES]
 
 
-def _num_removed(storage: Storage) -> int:
+def _num_removed(storage: Storage, shards: Container[str]) -> int:
+    """Samples that these shards still hold though their source was removed."""
     removed = read_removed(storage.names(REMOVED_FOLDER), storage.read, storage.root)
-    return sum(len(rows) for rows in removed.rows.values())
+    return sum(len(rows) for path, rows in removed.rows.items() if path in shards)

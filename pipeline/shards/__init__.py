@@ -17,6 +17,7 @@ Its rooms:
     remote          where its files lie: in an object store
     stock           WebDataset tars of others as a dataset
     cache           what is kept of them, and of remote shards
+    table           parquet files
     where           filters over the manifest
     overrides       other captions
     removal         samples that were taken out

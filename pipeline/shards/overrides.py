@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.shards.sidecar import key_digest
+from pipeline.shards.table import read_table
 from tokenizer.settings import UserError
 
 _COLUMNS = ("clip_id", "key")
@@ -59,9 +60,9 @@ def read_captions(path: Path, manifest: Path | None = None) -> Captions:
             raise UserError(
                 f"{path}: has columns {', '.join(names)}; captions need clip_id or key, and caption"
             )
-        table = pq.read_table(path, columns=[column, "caption"]).drop_null()
+        table = read_table(path, [column, "caption"]).drop_null()
         if manifest is not None and column in pq.read_schema(manifest).names:
-            known = pq.read_table(manifest, columns=[column])[column].cast(pa.string())
+            known = read_table(manifest, [column])[column].cast(pa.string())
             found = pa.compute.is_in(table[column].cast(pa.string()), known.combine_chunks())
             if not pa.compute.any(found).as_py():
                 raise UserError(f"{path}: no {column} in it is one of {manifest}")

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.annotate import accounts as account
 from pipeline.commit import Store
@@ -34,6 +33,7 @@ from pipeline.shards.format import (
     parse_declaration,
 )
 from pipeline.shards.sidecar import code_key_bytes, key_bytes
+from pipeline.shards.table import read_table
 from pipeline.statistics import merge
 from pipeline.storage import sha256_of
 from pipeline.upkeep.damage import ListedSamples, Problem
@@ -68,7 +68,7 @@ def read_accounts(store: Store) -> Accounts | None:
     """The manifest, checked within itself; None when there is none or it cannot be read."""
     try:
         data = store.storage.read(MANIFEST_FILE)
-        table = pq.read_table(pa.BufferReader(data), columns=_COLUMNS)
+        table = read_table(data, _COLUMNS)
         return _accounts(store, table)
     except (pa.ArrowException, OSError, ValueError, KeyError):
         return None

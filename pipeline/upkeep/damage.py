@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.commit import Part, Store
 from pipeline.shards.format import ShardError
 from pipeline.shards.sidecar import Sidecar, clip_bytes, parse_sidecar
+from pipeline.shards.table import read_table
 from pipeline.shards.tarindex import TarIndex, index_tar
 from pipeline.storage import local_file
 
@@ -82,7 +82,7 @@ def check_part(store: Store, part: Part, unit: str | None) -> list[Problem]:
         return [problem]
     try:
         if part.path.endswith(".parquet"):
-            pq.read_table(pa.BufferReader(data))
+            read_table(data)
         elif part.path.endswith(".json"):
             json.loads(data)
     except (pa.ArrowException, OSError, ValueError, RecursionError) as error:

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.commit import Store
 from pipeline.finalize import MANIFEST_FILE
 from pipeline.picture_hash import BITS, hash_words
+from pipeline.shards.table import read_table
 from pipeline.upkeep.neighbours import neighbours
 from tokenizer.settings import UserError
 
@@ -130,7 +130,7 @@ def _kept(store: Store) -> pa.Table:
     """The kept clips of a dataset, one view of each."""
     try:
         data = store.storage.read(MANIFEST_FILE)
-        table = pq.read_table(pa.BufferReader(data), columns=_COLUMNS)
+        table = read_table(data, _COLUMNS)
         if table.schema.names != _COLUMNS:
             table = table.select(_COLUMNS)
     except FileNotFoundError:

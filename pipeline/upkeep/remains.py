@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.commit import COMMITS, Store
 from pipeline.inspection.report import REPORT_FILE
 from pipeline.shards.format import ShardError
+from pipeline.shards.table import read_table
 from pipeline.shards.tarwalk import open_tar, walk_tar
 from pipeline.storage import local_file
 
@@ -76,7 +76,7 @@ def _found(store: Store, name: str, removed: Collection[str], clip_ids: Collecti
 
 def _rows_of(store: Store, name: str, removed: Collection[str]) -> int:
     """Rows that say more of a removed source than that it was removed."""
-    table = pq.read_table(pa.BufferReader(store.storage.read(name)))
+    table = read_table(store.storage.read(name))
     if "source_id" not in table.schema.names:
         return 0
     chosen = table.filter(pc.is_in(table["source_id"], pa.array(sorted(removed), pa.string())))
@@ -104,12 +104,9 @@ def _tables(store: Store, files: Iterable[str]) -> Iterator[pa.Table]:
     for name in files:
         if name.endswith(".parquet"):
             try:
-                data = pa.BufferReader(store.storage.read(name))
-                table = pq.read_table(data, columns=["source_id", "clip_id"])
+                yield read_table(store.storage.read(name), ["source_id", "clip_id"])
             except (pa.ArrowException, OSError):
-                continue  # named by `_found`, where it counts
-            if table.num_columns == 2:
-                yield table
+                continue  # of no clips, or named by `_found`, where it counts
 
 
 def _is_part(name: str, suffix: str) -> bool:

@@ -11,8 +11,9 @@ build that is not finished, too. What a build may still be using is a note, not 
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -32,7 +33,7 @@ from pipeline.removal import (
     without_rows,
 )
 from pipeline.select import SELECTION_FILE
-from pipeline.shards.format import INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, ShardError
+from pipeline.shards.format import FORMAT_VERSION, INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, ShardError
 from pipeline.status import STATUS_FILE
 from pipeline.upkeep.agreement import (
     Accounts,
@@ -105,8 +106,24 @@ def verify(root: str | Path, progress: Progress | None = None) -> Verdict:
     return verdict
 
 
+def _refuse_older(store: Store, files: Container[str]) -> None:
+    """UserError for a dataset of an earlier version: what it lacks is no damage."""
+    if SHARDS_FILE not in files:
+        return
+    try:
+        version = json.loads(store.storage.read(SHARDS_FILE))["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return
+    if isinstance(version, int) and version < FORMAT_VERSION:
+        raise UserError(
+            f"{store.root}: a dataset of format version {version}; run `tessera migrate "
+            f"{store.root}` first"
+        )
+
+
 def _verify(store: Store, progress: Progress | None) -> Verdict:
     files = store.storage.walk()
+    _refuse_older(store, files)
     results, problems = read_commits(store)
     all_sound = not problems
     is_finished = SUCCESS_FILE in files
