@@ -10,7 +10,8 @@ out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pipeline.captions import find_sidecar
 from pipeline.commit import Store
 from pipeline.config import BuildConfig
 from pipeline.removal import removed_sources
+from pipeline.shards.format import canonical_json
 from pipeline.shards.table import read_table
 from pipeline.sources import SourceFile, content_id
 from tokenizer.settings import UserError
@@ -32,7 +34,9 @@ PLAN_FILE = "plan.parquet"
 class PlannedSource:
     """A file to annotate; `source_id` is the sha256 of its content, `unit` its annotate unit.
 
-    `skipped` is "" or why the file is not annotated: `duplicate` or `removed`.
+    `skipped` is "" or why the file is not annotated: `duplicate` or `removed`. `gaps` is JSON: how
+    many places in shards a removed source had, by split and bucket. They stay empty, so that the
+    shards of others need not be cut anew.
     """
 
     source_id: str
@@ -46,6 +50,7 @@ class PlannedSource:
     unit: int
     generation: int
     skipped: str
+    gaps: str = "{}"
 
 
 def make_plan(
@@ -79,12 +84,15 @@ def make_plan(
             sidecar_sha256=_sha256(sidecar) if sidecar else None,
             unit=before.unit if before else -1,
             generation=before.generation if before else -1,
-            skipped="",
+            skipped=before.skipped if before else "",
+            gaps=before.gaps if before else "{}",
         )
         (known if row.unit >= 0 else fresh).append(row)
     latest = max((row.generation for row in earlier), default=0)
     generation = latest + (bool(earlier) and _has_shards(store))
     fresh = [replace(row, generation=generation) for row in fresh]
+    listed = {row.source_id for row in known}
+    known += [row for row in earlier if row.skipped == "removed" and row.source_id not in listed]
     known.sort(key=lambda row: (row.unit, places[row.source_id], row.uri))
     plan = [*known, *sorted(fresh, key=lambda row: row.uri)]
     return write_plan(_grouped(without_removed(plan, store), config), store)
@@ -128,16 +136,35 @@ def units_of(plan: Iterable[PlannedSource]) -> list[list[PlannedSource]]:
 def without_removed(plan: Sequence[PlannedSource], store: Store) -> list[PlannedSource]:
     """Marks what is not to be annotated; of a removed source not even the name is kept."""
     removed = removed_sources(store)
+    fresh = {row.source_id for row in plan if row.skipped != "removed"} & removed
+    gaps = _places_in_shards(store, fresh) if fresh else {}
     seen: set[str] = set()
     marked = []
     for row in plan:
+        skipped = "duplicate" if row.source_id in seen else ""
         if row.source_id in removed:
-            nameless = replace(row, uri="", path="", sidecar_path=None, sidecar_sha256=None)
-            marked.append(replace(nameless, skipped="removed", unit=0, generation=0))
-        else:
-            marked.append(replace(row, skipped="duplicate" if row.source_id in seen else ""))
+            if row.skipped != "removed":
+                row = replace(row, gaps=gaps.get(row.source_id, "{}"))
+            row = replace(row, uri="", path="", sidecar_path=None, sidecar_sha256=None)
+            skipped = skipped or "removed"
+        marked.append(replace(row, skipped=skipped))
         seen.add(row.source_id)
     return marked
+
+
+def _places_in_shards(store: Store, source_ids: Container[str]) -> dict[str, str]:
+    """What `gaps` will say of these sources, from the selection that the shards were cut from."""
+    try:
+        columns = ["source_id", "outcome", "split", "bucket"]
+        rows = read_table(store.storage.read("selection.parquet"), columns).to_pylist()
+    except (FileNotFoundError, pa.ArrowException):
+        return {}
+    counts: dict[str, Counter[str]] = {}
+    for row in rows:
+        if row["source_id"] in source_ids and row["outcome"] == "kept":
+            place = f"{row['split']}/{row['bucket']}"
+            counts.setdefault(row["source_id"], Counter())[place] += 1
+    return {source: canonical_json(dict(each)).decode() for source, each in counts.items()}
 
 
 def _has_shards(store: Store) -> bool:
@@ -174,5 +201,6 @@ _SCHEMA = pa.schema(
         ("unit", pa.int64()),
         ("generation", pa.int64()),
         ("skipped", pa.string()),
+        ("gaps", pa.string()),
     ]
 )

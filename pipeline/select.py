@@ -7,12 +7,15 @@ fact. Splits go by a hash of the source, so that no video is on both sides.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from pipeline.clip import KEPT, Clip, clips_from_parquet, clips_to_parquet
 from pipeline.commit import Store
 from pipeline.config import Rule, SelectSettings
+from pipeline.plan import PlannedSource
 
 SELECTION_FILE = "selection.parquet"
 
@@ -43,22 +46,29 @@ def split_of(source_id: str, val_share: float) -> str:
 
 
 def group_for_shards(
-    clips: Sequence[Clip], samples_per_shard: int, generations: Mapping[str, int]
+    clips: Sequence[Clip], plan: Sequence[PlannedSource], samples_per_shard: int
 ) -> list[list[Clip]]:
     """Kept clips cut into shards in plan order: one split, bucket and generation each.
 
-    `generations` is that of each source (default 0); a later one never fills up earlier shards.
+    A later generation never fills up earlier shards, and the places of a removed source stay empty.
     """
-    groups: dict[tuple[int, str, str], list[Clip]] = {}
+    kept: dict[str, list[Clip]] = {}
     for clip in clips:
         if clip.outcome == KEPT:
-            generation = generations.get(clip.source_id, 0)
-            groups.setdefault((generation, clip.split, clip.bucket), []).append(clip)
-    return [
-        members[start : start + samples_per_shard]
-        for _, members in sorted(groups.items())
-        for start in range(0, len(members), samples_per_shard)
-    ]
+            kept.setdefault(clip.source_id, []).append(clip)
+    taken: Counter[tuple[int, str, str]] = Counter()
+    shards: dict[tuple[int, str, str, int], list[Clip]] = {}
+    for row in plan:
+        if row.skipped == "removed":
+            for place, count in json.loads(row.gaps).items():
+                split, _, bucket = place.partition("/")
+                taken[row.generation, split, bucket] += count
+        elif not row.skipped:
+            for clip in kept.get(row.source_id, ()):
+                group = (row.generation, clip.split, clip.bucket)
+                shards.setdefault((*group, taken[group] // samples_per_shard), []).append(clip)
+                taken[group] += 1
+    return [members for _, members in sorted(shards.items())]
 
 
 def write_selection(clips: Sequence[Clip], store: Store) -> None:

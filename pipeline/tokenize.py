@@ -90,10 +90,9 @@ class TokenizeJob:
         plan: Sequence[PlannedSource],
     ) -> list[ClipUnit]:
         """One unit a shard; its id covers the clips, what is said of them, and the settings."""
-        generations = {row.source_id: row.generation for row in reversed(plan)}
         samples_per_shard = self.config.tokenize.samples_per_shard
         units = []
-        for clips in group_for_shards(selection, samples_per_shard, generations):
+        for clips in group_for_shards(selection, plan, samples_per_shard):
             inputs = [
                 [self.code_key(clip), canonical_json(clip.metadata()).decode()] for clip in clips
             ]

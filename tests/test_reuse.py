@@ -196,3 +196,19 @@ def test_a_damaged_plan_is_one_line(made: BuildConfig) -> None:
     (Path(made.out) / "plan.parquet").write_bytes(b"no parquet" * 20)
     with pytest.raises(UserError, match=r"plan.parquet: damaged .*delete it"):
         build(made)
+
+
+def test_an_erased_source_leaves_the_shards_without_it_as_they_are(made: BuildConfig) -> None:
+    from pipeline.cli import main
+
+    before = parts(made.out)
+    rows = manifest(made.out).values()
+    gone = next(row for row in rows if row.outcome == "kept" and row.row == 0)
+    assert main(["remove", made.out, "--source", gone.source_id]) == 0
+    assert main(["gc", made.out, "--rewrite"]) == 0
+    holding = {row.shard for row in rows if row.source_id == gone.source_id and row.shard}
+    after = parts(made.out)
+    assert {name for name in before if f"parts/{name}" not in holding} == set(before) & set(after)
+    (Path(made.sources[0]) / gone.uri).unlink()
+    build(made)
+    assert parts(made.out) == after

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.clip import Clip
 from pipeline.config import SelectSettings
+from pipeline.plan import PlannedSource
 from pipeline.select import group_for_shards, select_clips, split_of
 from tokenizer.settings import UserError, from_dict
 
@@ -46,9 +47,36 @@ def test_splits_follow_the_source_and_have_about_the_share() -> None:
     assert split_of("a", 0.0) == "train"
 
 
+def planned(number: int, skipped: str = "", gaps: str = "{}") -> PlannedSource:
+    return PlannedSource(
+        source_id=f"{number:064d}",
+        uri="a.mp4",
+        path="a.mp4",
+        kind="video",
+        size_bytes=1,
+        mtime_ns=1,
+        sidecar_path=None,
+        sidecar_sha256=None,
+        unit=0,
+        generation=0,
+        skipped=skipped,
+        gaps=gaps,
+    )
+
+
+def test_a_removed_source_leaves_the_shards_of_others_as_they_were() -> None:
+    rows = select_clips([clip(number) for number in range(40)], SelectSettings(val_share=0.0))
+    whole = group_for_shards(rows, [planned(number) for number in range(40)], 8)
+    plan = [planned(number) for number in range(40)]
+    plan[11] = planned(11, "removed", '{"train/t9_h64_w64":1}')
+    left = group_for_shards([row for row in rows if row is not rows[11]], plan, 8)
+    assert left[1] == [row for row in whole[1] if row is not rows[11]]
+    assert left[:1] + left[2:] == whole[:1] + whole[2:]
+
+
 def test_shards_hold_one_split_and_bucket_in_order() -> None:
     rows = select_clips([clip(number) for number in range(100)], SelectSettings(val_share=0.3))
-    shards = group_for_shards(rows, 16, {})
+    shards = group_for_shards(rows, [planned(number) for number in range(100)], 16)
     assert sum(map(len, shards)) == 100
     assert all(len({(row.split, row.bucket) for row in shard}) == 1 for shard in shards)
     assert all(len(shard) <= 16 for shard in shards)

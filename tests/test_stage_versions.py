@@ -19,6 +19,7 @@ from pipeline import picture_hash, scores, shots, statistics
 from pipeline.clip import PREPROCESS_VERSION, Clip, cut_windows, make_buckets
 from pipeline.config import SelectSettings
 from pipeline.decode.decoder import Probe
+from pipeline.plan import PlannedSource
 from pipeline.select import group_for_shards, select_clips
 from pipeline.shards.writer import ShardWriter
 from pipeline.tokenize import TOKENIZE_VERSION
@@ -76,7 +77,22 @@ def windows_digest() -> Any:
 
 def selection_digest() -> Any:
     rows = select_clips(windows(), SelectSettings(drop={}, val_share=0.5))
-    groups = group_for_shards(rows, 2, {})
+    plan = [
+        PlannedSource(
+            source_id="ab" * 32,
+            uri="films/a.mp4",
+            path="films/a.mp4",
+            kind="video",
+            size_bytes=1,
+            mtime_ns=1,
+            sidecar_path=None,
+            sidecar_sha256=None,
+            unit=0,
+            generation=0,
+            skipped="",
+        )
+    ]
+    groups = group_for_shards(rows, plan, 2)
     return [[row.split for row in rows], [[clip.key for clip in group] for group in groups]]
 
 
