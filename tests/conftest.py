@@ -196,6 +196,7 @@ def s3() -> Iterator[str]:
     """A bucket of an S3 server on loopback; its address and keys are in the environment."""
     server_module = pytest.importorskip("moto.server")
     boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("s3fs")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
