@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -90,11 +90,6 @@ class Store:
         path = str(PurePosixPath(part.path).with_suffix(suffix))
         self.storage.put(path, data)
         return Part(path, hashlib.sha256(data).hexdigest(), len(data))
-
-    def discard(self, parts: Iterable[Part]) -> None:
-        """Deletes published parts that no commit will name."""
-        for part in parts:
-            self.storage.delete(part.path)
 
     def commit(self, unit: str, result: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
         """Step 3: True when this commit won; then, and only then, `result` is part of the build."""
