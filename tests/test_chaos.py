@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, Token
 from tests.conftest import moving_square, write_mp4
 from tokenizer.settings import read_settings, save_settings
 
+OURS = re.compile(r"ray::_|.*\0-m\0pipeline\.isolation\0")
 DERIVED = ("manifest.parquet", "selection.parquet", "shards.json", "index.bin", "statistics.json")
 
 
@@ -268,7 +270,7 @@ class Assassin:
             if path.name.isdigit():
                 try:
                     status = (path / "stat").read_text()
-                    names[int(path.name)] = (path / "cmdline").read_bytes().split(b"\0")[0].decode()
+                    names[int(path.name)] = (path / "cmdline").read_bytes().decode()
                 except (OSError, UnicodeDecodeError):
                     continue
                 parents[int(path.name)] = int(status.rpartition(")")[2].split()[1])
@@ -276,8 +278,8 @@ class Assassin:
             ancestor = parents[pid]
             while ancestor in parents and ancestor != driver:
                 ancestor = parents[ancestor]
-            if ancestor == driver and name.startswith("ray::_"):  # not Ray's own agents
-                yield pid, name
+            if ancestor == driver and OURS.match(name):  # not Ray's own agents
+                yield pid, name.split("\0")[0]
 
 
 def build_under_fire(config: BuildConfig, folder: Path, seed: int) -> list[str]:

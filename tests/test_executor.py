@@ -46,6 +46,11 @@ class HostileJob(AnnotateJob):
             if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
                 os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
             np.ones(1 << 30)
+        if source.uri == "unlucky.mp4":
+            with open(f"{source.path}.log", "a") as log:
+                log.write("x")
+            if os.path.getsize(f"{source.path}.log") <= 5:  # twice with its unit, then alone
+                os.kill(os.getpid(), signal.SIGKILL)
         return super().scan(source)
 
 
@@ -99,7 +104,7 @@ def test_what_kills_or_hangs_its_process_is_named_and_the_rest_is_kept(
 ) -> None:
     from pipeline.executor.ray import RayExecutor
 
-    names = ["crashes.mp4", "eats.mp4", "fine.mp4", "good.mp4", "hangs.mp4", "well.mp4"]
+    names = ["crashes.mp4", "eats.mp4", "fine.mp4", "good.mp4", "hangs.mp4", "unlucky.mp4"]
     for seed, name in enumerate(names):
         write_film(tmp_path / "videos" / name, seed)
     config = BuildConfig(
@@ -123,8 +128,10 @@ def test_what_kills_or_hangs_its_process_is_named_and_the_rest_is_kept(
     assert outcomes.pop("crashes.mp4") == "error:crashed"
     assert outcomes.pop("eats.mp4") == "error:out_of_memory"
     assert outcomes.pop("hangs.mp4") == "error:timeout"
-    assert set(outcomes) == {"fine.mp4", "good.mp4", "well.mp4"}
-    assert store.read(died_before)["run"]["isolated"]
+    assert set(outcomes) == {"fine.mp4", "good.mp4", "unlucky.mp4"}
+    run = store.read(died_before)["run"]
+    assert run["isolated"]
+    assert run["deaths"]["crashes.mp4"] == "exit code 139"
     assert Attempts(store).begun() == {}
 
 

@@ -2,27 +2,22 @@
 
 Ray schedules and survives; what is correct is decided by the commit. A unit whose process crashes,
 runs out of memory or takes too long is tried once more, then file by file, each alone and with
-limits, so that the one file that does it is named and the rest is kept.
+limits (`pipeline.isolation`), so that the one file that does it is named and the rest is kept.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    TaskCancelledError,
-    WorkerCrashedError,
-)
+from ray import cloudpickle
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
 from pipeline.annotate import AnnotateJob, AnnotateUnit
 from pipeline.attempts import Attempts
@@ -32,22 +27,15 @@ from pipeline.config import AnnotateSettings
 from pipeline.executor import ClipJob
 from pipeline.executor.feeder import Feeder
 from pipeline.feed import Chunk, Decoded, decode_chunk
-from pipeline.isolation import limited_memory
-from pipeline.plan import PlannedSource
+from pipeline.isolation import Death, run_alone, time_limit
 from pipeline.status import Watch
 from pipeline.tokenize import ClipUnit
 from tokenizer.settings import UserError
 
 UNITS_PER_ACTOR = 2  # one that is encoded, one whose clips are decoded meanwhile
 _ACTOR_DEATHS_PER_UNIT = 3  # then the build stops: it is the model that dies, not a file
-_DEATHS: dict[type[BaseException], str] = {
-    WorkerCrashedError: "crashed",
-    OutOfMemoryError: "out_of_memory",
-    GetTimeoutError: "timeout",
-    TaskCancelledError: "timeout",
-    MemoryError: "out_of_memory",
-}
-_KINDS_OF_DEATH = tuple(_DEATHS)
+_TASK_DEATHS_PER_UNIT = 12  # then the build stops: after two of them no file can be the cause
+_TASK_DEATHS = (WorkerCrashedError, OutOfMemoryError, MemoryError)
 
 
 class RayExecutor:
@@ -75,32 +63,28 @@ class RayExecutor:
         """A task a unit; at most two waiting per CPU, so that a large plan stays small here."""
         shared = ray.put(job)
         attempts = Attempts(job.store)
-        timeout = job.config.annotate.timeout_seconds
         limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
         todo = deque(units)
+        deaths: Counter[str] = Counter()
         running: dict[ray.ObjectRef, AnnotateUnit] = {}
         while todo or running:
             while todo and len(running) < limit:
                 unit = todo.popleft()
-                if attempts.exhausted(unit.id):
-                    yield self._annotate_alone(job, shared, unit)
-                    attempts.end(unit.id)
-                    continue
+                annotate = _annotate_alone if attempts.exhausted(unit.id) else _annotate
                 attempts.begin(unit.id)
                 watch.leased(unit.id)
-                running[_annotate.remote(shared, unit)] = unit
-            if not running:
-                continue
-            done, _ = ray.wait(list(running), num_returns=1, timeout=timeout)
-            for ref in done or list(running):
-                unit = running.pop(ref)
-                try:
-                    yield _result(ref, timeout=None if done else 0)
-                    attempts.end(unit.id)
-                except _KINDS_OF_DEATH:
-                    ray.cancel(ref, force=True)
-                    watch.returned(unit.id)
-                    todo.appendleft(unit)
+                running[annotate.remote(shared, unit)] = unit
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            unit = running.pop(done)
+            try:
+                yield _result(done)
+                attempts.end(unit.id)
+            except _TASK_DEATHS as error:
+                watch.returned(unit.id)
+                deaths[unit.id] += 1
+                if deaths[unit.id] > _TASK_DEATHS_PER_UNIT:
+                    raise _given_up(unit.id, deaths, error) from None
+                todo.append(unit)
 
     def run_clips(self, job: ClipJob, units: Sequence[ClipUnit], watch: Watch) -> Iterator[str]:
         """Leases units to model actors, two each; an actor that dies gives its units back."""
@@ -114,7 +98,7 @@ class RayExecutor:
         )
         actors = [actor_class.remote(shared) for _ in range(min(settings.num_encoders, len(units)))]
         todo = deque(units)
-        deaths: dict[str, int] = {}
+        deaths: Counter[str] = Counter()
         running: dict[ray.ObjectRef, tuple[Any, ClipUnit]] = {}
         while todo or running:
             for actor in _round_robin(actors, running):
@@ -131,49 +115,57 @@ class RayExecutor:
                 back = [unit, *(running.pop(ref)[1] for ref in lost)]
                 for each in back:
                     watch.returned(each.id)
-                    deaths[each.id] = deaths.get(each.id, 0) + 1
+                    deaths[each.id] += 1
                 if max(deaths[each.id] for each in back) > _ACTOR_DEATHS_PER_UNIT:
-                    raise UserError(
-                        f"the model's process died {_ACTOR_DEATHS_PER_UNIT + 1} times over the "
-                        f"same unit ({unit.id}): {_first_line(error)}"
-                    ) from None
+                    raise _given_up(unit.id, deaths, error) from None
                 todo.extendleft(reversed(back))
                 actors[actors.index(actor)] = actor_class.remote(shared)
         for actor in actors:
             ray.kill(actor)
 
-    def _annotate_alone(self, job: AnnotateJob, shared: ray.ObjectRef, unit: AnnotateUnit) -> str:
-        """Each file of a unit in a process of its own, with limits; what fails is an error row."""
-        timeout = job.config.annotate.timeout_seconds
-        scans: list[list[Clip]] = []
-        for source in unit.sources:
-            scan = _alone(lambda: _scan_alone.remote(shared, source), timeout)  # noqa: B023
-            if isinstance(scan, str):
-                scan = [failed_source(source.source_id, source.uri, f"error:{scan}")]
-            scans.append(scan)
-        return job.commit(unit, scans, {"isolated": True})
-
 
 @ray.remote(num_cpus=1, max_retries=0)
 def _annotate(job: AnnotateJob, unit: AnnotateUnit) -> str:
-    return job.annotate(unit)
-
-
-@ray.remote(num_cpus=1, max_retries=0, max_calls=1)
-def _scan_alone(job: AnnotateJob, source: PlannedSource) -> list[Clip]:
-    with limited_memory(job.config.annotate.memory_bytes):
-        return job.scan(source)
+    with time_limit(job.config.annotate.timeout_seconds):
+        return job.annotate(unit)
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def _decode(chunk: Chunk) -> Decoded:
-    return decode_chunk(chunk)
+def _annotate_alone(job: AnnotateJob, unit: AnnotateUnit) -> str:
+    """Each file of a unit in a process of its own; what has no end of its own is an error row."""
+    scans: list[list[Clip]] = []
+    deaths = {}
+    for source in unit.sources:
+        scan = _alone(partial(job.scan, source), job.config.annotate)
+        if isinstance(scan, Death):
+            deaths[source.uri] = scan.detail
+            scan = [failed_source(source.source_id, source.uri, f"error:{scan.kind}")]
+        scans.append(scan)
+    return job.commit(unit, scans, {"isolated": True, "deaths": deaths})
 
 
-@ray.remote(num_cpus=1, max_retries=0, max_calls=1)
-def _decode_alone(chunk: Chunk, memory_bytes: int) -> Decoded:
-    with limited_memory(memory_bytes):
+@ray.remote(num_cpus=1, max_retries=0)
+def _decode(chunk: Chunk, limits: AnnotateSettings) -> Decoded:
+    with time_limit(limits.timeout_seconds):
         return decode_chunk(chunk)
+
+
+@ray.remote(num_cpus=1, max_retries=-1)  # what kills it is not the chunk
+def _decode_alone(chunk: Chunk, limits: AnnotateSettings) -> Decoded:
+    """Each clip of a chunk in a process of its own, up to the first that dies."""
+    clips: list[np.ndarray] = []
+    for single in chunk.singles():
+        decoded = _alone(partial(decode_chunk, single), limits)
+        if isinstance(decoded, Death):
+            return Decoded(tuple(clips), decoded.kind, 0)
+        clips += decoded.clips
+        if decoded.error is not None:
+            return Decoded(tuple(clips), decoded.error, decoded.pid)
+    return Decoded(tuple(clips), None, 0)
+
+
+def _alone(call: partial, limits: AnnotateSettings) -> Any | Death:
+    return run_alone(cloudpickle.dumps(call), limits.memory_bytes, limits.timeout_seconds)
 
 
 class _ModelWorker:
@@ -188,7 +180,7 @@ class _ModelWorker:
         self._model: Any = None
         limits = job.config.annotate
         self._feeder: Feeder[ray.ObjectRef] = Feeder(
-            submit=_decode.remote,
+            submit=lambda chunk: _decode.remote(chunk, limits),
             collect=lambda ref, chunk: _collect(ref, chunk, limits),
             limit_bytes=job.config.tokenize.decode_ahead_bytes,
         )
@@ -205,44 +197,13 @@ class _ModelWorker:
 
 
 def _collect(ref: ray.ObjectRef, chunk: Chunk, limits: AnnotateSettings) -> Decoded:
-    """A decode task's result; a chunk that kills its process twice is done clip by clip, alone."""
-    for again in (True, False):
+    """A decode task's result; a chunk whose process dies twice is done clip by clip, alone."""
+    for following in (_decode, _decode_alone):
         try:
-            return _result(ref, timeout=limits.timeout_seconds)
-        except _KINDS_OF_DEATH:
-            ray.cancel(ref, force=True)
-            if again:
-                ref = _decode.remote(chunk)
-    clips: list[np.ndarray] = []
-    for single in chunk.singles():
-        decoded = _alone(
-            lambda: _decode_alone.remote(single, limits.memory_bytes),  # noqa: B023
-            limits.timeout_seconds,
-        )
-        if isinstance(decoded, str):
-            return Decoded(tuple(clips), decoded, 0)
-        clips += decoded.clips
-        if decoded.error is not None:
-            return Decoded(tuple(clips), decoded.error, decoded.pid)
-    return Decoded(tuple(clips), None, 0)
-
-
-def _alone(start: Callable[[], ray.ObjectRef], timeout: float) -> Any:
-    """The value of a task in a process of its own, or why it died.
-
-    A death is believed when it repeats, since the process may have been killed from outside; a
-    timeout is believed at once.
-    """
-    for last in (False, True):
-        ref = start()
-        try:
-            return _result(ref, timeout=timeout)
-        except _KINDS_OF_DEATH as error:
-            ray.cancel(ref, force=True)
-            cause = _cause_of_death(error)
-            if last or cause == "timeout":
-                return cause
-    raise AssertionError("unreachable")
+            return _result(ref)
+        except _TASK_DEATHS:
+            ref = following.remote(chunk, limits)
+    return _result(ref)
 
 
 def _round_robin(actors: Sequence[Any], running: dict[Any, tuple[Any, ClipUnit]]) -> Iterator[Any]:
@@ -254,19 +215,16 @@ def _round_robin(actors: Sequence[Any], running: dict[Any, tuple[Any, ClipUnit]]
         yield from (actor for actor in actors if load[id(actor)] <= level)
 
 
-def _result(ref: ray.ObjectRef, timeout: float | None = None) -> Any:
+def _result(ref: ray.ObjectRef) -> Any:
     """A task's value; what the worker raised for the user, or for want of memory, as itself."""
     try:
-        return ray.get(ref, timeout=timeout)
+        return ray.get(ref)
     except RayTaskError as error:
         if isinstance(error.cause, (UserError, MemoryError, OSError)):
             raise error.cause from None
         raise
 
 
-def _cause_of_death(error: BaseException) -> str:
-    return next(name for kind, name in _DEATHS.items() if isinstance(error, kind))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _given_up(unit_id: str, deaths: Counter[str], error: BaseException) -> UserError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"the process at unit {unit_id} died {deaths[unit_id]} times: {first}")

@@ -30,7 +30,7 @@ import yaml
 from pipeline.decode import open_decoder
 from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits
 from pipeline.feed import request_bytes
-from pipeline.isolation import limited_memory
+from pipeline.isolation import limit_memory
 from pipeline.shards.table import read_table
 from pipeline.storage import open_storage
 from tokenizer.settings import UserError, from_dict, to_dict
@@ -218,5 +218,5 @@ def _send(stream: IO[bytes], index: int, error: str | None, payload: Iterable[An
 
 
 if __name__ == "__main__":
-    with limited_memory(MEMORY_BYTES):
-        _serve(json.load(sys.stdin), sys.stdout.buffer)
+    limit_memory(MEMORY_BYTES)
+    _serve(json.load(sys.stdin), sys.stdout.buffer)
