@@ -257,7 +257,8 @@ def clips_to_parquet(clips: Sequence[Clip], target: Any) -> None:
         row["attributes"] = canonical_json(dict(clip.attributes)).decode()
         rows.append({name: row[name] for name in _SCHEMA.names})
     table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-    pq.write_table(table, target, compression="zstd", store_schema=False)
+    options = {"compression": "zstd", "store_schema": False, "write_page_checksum": True}
+    pq.write_table(table, target, **options)
 
 
 def clips_from_parquet(source: str | Path | bytes) -> list[Clip]:

@@ -101,7 +101,7 @@ def make_plan(
 def write_plan(plan: list[PlannedSource], store: Store) -> list[PlannedSource]:
     """Puts the plan in place of the earlier one; returns it."""
     table = pa.Table.from_pylist([asdict(row) for row in plan], schema=_SCHEMA)
-    store.write_file(PLAN_FILE, lambda file: pq.write_table(table, file))
+    store.write_file(PLAN_FILE, lambda file: pq.write_table(table, file, write_page_checksum=True))
     return plan
 
 

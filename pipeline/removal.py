@@ -11,25 +11,20 @@ a later build that meets the same file again counts it as `dropped:removed`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.clip import Clip
 from pipeline.commit import Store, with_pixels
-from pipeline.shards.format import canonical_json
+from pipeline.shards.removal import REMOVED_FOLDER, Tombstone, read_tombstones
 from pipeline.shards.table import read_table
 from tokenizer.settings import UserError
 
-REMOVED = "_removed"
-VERSION = 1
 _SOURCE_ID = re.compile(r"[0-9a-f]{64}")
 
 Rows = dict[str, list[int]]
@@ -72,14 +67,14 @@ def remove_sources(root: str | Path, source_ids: Iterable[str]) -> Removal:
 
 def removed_sources(store: Store) -> set[str]:
     """The ids of all sources that were removed from a dataset."""
-    return {source for record in _tombstones(store) for source in record["source_ids"]}
+    return {source for each in _tombstones(store) for source in each.source_ids}
 
 
 def hidden_rows(store: Store) -> dict[str, set[int]]:
     """The rows that readers leave out, by shard."""
     hidden: dict[str, set[int]] = {}
-    for record in _tombstones(store):
-        for shard, rows in record["rows"].items():
+    for each in _tombstones(store):
+        for shard, rows in each.rows.items():
             hidden.setdefault(shard, set()).update(rows)
     return hidden
 
@@ -104,16 +99,9 @@ def rows_of(store: Store, source_ids: Collection[str]) -> Rows:
 
 def write_tombstone(store: Store, source_ids: Iterable[str], rows: Rows) -> str:
     """Publishes that sources are removed, with the rows of their samples by shard; its name."""
-    record = {"version": VERSION, "source_ids": sorted(source_ids), "rows": rows}
-    content = canonical_json(record) + b"\n"
-    name = f"{REMOVED}/{tombstone_name(content)}"
-    store.storage.create(name, content)
-    return name
-
-
-def tombstone_name(content: bytes) -> str:
-    """The file name that a tombstone of this content has."""
-    return f"{hashlib.sha256(content).hexdigest()[:24]}.json"
+    name, content = Tombstone(tuple(source_ids), rows).to_file()
+    store.storage.create(f"{REMOVED_FOLDER}/{name}", content)
+    return f"{REMOVED_FOLDER}/{name}"
 
 
 def refuse_removed(store: Store, clips: Iterable[Clip]) -> None:
@@ -176,16 +164,7 @@ def without_rows(rows: Rows, hidden: dict[str, set[int]]) -> Rows:
     return {shard: numbers for shard, numbers in left.items() if numbers}
 
 
-def _tombstones(store: Store) -> list[dict[str, Any]]:
-    records = []
-    for name in store.storage.names(REMOVED):
-        where = f"{store.root}/{REMOVED}/{name}"
-        try:
-            record = json.loads(store.storage.read(f"{REMOVED}/{name}"))
-            version, _, _ = record["version"], record["source_ids"], record["rows"].items()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: damaged tombstone ({error!r}); put it back") from None
-        if version != VERSION:
-            raise UserError(f"{where}: unknown version; update Tessera")
-        records.append(record)
-    return records
+def _tombstones(store: Store) -> Iterator[Tombstone]:
+    storage = store.storage
+    names = storage.names(REMOVED_FOLDER)
+    return (each for _, each in read_tombstones(names, storage.read, storage.root))

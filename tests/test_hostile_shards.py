@@ -691,5 +691,5 @@ def test_an_edited_tombstone_is_told_by_its_name(tmp_path: Path) -> None:
     path.write_text(text)
     assert len(open_dataset(root).samples("train")) == 6
     path.write_text(text.replace("[2]", "[]"))
-    with pytest.raises(ShardError, match="its name is not its hash"):
+    with pytest.raises(ShardError, match="its name is not the hash"):
         open_dataset(root)

@@ -18,7 +18,8 @@ def read_table(source: Any, columns: Sequence[str] | None = None) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source) as file:
+    given = pa.BufferReader(source) if isinstance(source, bytes) else source
+    with pq.ParquetFile(given, page_checksum_verification=True) as file:
         missing = set(columns or ()) - set(file.schema_arrow.names)
         if missing:
             raise pa.ArrowKeyError(f"no column {', '.join(sorted(missing))}")

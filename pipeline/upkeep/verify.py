@@ -5,8 +5,10 @@
         print(problem)              # parts/x.tar at byte 4608: damaged: row 3, 'a_0': codes.npy ...
 
 Every byte is hashed again; sidecars are derived from their tars; manifest, index, shard list and
-statistics are compared with the commits; removed sources are looked for in every file. Works on a
-build that is not finished, too. What a build may still be using is a note, not a problem.
+statistics are compared with the commits, plan and selection with the checksums of their pages;
+removed sources are looked for in every file. Works on a build that is not finished, too. What a
+build may still be using is a note, not a problem. `config.yaml`, `report.html` and `_status.json`
+are for people and are not checked.
 """
 
 from __future__ import annotations
@@ -19,21 +21,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.commit import COMMITS, MERGE_FILE, PIXELS_FOLDER, Part, Store, with_pixels
 from pipeline.finalize import MANIFEST_FILE, STATISTICS_FILE, TOKENIZER_FILES
 from pipeline.inspection.report import REPORT_FILE
 from pipeline.plan import PLAN_FILE
 from pipeline.progress import Progress
 from pipeline.removal import (
-    REMOVED,
     hidden_rows,
     removed_sources,
     rows_of,
-    tombstone_name,
     without_rows,
 )
 from pipeline.select import SELECTION_FILE
 from pipeline.shards.format import FORMAT_VERSION, INDEX_FILE, SHARDS_FILE, SUCCESS_FILE, ShardError
+from pipeline.shards.removal import REMOVED_FOLDER, parse_tombstone
+from pipeline.shards.table import read_table
 from pipeline.status import STATUS_FILE
 from pipeline.upkeep.agreement import (
     Accounts,
@@ -143,6 +147,7 @@ def _verify(store: Store, progress: Progress | None) -> Verdict:
     problems += _check_parts(store, claims, results, listed, progress)
     if is_finished:
         problems += check_lists(store, accounts, declared, results, all_sound)
+    problems += _check_tables(store, files)
     committed = {part["path"] for each in results.values() for part in each["parts"]}
     committed |= {part.path for claim in claims for part in (claim.tar, claim.sidecar)}
     foreign, notes = _explain(store, files, committed)
@@ -205,6 +210,20 @@ def _check_parts(
     return problems
 
 
+def _check_tables(store: Store, files: Container[str]) -> Iterator[Problem]:
+    """What a build works from: tables whose pages carry checksums."""
+    for name, remedy in (
+        (PLAN_FILE, "delete it; `tessera build` lists and identifies the files again"),
+        (SELECTION_FILE, "`tessera build` writes it anew"),
+    ):
+        if name in files:
+            try:
+                read_table(store.storage.read(name))
+            except (pa.ArrowException, OSError) as error:
+                what = str(error).splitlines()[0][:200]
+                yield Problem(file=name, kind="damaged", what=what, remedy=remedy)
+
+
 def _explain(
     store: Store, files: Mapping[str, int], committed: set[str]
 ) -> tuple[list[Problem], list[str]]:
@@ -217,7 +236,7 @@ def _explain(
             continue
         if folder == PIXELS_FOLDER or (folder == COMMITS and UNIT.fullmatch(path.stem)):
             continue
-        if folder == REMOVED and path.suffix == ".json":
+        if folder == REMOVED_FOLDER and path.suffix == ".json":
             continue
         if folder == "tmp":
             left["on their way in"] += 1
@@ -267,12 +286,14 @@ def _check_removed(
 
 
 def _unsound_tombstones(store: Store) -> Iterator[Problem]:
-    for name in store.storage.names(REMOVED):
-        content = store.storage.read(f"{REMOVED}/{name}")
-        if name != tombstone_name(content):
-            yield Problem(
-                file=f"{REMOVED}/{name}",
-                kind="damaged",
-                what="its name is not the hash of its content",
-                remedy=f"delete it, then `tessera remove {store.root}` its sources again",
-            )
+    for name in store.storage.names(REMOVED_FOLDER):
+        if name.endswith(".json"):
+            try:
+                parse_tombstone(name, store.storage.read(f"{REMOVED_FOLDER}/{name}"))
+            except ValueError as error:
+                yield Problem(
+                    file=f"{REMOVED_FOLDER}/{name}",
+                    kind="damaged",
+                    what=str(error),
+                    remedy=f"delete it, then `tessera remove {store.root}` its sources again",
+                )
