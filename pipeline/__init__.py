@@ -22,6 +22,6 @@ Its rooms, in the order in which data passes them:
     cluster submit  reaching Ray; the same work as jobs on a cluster
     digits corpus demo
                     the main job, whole, on clips that it draws itself
-    cli status_cli submit_cli progress
+    cli status_cli submit_cli arguments progress quantities
                     the command
 """

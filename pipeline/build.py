@@ -34,8 +34,9 @@ from pipeline.plan import (
     write_plan,
 )
 from pipeline.progress import Progress
+from pipeline.quantities import counted
 from pipeline.removal import refuse_removed
-from pipeline.reuse import earlier_stores, find_codes, find_failures, find_scans
+from pipeline.reuse import earlier_stores, find_codes, find_failures, find_scans, why_unlike
 from pipeline.select import read_selection, select_clips, write_selection
 from pipeline.sources import list_sources
 from pipeline.status import Watch, watched
@@ -61,7 +62,7 @@ def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
     units = units_of(plan)
     skipped = Counter(row.skipped for row in plan if row.skipped)
     listed = "".join(f", {count} {why}" for why, count in sorted(skipped.items()))
-    progress.note(f"plan: {len(plan)} files{listed}, in {len(units)} units")
+    progress.note(f"plan: {counted(len(plan), 'file')}{listed}, in {counted(len(units), 'unit')}")
     if until == "plan":
         return {"n_in": len(plan)}
     with _LazyExecutor(make_executor(config)) as executor:
@@ -187,7 +188,7 @@ def _select(
     write_selection(selection, store)
     counts = Counter(clip.outcome for clip in selection)
     listed = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-    progress.note(f"select: {len(selection)} clips considered: {listed or 'none'}")
+    progress.note(f"select: {counted(len(selection), 'clip')} considered: {listed or 'none'}")
     return selection
 
 
@@ -218,6 +219,9 @@ def _make_shards(
         todo = job.fed(todo, plan, known, find_failures(history, job.fingerprint))
         if known:
             progress.note(f"tokenize: {len(known)} of {len(wanted)} clips have codes already")
+        for other in history[:-1]:
+            if not any(place.root == other.root for place in known.values()):
+                progress.note(f"reuse: nothing of {other.root}: {why_unlike(other, recipe.how)}")
     with _phase("tokenize", store, progress, units, todo) as watch:
         for unit_id in executor.get().run_clips(job, todo, watch) if todo else ():
             watch.done(unit_id)
@@ -230,8 +234,8 @@ def _make_shards(
         if is_remote(store.root):
             store.storage.put("report.html", folder / "report.html")
     progress.note(
-        f"finalize: {totals['n_kept']} samples in {len(units)} shards under {store.root}, "
-        f"{totals['n_dropped']} dropped, {totals['n_error']} unreadable"
+        f"finalize: {counted(totals['n_kept'], 'sample')} in {counted(len(units), 'shard')} under "
+        f"{store.root}, {totals['n_dropped']:,} dropped, {totals['n_error']:,} unreadable"
     )
     return totals
 

@@ -8,9 +8,10 @@ codes do not depend on who encoded what beside it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -40,12 +41,16 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class EncoderRecipe:
-    """How to make an encoder, and its identity; picklable and light: no torch until `load`."""
+    """How to make an encoder, and its identity; picklable and light: no torch until `load`.
+
+    `how` is what the fingerprint covers: encoders that differ in any of it may differ in bits.
+    """
 
     kind: str
     directory: str | None
     settings: TokenizeSettings
     fingerprint: str
+    how: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Encoder:
         if self.kind == "frames":
@@ -73,17 +78,15 @@ def code_recipe(directory: Path, settings: TokenizeSettings) -> EncoderRecipe:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory}: tokenizer.json is damaged ({error!r})") from None
-    fingerprint = fingerprint_of(
-        {
-            "codes": ENCODE_VERSION,
-            "tokenizer": identity,
-            "batch_size": settings.batch_size,
-            "threads": settings.threads,
-            "device": settings.device,
-            "torch": version("torch"),
-        }
-    )
-    return EncoderRecipe("codes", str(directory), settings, fingerprint)
+    how = {
+        "codes": ENCODE_VERSION,
+        "tokenizer": identity,
+        "batch_size": settings.batch_size,
+        "threads": settings.threads,
+        "device": settings.device,
+        "torch": version("torch"),
+    }
+    return EncoderRecipe("codes", str(directory), settings, fingerprint_of(how), how)
 
 
 class FrameEncoder:

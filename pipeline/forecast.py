@@ -27,6 +27,7 @@ from pipeline.config import BuildConfig, parse_bucket
 from pipeline.encode import Encoder, EncoderRecipe
 from pipeline.feed import decode_chunk, make_chunks
 from pipeline.plan import PlannedSource
+from pipeline.quantities import counted, duration, size
 from pipeline.select import select_clips
 from pipeline.shards.format import canonical_json
 from pipeline.sources import SourceFile, content_id
@@ -109,15 +110,16 @@ def forecast_lines(made: Forecast, config: BuildConfig) -> list[str]:
     """The forecast as text."""
     listed = ", ".join(f"{name} {count:,}" for name, count in made.outcomes.items())
     lines = [
-        f"measured {made.num_sampled:,} of {made.num_files:,} files "
-        f"({_size(made.sampled_bytes)} of {_size(made.total_bytes)}): {listed or 'no clips'}",
-        f"expected: {made.num_clips:,} samples in {made.num_shards:,} shards"
-        + (f", {_size(made.shard_bytes)}" if made.shard_bytes else ""),
-        f"{'stage':<10}{'CPU hours':>12}{'wall hours':>12}",
+        f"measured {made.num_sampled:,} of {counted(made.num_files, 'file')} "
+        f"({size(made.sampled_bytes)} of {size(made.total_bytes)}): {listed or 'no clips'}",
+        f"expected: {counted(made.num_clips, 'sample')} in {counted(made.num_shards, 'shard')}"
+        + (f", {size(made.shard_bytes)}" if made.shard_bytes else ""),
+        f"{'stage':<10}{'CPU time':>12}{'wall time':>12}",
     ]
     for stage, hours in made.cpu_hours.items():
         mark = "  <- bottleneck" if stage == made.bottleneck else ""
-        lines.append(f"{stage:<10}{hours:>12.3g}{made.wall_hours[stage]:>12.3g}{mark}")
+        cpu, wall = duration(3600 * hours), duration(3600 * made.wall_hours[stage])
+        lines.append(f"{stage:<10}{cpu:>12}{wall:>12}{mark}")
     if "encode" not in made.cpu_hours:
         lines.append("no tokenizer yet: decoding and encoding of the kept clips are not in it")
     else:
@@ -126,14 +128,6 @@ def forecast_lines(made: Forecast, config: BuildConfig) -> list[str]:
             "a GPU's encoder is measured on the device that tokenize.device names"
         )
     return lines
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.3g} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:,.3g} TB"
 
 
 def _planned(file: SourceFile) -> PlannedSource:

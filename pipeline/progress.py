@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pipeline.quantities import counted
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -22,7 +24,7 @@ class Progress:
         started = time.monotonic()
         skipped = f", {done} of them already committed" if done else ""
         if total == done:
-            self.note(f"{name}: {total} units{skipped}; nothing to do")
+            self.note(f"{name}: {counted(total, 'unit')}{skipped}; nothing to do")
             yield lambda: None
             return
         if sys.stderr.isatty():
@@ -31,7 +33,7 @@ class Progress:
         else:
             yield self._lines(name, total, done, started)
         seconds = time.monotonic() - started
-        self.note(f"{name}: {total} units{skipped}; {seconds:.1f} s")
+        self.note(f"{name}: {counted(total, 'unit')}{skipped}; {seconds:.1f} s")
 
     @contextmanager
     def _bar(self, name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
@@ -52,6 +54,7 @@ class Progress:
             now = time.monotonic()
             if now - state["said"] >= _SECONDS_BETWEEN_LINES:
                 state["said"] = now
-                self.note(f"{name}: {state['done']:.0f} of {total} units, {now - started:.0f} s")
+                units = f"{state['done']:,.0f} of {counted(total, 'unit')}"
+                self.note(f"{name}: {units}, {now - started:.0f} s")
 
         return advance

@@ -25,7 +25,7 @@ from pipeline.shards.removal import REMOVED_FOLDER, Tombstone, read_tombstones
 from pipeline.shards.table import read_table
 from tokenizer.settings import UserError
 
-_SOURCE_ID = re.compile(r"[0-9a-f]{64}")
+_SOURCE_ID, _DIGITS = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{8,63}")
 
 Rows = dict[str, list[int]]
 """Row numbers by the path of their shard."""
@@ -50,7 +50,7 @@ def remove_sources(root: str | Path, source_ids: Iterable[str]) -> Removal:
     store, *pixels = with_pixels(root)
     wanted = {check_source_id(each) for each in source_ids}
     before = removed_sources(store)
-    unknown = sorted(wanted - before - _known_sources(store))
+    unknown = sorted(wanted - before - set().union(*_known_sources(store).values()))
     if unknown:
         shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if unknown[3:] else "")
         raise UserError(f"{store.root}: no source {shown}; nothing was removed")
@@ -63,6 +63,32 @@ def remove_sources(root: str | Path, source_ids: Iterable[str]) -> Removal:
         num_samples=sum(map(len, rows.values())),
         num_shards=len(rows),
     )
+
+
+def find_sources(root: str | Path, names: Iterable[str]) -> list[str]:
+    """Source ids by id, by the first digits of one (8 or more), or by uri.
+
+    UserError when a name fits no source of the dataset, or more than one.
+    """
+    store, *_ = with_pixels(root)
+    known = _known_sources(store)
+    found = []
+    for name in names:
+        if _SOURCE_ID.fullmatch(name):
+            found.append(name)
+            continue
+        fits = known.get(name, set())
+        if not fits and _DIGITS.fullmatch(name):
+            fits = {each for ids in known.values() for each in ids if each.startswith(name)}
+        if len(fits) != 1:
+            what = f"{len(fits)} sources are" if fits else "no source is"
+            raise UserError(
+                f"{store.root}: {what} named {name!r}; give the sha256 of the file (column "
+                "source_id of manifest.parquet, or `sha256sum FILE`), its first 8 digits or more, "
+                "or its uri; nothing was removed"
+            )
+        found += fits
+    return found
 
 
 def removed_sources(store: Store) -> set[str]:
@@ -133,13 +159,17 @@ def _hide(store: Store, wanted: set[str]) -> None:
         write_tombstone(store, wanted, missing)
 
 
-def _known_sources(store: Store) -> set[str]:
-    known: set[str] = set()
+def _known_sources(store: Store) -> dict[str, set[str]]:
+    """The ids of the sources by their uri."""
+    known: dict[str, set[str]] = {}
     for name in ("plan.parquet", "manifest.parquet"):
         try:
-            known.update(_read_columns(store, name, ["source_id"])["source_id"].to_pylist())
+            table = _read_columns(store, name, ["source_id", "uri"])
         except FileNotFoundError:
             continue
+        rows = table.group_by(["source_id", "uri"]).aggregate([])
+        for source_id, uri in zip(rows["source_id"].to_pylist(), rows["uri"].to_pylist()):
+            known.setdefault(uri, set()).add(source_id)
     if not known:
         raise UserError(f"{store.root}: no dataset of a build (neither plan nor manifest)")
     return known

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.annotate import ScanPlace
 from pipeline.commit import Store
-from pipeline.shards.format import ShardError
+from pipeline.shards.format import ShardError, canonical_json
 from pipeline.shards.sidecar import code_key_words, parse_sidecar
 from pipeline.storage import open_storage
 from tokenizer.settings import UserError
@@ -61,6 +61,19 @@ def find_failures(stores: Sequence[Store], fingerprint: str) -> dict[str, str]:
         if result["fingerprint"] == fingerprint
         for clip_id, outcome in result["failed"].items()
     }
+
+
+def why_unlike(store: Store, how: Mapping[str, Any]) -> str:
+    """What the codes of a dataset were made with that differs from `how`, in words."""
+    unlike = sorted(
+        f"{name} {made[name]!r} (here {how[name]!r})"
+        for made in {canonical_json(r["how"]): r["how"] for r in _tokenized(store)}.values()
+        for name in how
+        if name in made and made[name] != how[name]
+    )
+    if unlike:
+        return f"its codes were made with {', '.join(unlike)}, and would differ in bits"
+    return "none of its codes is of a clip of this build, cut and made in the same way"
 
 
 def find_scans(
@@ -116,6 +129,10 @@ class CodeCopies:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+
+
+def _tokenized(store: Store) -> Iterator[dict[str, Any]]:
+    return (result for result in _results(store, "tokenize-") if "how" in result)
 
 
 def _results(store: Store, prefix: str) -> Iterator[dict[str, Any]]:

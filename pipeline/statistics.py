@@ -184,6 +184,8 @@ def overall_usage(statistics: Mapping[str, Any]) -> ScaleUsage | None:
 
 
 def _duration(metadata: Mapping[str, Any]) -> float | None:
+    if metadata.get("kind") == "image":
+        return None
     start, end = metadata.get("start_seconds"), metadata.get("end_seconds")
     if start is not None and end is not None:
         return end - start

@@ -7,6 +7,9 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+from pipeline.arguments import add_command, at_least
+from pipeline.quantities import counted, duration
+
 if TYPE_CHECKING:
     from pipeline.status import Report
 
@@ -21,19 +24,22 @@ busy share: the part of the time between an encoder's first and last batch that 
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "status",
-        help="how far a build is: units, clips per second, time left",
-        description="Shows the state of a build that runs elsewhere, or how it was left.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "how far a build is: units, clips per second, time left",
+        "Shows the state of a build that runs elsewhere, or how it was left.",
+        _EXAMPLE,
+        _status,
     )
     parser.add_argument("dir", metavar="DIR", help="the dataset folder, or its URL")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument(
-        "--watch", type=float, metavar="SECONDS", help="show it again every so often, until it ends"
+        "--watch",
+        type=at_least(0.1, float),
+        metavar="SECONDS",
+        help="show it again every so often, until it ends",
     )
-    parser.set_defaults(run=_status)
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -54,27 +60,19 @@ def _lines(report: Report) -> list[str]:
     committed = ", ".join(f"{phase} {count:,}" for phase, count in report.committed.items())
     lines = [f"{report.root}: {report.state}; units committed: {committed or 'none'}"]
     status = report.status
-    if status is not None and report.state != "finished":
+    if status is not None:
         ago = max(time.time() - status.updated_at, 0.0)
         lines.append(
-            f"{status.phase}: {status.num_done:,} of {status.num_units:,} units, "
+            f"{status.phase}: {status.num_done:,} of {counted(status.num_units, 'unit')}, "
             f"{len(status.leased):,} leased, {status.num_returned:,} given back by dead workers "
-            f"({status.host}, process {status.pid}, {ago:.0f} s ago)"
+            f"({status.host}, process {status.pid}, {duration(ago)} ago)"
         )
-        facts = [f"{status.clips_per_second:.1f} clips/s"]
+        facts = [f"{status.clips_per_second:.1f} clips/s"] if status.clips else []
         if status.encoder_busy is not None:
             facts.append(f"encoders busy {status.encoder_busy:.0%}")
         if report.state == "running" and status.seconds_left is not None:
-            facts.append(f"{_duration(status.seconds_left)} left in this phase")
-        lines.append(", ".join(facts))
+            facts.append(f"{duration(status.seconds_left)} left in this phase")
+        lines += [", ".join(facts)] if facts else []
     for unit, count in list(report.attempts.items())[:10]:
-        lines.append(f"begun {count} times, not ended: {unit}")
+        lines.append(f"begun {counted(count, 'time')}, not ended: {unit}")
     return lines
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

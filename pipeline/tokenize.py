@@ -231,6 +231,7 @@ class _Shard:
         result = {
             "phase": "tokenize",
             "fingerprint": self._job.fingerprint,
+            "how": dict(self._job.recipe.how),
             "parts": [asdict(each) for each in parts],
             "split": unit.clips[0].split,
             "bucket": self._bucket.name,

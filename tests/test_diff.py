@@ -28,6 +28,7 @@ def clip(index: int, **changes: Any) -> dict[str, Any]:
         "clip_id": f"{index:032x}",
         "source_id": f"{index // 4:064x}",
         "uri": f"videos/{index // 4}.mp4",
+        "kind": "video",
         "outcome": "kept",
         "caption": f"clip {index}",
         "code_key": f"{index:032x}",
@@ -154,11 +155,12 @@ def test_every_file_says_what_became_of_its_clips(
     rows = [clip(index) for index in range(8)]
     rows[1] |= {"outcome": "dropped:too_static"}
     rows[2] |= {"outcome": "error:open", "start_seconds": None, "end_seconds": None}
+    rows[7] |= {"kind": "image"}  # takes no time
     root = write(tmp_path / "a", rows)
     first, second = by_source(root)
     counts = (first.clips, first.kept, first.dropped, first.errors)
     assert (first.uri, counts, first.seconds_kept) == ("videos/0.mp4", (4, 2, 1, 1), 2.0)
-    assert (second.kept, second.seconds_kept) == (4, 4.0)
+    assert (second.kept, second.seconds_kept) == (4, 3.0)
     assert main(["stats", str(root), "--by", "source"]) == 0
     assert "videos/1.mp4" in capsys.readouterr().out
     assert main(["stats", str(root), "--by", "source", "--json"]) == 0

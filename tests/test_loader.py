@@ -127,6 +127,7 @@ def test_any_number_of_ranks_sees_the_same_global_batches(
         ({"tail": "cut"}, r"tail \('cut'\) must be one of wrap, drop, pad"),
         ({"tail": {"t9": "drop"}}, "tail: no bucket t9; there are t5_h16_w16"),
         ({"window_shards": 0}, "window_shards .0. must be at least 1"),
+        ({"world_size": 2, "rank": 2}, r"rank \(2\) must be in \[0, 2\)"),
         ({"world_size": 9}, "at least one sample for each of 9 ranks"),
     ],
 )

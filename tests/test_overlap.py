@@ -208,8 +208,8 @@ def test_the_command_says_it_in_lines_json_and_csv(
     table = tmp_path / "pairs.csv"
     assert main(["overlap", first, second, "--csv", str(table)]) == 0
     said = capsys.readouterr().out
-    assert "clips of B that look like one of A: 1, 1.5 seconds, 20.0% of B" in said
-    assert "y.mp4  copy.mp4  1 pairs, from 20 bits" in said
+    assert "clips of B that look like one of A: 1, 1.5 s, 20.0% of B" in said
+    assert "y.mp4  copy.mp4  1 pair, from 20 bits" in said
     rows = list(csv.reader(table.read_text().splitlines()))
     assert rows[1] == ["y.mp4", "0.0", "copy.mp4", "1.0", "20"]
     assert main(["overlap", first, "--json"]) == 0

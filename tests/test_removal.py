@@ -16,6 +16,7 @@ from pipeline.clip import clips_from_parquet
 from pipeline.commit import Store
 from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
 from pipeline.finalize import finalize
+from pipeline.plan import read_plan
 from pipeline.removal import hidden_rows, remove_sources, removed_sources
 from pipeline.shards import open_dataset
 from pipeline.storage import LocalStorage
@@ -328,10 +329,18 @@ def test_the_command_takes_ids_or_a_list(
 ) -> None:
     ids = [source_of(made.out, film) for film in (0, 1, 2)]
     assert main(["remove", made.out, "--source", ids[0]]) == 0
-    assert "1 sources removed; " in capsys.readouterr().out
-    (tmp_path / "list.txt").write_text("\n".join(ids) + "\n")
+    assert "1 source removed; " in capsys.readouterr().out
+    uri = next(row.uri for row in read_plan(Store(made.out)) if row.source_id == ids[2])
+    names = f"# withdrawn\n{ids[0]}  # earlier\n\n{ids[1][:10]}\n{uri}\n"
+    (tmp_path / "list.txt").write_text(names)
     assert main(["remove", made.out, "--list", str(tmp_path / "list.txt"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["new_sources"] == sorted(ids[1:])
+    assert main(["remove", made.out, "--source", "films/none.mp4"]) == 2
+    assert "no source is named 'films/none.mp4'" in capsys.readouterr().err
     assert main(["remove", made.out, "--list", str(tmp_path / "none.txt")]) == 2
     assert main(["remove", str(tmp_path), "--source", ids[0]]) == 2
-    assert main(["gc", made.out, "--rewrite", "--dry-run"]) == 2
+    assert main(["gc", made.out, "--rewrite", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "would be erased: " in told
+    assert main(["gc", made.out, "--rewrite", "--dry-run"]) == 0  # nothing has changed
+    assert capsys.readouterr().out == told

@@ -131,6 +131,14 @@ def test_another_dataset_lends_its_scans_and_codes(
     assert parts(other.out) == parts(made.out)
 
 
+def test_a_dataset_that_lends_nothing_says_why(
+    made: BuildConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokenize = replace(made.tokenize, batch_size=8)
+    build(replace(made, out=str(tmp_path / "second"), reuse=(made.out,), tokenize=tokenize))
+    assert "codes were made with batch_size 4 (here 8), and would differ" in capfd.readouterr().err
+
+
 def test_a_damaged_shard_is_never_copied(made: BuildConfig, tmp_path: Path) -> None:
     for path in (Path(made.out) / "parts").glob("*.tar"):
         data = bytearray(path.read_bytes())

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from pipeline.shards import Dataset, ShardError, open_dataset
+from pipeline.shards import Dataset, open_dataset
 from tokenizer.metrics import frechet_distance, mean_color, psnr
 from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError, to_dict
@@ -158,13 +158,10 @@ def _datasets(
     run: OpenedRun, data_dir: Path, prepare_pixels: Callable[[str], Path] | None
 ) -> tuple[Dataset, Dataset]:
     pixels_dir = data_dir / "pixels"
-    try:
-        codes = open_dataset(data_dir)
-        if prepare_pixels is not None and not (pixels_dir / "_SUCCESS").exists():
-            pixels_dir = prepare_pixels(str(data_dir))
-        pixels = open_dataset(pixels_dir)
-    except ShardError as error:
-        raise UserError(str(error)) from None
+    codes = open_dataset(data_dir)
+    if prepare_pixels is not None and not (pixels_dir / "_SUCCESS").exists():
+        pixels_dir = prepare_pixels(str(data_dir))
+    pixels = open_dataset(pixels_dir)
     if codes.primary.tokenizer != run.record.tokenizer:
         raise UserError(
             f"{data_dir}: made by another tokenizer than the run's; give --data the dataset that "

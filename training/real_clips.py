@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.shards import Dataset, ShardError
+from pipeline.shards import Dataset
 from tokenizer.settings import UserError
 from training.judge import attribute_values
 from training.vocabulary import Vocabulary
@@ -39,10 +39,7 @@ class Clips:
 
 def read_clips(dataset: Dataset, split: str, bucket: str, limit: int, kind: str) -> Clips:
     """At most `limit` clips of a split, spread evenly over it; prompts as the condition needs."""
-    try:
-        samples = dataset.samples(split=split, bucket=bucket)
-    except ShardError as error:
-        raise UserError(str(error)) from None
+    samples = dataset.samples(split=split, bucket=bucket)
     count = min(len(samples), limit)
     chosen = np.arange(count) * len(samples) // count
     metadata = samples.metadata(chosen)

@@ -16,7 +16,7 @@ from pipeline.inspection.accounts import read_accounts
 from pipeline.storage import open_storage
 from tokenizer.settings import UserError
 
-_COLUMNS = ("source_id", "uri", "outcome", "start_seconds", "end_seconds")
+_COLUMNS = ("source_id", "uri", "outcome", "kind", "start_seconds", "end_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ def by_source(root: str | Path) -> list[SourceRow]:
         raise UserError(f"{root}: the accounts have no column {missing[0]}")
     outcome = table["outcome"].cast(pa.string())
     kept = pc.equal(outcome, "kept")
+    is_video = pc.not_equal(pc.fill_null(table["kind"].cast(pa.string()), ""), "image")
     seconds = pc.subtract(table["end_seconds"], table["start_seconds"])
     counted = pa.table(
         {
@@ -47,7 +48,7 @@ def by_source(root: str | Path) -> list[SourceRow]:
             "uri": table["uri"],
             "kept": kept.cast(pa.int64()),
             "errors": pc.starts_with(outcome, "error:").cast(pa.int64()),
-            "seconds": pc.if_else(kept, pc.fill_null(seconds, 0.0), 0.0),
+            "seconds": pc.if_else(pc.and_(kept, is_video), pc.fill_null(seconds, 0.0), 0.0),
         }
     )
     wanted = [("uri", "count"), ("kept", "sum"), ("errors", "sum"), ("seconds", "sum")]

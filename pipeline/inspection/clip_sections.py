@@ -15,7 +15,7 @@ from pipeline.inspection.charts import bar, histogram
 from pipeline.inspection.funnel import Step, score
 from pipeline.inspection.gallery import Exhibit, Shelf
 from pipeline.inspection.page import Section, table, text
-from pipeline.inspection.quantities import duration
+from pipeline.quantities import duration
 
 NUM_CAPTIONS, MAX_ROWS, MAX_CAPTION_CHARACTERS = 16, 30, 400
 SHOWN_SCALE = 0.875  # four strips of square frames fit beside each other

@@ -27,7 +27,6 @@ from pipeline.inspection.clip_sections import (
 from pipeline.inspection.funnel import COLUMNS, FACTS, funnel
 from pipeline.inspection.gallery import NEEDED, OPTIONAL, make_gallery
 from pipeline.inspection.page import Section, page, text, tiles
-from pipeline.inspection.quantities import duration, large, size
 from pipeline.inspection.shard_sections import (
     codebook_section,
     failures_section,
@@ -35,6 +34,7 @@ from pipeline.inspection.shard_sections import (
     times_section,
 )
 from pipeline.inspection.summary import Summary, summarize
+from pipeline.quantities import duration, large, size
 from pipeline.statistics import outcome_totals, overall_usage
 from pipeline.storage import open_storage
 from tokenizer.settings import UserError, from_dict

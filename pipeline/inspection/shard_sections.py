@@ -6,9 +6,9 @@ import numpy as np
 
 from pipeline.inspection.charts import bar, sparkline
 from pipeline.inspection.page import Section, table, text
-from pipeline.inspection.quantities import duration, large
 from pipeline.inspection.summary import Summary
 from pipeline.inspection.timings import StageTimes, stage_times
+from pipeline.quantities import duration, large
 from pipeline.statistics import code_counts, code_usage, overall_usage
 from pipeline.storage import Storage
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.inspection.members import InspectedShard, Sample
-from pipeline.inspection.quantities import size
 from pipeline.inspection.terminal import print_line, print_table
+from pipeline.quantities import size
 from pipeline.shards.format import SHARDS_FILE, ShardError, TokenSet, parse_declaration
 from pipeline.shards.packing import unpack_codes
 from tokenizer.scales import Schedule

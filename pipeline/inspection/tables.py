@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline.distribution import describe
 from pipeline.inspection.by_source import SourceRow
-from pipeline.inspection.quantities import duration, size
 from pipeline.inspection.summary import Summary, distributions
 from pipeline.inspection.terminal import print_line, print_table
+from pipeline.quantities import duration, size
 from pipeline.statistics import code_usage, outcome_totals, overall_usage
 
 MAX_GROUP_ROWS, MAX_SOURCE_ROWS = 12, 1000

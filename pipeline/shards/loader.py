@@ -92,6 +92,8 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank ({rank}) must be in [0, {world_size}), the number of ranks")
         if config.global_batch_size < world_size:
             raise UserError(
                 f"global_batch_size ({config.global_batch_size}) must be at least one sample for "

@@ -1,6 +1,6 @@
 """Agreement: whether the files of a finished dataset say what its commits say.
 
-    accounts = read_accounts(store)
+    accounts = check_manifest(store)
     problems = check_lists(store, accounts, results)
 
 `manifest.parquet`, `shards.json`, `index.bin`, `statistics.json` and the tokenizer are all made of
@@ -64,7 +64,7 @@ class Declared:
     """Of each bucket with a schedule."""
 
 
-def read_accounts(store: Store) -> Accounts | None:
+def check_manifest(store: Store) -> Accounts | None:
     """The manifest, checked within itself; None when there is none or it cannot be read."""
     try:
         data = store.storage.read(MANIFEST_FILE)

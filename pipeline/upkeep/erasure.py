@@ -52,12 +52,18 @@ def erase_removed(root: str | Path) -> Erased:
             config = read_settings(BuildConfig, path, {"out": store.root})
         build_pixels(replace(config, executor="inline"))
     swept: dict[str, Swept] = {}
-    remains: dict[str, str] = {}
     for each in (store, *pixels):
         swept = add(swept, _erase(each))
+    return Erased(swept, all_remains(root))
+
+
+def all_remains(root: str | Path) -> dict[str, str]:
+    """What is left of removed sources in a dataset and its pixel shards, by file."""
+    remains: dict[str, str] = {}
+    for each in with_pixels(root):
         left = find_remains(each, removed_sources(each), each.storage.walk())
         remains |= {f"{each.root}/{name}": what for name, what in left.items()}
-    return Erased(swept, remains)
+    return remains
 
 
 def _erase(store: Store) -> dict[str, Swept]:

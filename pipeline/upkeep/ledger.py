@@ -1,6 +1,6 @@
 """The ledger: all commits of a dataset, read and checked, and what they claim of shards.
 
-    results, problems = read_commits(store)
+    results, problems = check_commits(store)
     claims = claims_of(store, results, declared)
 
 A commit whose own numbers do not add up is damaged, and stands for nothing.
@@ -29,7 +29,7 @@ _ACCOUNTS = ("n_in", "n_kept", "n_dropped", "n_error")
 _THREADS = 8
 
 
-def read_commits(store: Store) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+def check_commits(store: Store) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
     """The results of all sound commits, and what is wrong with the others."""
 
     def read(unit: str) -> tuple[str, dict[str, Any] | None, str]:

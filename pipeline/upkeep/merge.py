@@ -31,7 +31,6 @@ from pipeline.shards.format import (
     SUCCESS_FILE,
     Bucket,
     ShardEntry,
-    ShardError,
     TokenSet,
     canonical_json,
     parse_declaration,
@@ -103,12 +102,9 @@ def _read_input(store: Store) -> _Input:
         raise UserError(f"{store.root}: not a finished dataset; run `tessera build` to its end")
     if MANIFEST_FILE not in names or not store.committed():
         raise UserError(f"{store.root}: made by no build: it has no manifest and no commits")
-    try:
-        text = store.storage.read(SHARDS_FILE).decode("utf-8", "replace")
-        declared = parse_declaration(text, f"{store.root}/{SHARDS_FILE}")
-    except ShardError as error:
-        raise UserError(str(error)) from None
-    fingerprint, token_sets, buckets, shards = declared
+    text = store.storage.read(SHARDS_FILE).decode("utf-8", "replace")
+    where = f"{store.root}/{SHARDS_FILE}"
+    fingerprint, token_sets, buckets, shards = parse_declaration(text, where)
     live = live_units(store)
     return _Input(
         store=store,

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.arguments import add_command
+
 _EXAMPLE = """\
 examples:
   tessera migrate runs/demo/data
@@ -19,17 +21,17 @@ is interrupted, run it again.
 
 def register(commands: Any) -> None:
     """Adds `migrate`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "migrate",
-        help="bring a dataset of an older format version forward, in place",
-        description="Makes the index and the lists of a dataset anew in this version's format. "
-        "Shards stay as they are, byte for byte.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "bring a dataset of an older format version forward, in place",
+        "Makes the index and the lists of a dataset anew in this version's format. Shards stay as "
+        "they are, byte for byte.",
+        _EXAMPLE,
+        _migrate,
     )
     parser.add_argument("directory", metavar="DIR", help="the folder that `tessera build` made")
     parser.add_argument("--json", action="store_true", help="what was done, as one JSON list")
-    parser.set_defaults(run=_migrate)
 
 
 def _migrate(arguments: argparse.Namespace) -> int:

@@ -24,8 +24,8 @@ from pipeline.config import BuildConfig
 from pipeline.plan import read_plan, units_of
 from pipeline.shards.format import SUCCESS_FILE, ShardError
 from pipeline.storage import local_file
-from pipeline.upkeep.agreement import read_accounts, read_declared
-from pipeline.upkeep.ledger import PART, read_commits
+from pipeline.upkeep.agreement import check_manifest, read_declared
+from pipeline.upkeep.ledger import PART, check_commits
 from tokenizer.settings import UserError, read_settings
 
 MIN_AGE_SECONDS = 3600.0
@@ -144,7 +144,7 @@ def live_units(store: Store) -> set[str]:
         shards = {entry.path for entry in read_declared(store).shards}
     except ShardError as error:
         raise UserError(str(error)) from None
-    accounts = read_accounts(store)
+    accounts = check_manifest(store)
     if accounts is None:
         raise UserError(f"{store.root}: its manifest cannot be read; see `tessera verify`")
     errors, captions = accounts.errors, accounts.captions
@@ -179,7 +179,7 @@ def _scans_in_use(store: Store, units: Iterable[str]) -> set[str]:
 
 def sound_results(store: Store) -> dict[str, dict[str, Any]]:
     """The results of all commits; UserError when one is damaged: its parts would look left over."""
-    results, problems = read_commits(store)
+    results, problems = check_commits(store)
     if problems:
         raise UserError(f"{store.root}: {problems[0]}; nothing was deleted")
     return results

@@ -43,12 +43,12 @@ from pipeline.upkeep.agreement import (
     Accounts,
     Declared,
     check_lists,
+    check_manifest,
     derived,
-    read_accounts,
     read_declared,
 )
 from pipeline.upkeep.damage import ListedSamples, Problem, ShardClaim, check_part, check_shard
-from pipeline.upkeep.ledger import PART, UNIT, claims_of, read_commits
+from pipeline.upkeep.ledger import PART, UNIT, check_commits, claims_of
 from pipeline.upkeep.migrate import MARKER
 from pipeline.upkeep.remains import find_remains
 from tokenizer.settings import UserError
@@ -128,7 +128,7 @@ def _refuse_older(store: Store, files: Container[str]) -> None:
 def _verify(store: Store, progress: Progress | None) -> Verdict:
     files = store.storage.walk()
     _refuse_older(store, files)
-    results, problems = read_commits(store)
+    results, problems = check_commits(store)
     all_sound = not problems
     is_finished = SUCCESS_FILE in files
     if not is_finished and not store.committed() and SHARDS_FILE not in files:
@@ -136,7 +136,7 @@ def _verify(store: Store, progress: Progress | None) -> Verdict:
     accounts: Accounts | None = None
     declared: Declared | None = None
     if is_finished:
-        accounts = read_accounts(store)
+        accounts = check_manifest(store)
         try:
             declared = read_declared(store)
         except ShardError as error:

@@ -24,3 +24,8 @@ def large(number: int) -> str:
     if number < 1_000_000:
         return f"{number:,}"
     return f"{number / 1e6:,.1f} M" if number < 1e9 else f"{number / 1e9:,.2f} B"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 clip`, `2,000 clips`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
