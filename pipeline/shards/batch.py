@@ -7,7 +7,7 @@ arrays, metadata, others = reader.read(slots)      # slots: a GlobalBatch, or a 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.shards.steps import GlobalBatch
 from pipeline.shards.stream import Stream
 
 _MOST_DAMAGED = 1000  # in a row, before a reader that skips gives up
+_Places = tuple[int, slice | np.ndarray]
 Contents = tuple[np.ndarray, list[dict[str, Any]], dict[str, np.ndarray]]
 
 
@@ -64,22 +65,28 @@ class BatchReader:
 
     def items(self, part: GlobalBatch) -> np.ndarray:
         """int64: the sample of its source in each slot."""
-        items = np.empty(len(part.sources), dtype=np.int64)
-        for source, places in _places(part.sources):
-            items[places] = self._streams[source, part.bucket].at(part.positions[places])
-        return items
+        return self._items(part, _places(part.sources))
 
     def read(self, part: GlobalBatch) -> Contents:
         """Arrays, metadata and further arrays of these slots."""
-        items = self.items(part)
+        places = _places(part.sources)
+        items = self._items(part, places)
         try:
-            return self._read_items(part, items)
+            return self._read_items(part, places, items)
         except DamagedSample:
             if not self._skip_damaged:
                 raise
         for place in range(len(items)):
             items[place] = self._sound(part, place, int(items[place]))
-        return self._read_items(part, items)
+        return self._read_items(part, places, items)
+
+    def _items(self, part: GlobalBatch, sources: Sequence[_Places]) -> np.ndarray:
+        if len(sources) == 1:
+            return self._streams[sources[0][0], part.bucket].at(part.positions)
+        items = np.empty(len(part.sources), dtype=np.int64)
+        for source, places in sources:
+            items[places] = self._streams[source, part.bucket].at(part.positions[places])
+        return items
 
     def _sound(self, part: GlobalBatch, place: int, item: int) -> int:
         """The sample at a place, or the first one behind it in the order that can be read."""
@@ -104,11 +111,13 @@ class BatchReader:
         if self._metadata:
             selection.metadata()
 
-    def _read_items(self, part: GlobalBatch, items: np.ndarray) -> Contents:
+    def _read_items(
+        self, part: GlobalBatch, sources: Sequence[_Places], items: np.ndarray
+    ) -> Contents:
         """Arrays, metadata and further arrays of these samples, each from its source."""
         found: dict[str | None, np.ndarray] = {}
         metadata: list[dict[str, Any]] = [{}] * len(items)
-        for source, places in _places(part.sources):
+        for source, places in sources:
             selection = self._streams[source, part.bucket].samples.select(items[places])
             for name in self._names:
                 arrays = selection.gather(name)
@@ -131,7 +140,7 @@ class BatchReader:
         return primary, metadata, {str(name): arrays for name, arrays in found.items()}
 
 
-def _places(sources: np.ndarray) -> list[tuple[int, slice | np.ndarray]]:
+def _places(sources: np.ndarray) -> list[_Places]:
     """Each source among these, and where it is."""
     first = int(sources[0])
     if (sources == first).all():

@@ -36,16 +36,28 @@ class Stream:
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """int64: the sample at each position."""
+        if len(positions) and (run := self._run(positions)) is not None:
+            return run
         epochs, places = np.divmod(positions, self.epoch_length)
         chunks, inner = np.divmod(places, _CHUNK)
         chunks += epochs * self._chunks_an_epoch
-        if len(chunks) and (chunks == chunks[0]).all():
-            return self._chunk(int(chunks[0]))[inner]
         found = np.empty(len(positions), dtype=np.int64)
         for chunk in np.unique(chunks):
             here = chunks == chunk
             found[here] = self._chunk(int(chunk))[inner[here]]
         return found
+
+    def _run(self, positions: np.ndarray) -> np.ndarray | None:
+        """The samples of consecutive positions in one chunk, which most batches are."""
+        first, count = int(positions[0]), len(positions)
+        if int(positions[-1]) - first != count - 1 or (positions[1:] <= positions[:-1]).any():
+            return None
+        epoch, place = divmod(first, self.epoch_length)
+        chunk, inner = divmod(place, _CHUNK)
+        if inner + count > min(_CHUNK, self.epoch_length - chunk * _CHUNK):
+            return None
+        found = self._chunk(epoch * self._chunks_an_epoch + chunk)
+        return found[inner : inner + count].copy()
 
     def _chunk(self, chunk: int) -> np.ndarray:
         with self._lock:
