@@ -3,9 +3,10 @@
     python benchmarks/tokenizing.py            make bench-tokenize; about 15 minutes on two cores
 
 The work is the decoding and the encoding of the kept clips, each done alone: one process, nothing
-beside it, with the settings of malloc that encoder actors have. The phase does the same on Ray, with its processes, queues, copies, shards and commits.
-What it takes to start Ray and to load the model is taken out by a run over one unit: the phase's
-cost is that of all units less that of the first, against the work of all units less the first.
+beside it, with the settings of malloc that encoder actors have. The phase does the same on Ray,
+with its processes, queues, copies, shards and commits. What it takes to start Ray and to load the
+model is taken out by a run over one unit: the phase's cost is that of all units less that of the
+first, against the work of all units less the first.
 
 The second table is about time: an encoder that waits 200 ms a batch and takes no CPU, as a GPU does
 for the processor, over 20 units, unit borders included.
