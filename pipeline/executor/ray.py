@@ -237,5 +237,5 @@ def _result(ref: ray.ObjectRef) -> Any:
 
 
 def _given_up(unit_id: str, deaths: Counter[str], error: BaseException) -> UserError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"the process at unit {unit_id} died {deaths[unit_id]} times: {first}")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # behind a traceback
+    return UserError(f"the process at unit {unit_id} died {deaths[unit_id]} times: {reason}")
