@@ -7,6 +7,7 @@ arrays, metadata, others = reader.read(slots)      # slots: a GlobalBatch, or a 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,7 @@ class BatchReader:
     ) -> None:
         self.damaged: dict[tuple[str, int], DamagedSample] = {}
         self._streams = streams
+        self._num_sources = Counter(bucket for _, bucket in streams)
         self._names = (None, *token_sets)
         self._metadata = metadata
         self._skip_damaged = skip_damaged
@@ -65,11 +67,11 @@ class BatchReader:
 
     def items(self, part: GlobalBatch) -> np.ndarray:
         """int64: the sample of its source in each slot."""
-        return self._items(part, _places(part.sources))
+        return self._items(part, self._places(part))
 
     def read(self, part: GlobalBatch) -> Contents:
         """Arrays, metadata and further arrays of these slots."""
-        places = _places(part.sources)
+        places = self._places(part)
         items = self._items(part, places)
         try:
             return self._read_items(part, places, items)
@@ -139,10 +141,9 @@ class BatchReader:
         primary = found.pop(None)
         return primary, metadata, {str(name): arrays for name, arrays in found.items()}
 
-
-def _places(sources: np.ndarray) -> list[_Places]:
-    """Each source among these, and where it is."""
-    first = int(sources[0])
-    if (sources == first).all():
-        return [(first, slice(None))]
-    return [(each, np.flatnonzero(sources == each)) for each in np.unique(sources).tolist()]
+    def _places(self, part: GlobalBatch) -> list[_Places]:
+        """Each source of these slots, and which of them it has."""
+        sources = part.sources
+        if self._num_sources[part.bucket] == 1 or (sources == sources[0]).all():
+            return [(int(sources[0]), slice(None))]
+        return [(each, np.flatnonzero(sources == each)) for each in np.unique(sources).tolist()]

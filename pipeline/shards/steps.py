@@ -67,11 +67,16 @@ class Steps:
 
     def at(self, step: int) -> GlobalBatch:
         """The slots of `step`, in the order of the global batch."""
-        takers, turns = self._bucket_turns.at(np.array([step]))
-        bucket, turn = self._names[int(takers[0])], int(turns[0])
+        bucket, turn = self._names[0], step
+        if len(self._names) > 1:
+            takers, turns = self._bucket_turns.at(np.array([step]))
+            bucket, turn = self._names[int(takers[0])], int(turns[0])
         slots, is_padding = self._slots(bucket, turn)
+        sources = self._sources[bucket]
+        if len(sources) == 1:
+            return GlobalBatch(bucket, sources.repeat(self._size), slots, is_padding)
         takers, positions = self._source_turns[bucket].at(slots)
-        return GlobalBatch(bucket, self._sources[bucket][takers], positions, is_padding)
+        return GlobalBatch(bucket, sources[takers], positions, is_padding)
 
     def _slots(self, bucket: str, turn: int) -> tuple[np.ndarray, np.ndarray]:
         """The slots of a bucket's turn, and which of them only fill the batch up."""
