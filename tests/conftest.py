@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tests.golden import absent, golden_folders
+
 if TYPE_CHECKING:
     from tokenizer.model import Tokenizer
 
@@ -26,6 +28,25 @@ def _exact_small_numbers() -> Iterator[None]:
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test that takes `golden_folder` for every folder of the family in its marker."""
+    if "golden_folder" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("golden")
+        assert marker is not None
+        (family,) = marker.args
+        folders = golden_folders(family)
+        names = [folder.name for folder in folders] or ["none"]
+        metafunc.parametrize("golden_folder", folders or [family], ids=names, indirect=True)
+
+
+@pytest.fixture
+def golden_folder(request: pytest.FixtureRequest) -> Path:
+    """A folder of the family that the test's marker names."""
+    if not isinstance(request.param, Path):
+        absent(request.param)
+    return request.param
 
 
 @pytest.fixture(scope="session")

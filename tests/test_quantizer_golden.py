@@ -2,93 +2,115 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch import Tensor
 
+from tests.golden import LOSSES, Golden
 from tokenizer.config import QuantizerConfig
 from tokenizer.quantizer import MultiScaleQuantizer, phi_of_scale
-from tokenizer.scales import image_and_clip
+from tokenizer.scales import Schedule, image_and_clip
 
-GOLDEN = Path(
-    os.environ.get("TESSERA_GOLDEN", Path(__file__).parent.parent.parent / "shared" / "golden")
-)
-FOLDERS = [
-    folder
-    for folder in sorted(GOLDEN.glob("var_quant_*"))
-    if not json.loads((folder / "config.json").read_text())["config"]["using_znorm"]
-]
-pytestmark = [
-    pytest.mark.golden,
-    pytest.mark.skipif(not FOLDERS, reason=f"no fixtures in {GOLDEN}; set TESSERA_GOLDEN"),
-]
+pytestmark = pytest.mark.golden("var_quant_*")
 
 
-@pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
-def fixture(request):
-    description = json.loads((request.param / "config.json").read_text())
-    settings, sides = description["config"], description["config"]["v_patch_nums"]
+@pytest.fixture
+def golden(golden_folder: Path) -> Golden:
+    return Golden(golden_folder)
+
+
+@pytest.fixture
+def schedule(golden: Golden) -> Schedule:
+    sides = golden.config["v_patch_nums"]
+    return image_and_clip(1, [side if isinstance(side, int) else tuple(side) for side in sides])
+
+
+@pytest.fixture
+def quantizer(golden: Golden) -> MultiScaleQuantizer:
+    """The reference's, codes learned by gradient."""
+    settings = golden.config
+    num_scales = len(settings["v_patch_nums"])
+    num_phi = settings["share_quant_resi"] or num_scales
     made = MultiScaleQuantizer(
         QuantizerConfig(
             codebook_size=settings["vocab_size"],
             codebook_dim=settings["z_channels"],
-            scales=tuple(sides),
-            num_phi=settings["share_quant_resi"] or len(sides),
-            phi_ratio=settings["quant_resi"],
+            scales=tuple(range(1, max(num_scales, num_phi) + 1)),
+            num_phi=num_phi,
+            phi_ratio=abs(settings["quant_resi"]),
+            metric="cosine" if settings["using_znorm"] else "l2",
+            learned_by="gradient",
         )
-    ).requires_grad_(False)
-    weights = load_file(request.param / "weights.safetensors")
-    made.codebook.set_codes(weights["embedding.weight"])
-    made.phi.load_state_dict(_phi(weights))
-    return made, image_and_clip(1, sides), load_file(request.param / "io.safetensors"), description
+    )
+    made.codebook.set_codes(golden.weights["embedding.weight"])
+    ours = {_our_name(name): value for name, value in golden.weights.items()}
+    made.load_state_dict({**made.state_dict(), **{name: v for name, v in ours.items() if name}})
+    return made
 
 
-def test_ids_are_exactly_the_recorded_ones(fixture):
-    made, schedule, recorded, _ = fixture
-    ids = schedule.split(made.encode(recorded["f"][:, :, None], schedule))
-    for index, part in enumerate(ids):
-        assert torch.equal(part.flatten(1), recorded[f"idx_{index}"])
+def test_ids_are_exactly_the_recorded_ones(golden, quantizer, schedule) -> None:
+    codes = quantizer.encode(golden.recorded["f"][:, :, None], schedule)
+    for index, part in enumerate(schedule.split(codes)):
+        golden.check(f"idx_{index}", part.flatten(1))
 
 
-def test_the_reconstruction_after_every_scale_is_the_recorded_one(fixture):
-    made, schedule, recorded, _ = fixture
-    codes = _recorded_codes(recorded, schedule)
+def test_the_reconstruction_after_every_scale_is_the_recorded_one(
+    golden, quantizer, schedule
+) -> None:
+    codes = _recorded_codes(golden, schedule)
     for index in range(len(schedule.scales)):
-        found = made.decode(codes, schedule, index + 1)[:, :, 0]
-        torch.testing.assert_close(found, recorded[f"f_hat_{index}"], rtol=1e-4, atol=1e-4)
+        golden.check(f"f_hat_{index}", quantizer.decode(codes, schedule, index + 1)[:, :, 0])
+    golden.check("embed_to_fhat_last", quantizer.decode(codes, schedule)[:, :, 0])
 
 
-def test_the_transformer_input_is_the_recorded_one(fixture):
-    made, schedule, recorded, _ = fixture
-    features = made.input_features(_recorded_codes(recorded, schedule), schedule)
-    torch.testing.assert_close(features[:, 1:], recorded["var_input"], rtol=1e-4, atol=1e-4)
+def test_what_a_transformer_is_fed_is_what_was_recorded(golden, quantizer, schedule) -> None:
+    codes = _recorded_codes(golden, schedule)
+    features = quantizer.input_features(codes, schedule)
+    golden.check("var_input", features[:, schedule.scales[0].num_tokens :])
+    maps = quantizer.input_maps(codes, schedule)
+    for index in range(len(maps) - 1):
+        golden.check(f"ar_next_input_{index}", maps[index + 1][:, :, 0])
+    last = f"ar_next_input_{len(maps) - 1}"
+    golden.check(last, quantizer.decode(codes, schedule)[:, :, 0])
 
 
-def test_the_training_loss_and_the_choice_of_phi_are_the_recorded_ones(fixture):
-    made, schedule, recorded, description = fixture
-    quantized = made(recorded["f"][:, :, None], schedule)
-    beta = description["config"]["beta"]
-    loss = quantized.reconstruction_loss + beta * quantized.commitment_loss
-    torch.testing.assert_close(loss.view(1), recorded["train_vq_loss"], rtol=1e-5, atol=1e-6)
+def test_the_choice_of_phi_is_the_recorded_one(golden, quantizer, schedule) -> None:
     count = len(schedule.scales)
-    chosen = [phi_of_scale(index, count, len(made.phi)) for index in range(count)]
-    assert chosen == description["scalars"]["phi_index_per_scale"]
+    chosen = [phi_of_scale(index, count, quantizer.config.num_phi) for index in range(count)]
+    assert chosen == golden.scalars["phi_index_per_scale"]
 
 
-def _recorded_codes(recorded, schedule):
-    parts = [recorded[f"idx_{index}"] for index in range(len(schedule.scales))]
+def test_the_training_pass_and_its_gradients_are_the_recorded_ones(
+    golden, quantizer, schedule
+) -> None:
+    latents = golden.recorded["f"][:, :, None].requires_grad_()
+    quantized = quantizer(latents, schedule)
+    golden.check("train_f_hat", quantized.latents.detach()[:, :, 0])
+    beta = golden.config["beta"]
+    loss = quantized.reconstruction_loss + beta * quantized.commitment_loss
+    golden.check("train_vq_loss", loss.detach().view(1), LOSSES)
+    ramp = torch.linspace(-1, 1, latents.numel()).view_as(latents)
+    (loss + (quantized.latents * ramp).sum()).backward()
+    assert latents.grad is not None
+    golden.check("train_grad_f", latents.grad[:, :, 0])
+    if "grad_norms" in golden.scalars:
+        gradients = dict(quantizer.named_parameters())
+        names = [name for name in golden.scalars["grad_norms"] if _our_name(name)]
+        golden.check_gradient_norms({name: gradients[_our_name(name)].grad for name in names})
+
+
+def _recorded_codes(golden: Golden, schedule: Schedule) -> Tensor:
+    parts = [golden.recorded[f"idx_{index}"] for index in range(len(schedule.scales))]
     return torch.cat(parts, dim=1)
 
 
-def _phi(weights):
-    """The reference numbers its convolutions unless there is only one."""
-    found = {}
-    for name, value in weights.items():
-        if name.startswith("quant_resi"):
-            *_, number, kind = name.split(".")
-            found[f"{number if number.isdigit() else 0}.{kind}"] = value
-    return found
+def _our_name(name: str) -> str:
+    """Ours of a reference's parameter, "" if there is none; a single phi has no number there."""
+    if name == "embedding.weight":
+        return "codebook.weight"
+    if not name.startswith("quant_resi"):
+        return ""
+    *_, number, kind = name.split(".")
+    return f"phi.{number if number.isdigit() else 0}.{kind}"

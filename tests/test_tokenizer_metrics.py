@@ -7,14 +7,11 @@ import pytest
 import torch
 
 from tokenizer.metrics import (
-    codebook_health,
     frechet_distance,
-    health_per_scale,
     mean_color,
     psnr,
     ssim,
 )
-from tokenizer.scales import image_and_clip
 
 
 def clips(seed=0, batch=3):
@@ -66,21 +63,6 @@ def test_equal_clips_have_ssim_1_and_noise_lowers_it():
     frames = clips()
     torch.testing.assert_close(ssim(frames, frames), torch.ones(3, dtype=torch.float64))
     assert (ssim(clips(1), frames) < 0.2).all()
-
-
-def test_health_counts_codes_and_their_evenness():
-    even = codebook_health(torch.arange(8).repeat(5), 16)
-    assert (even.usage, even.num_tokens) == (0.5, 40)
-    assert even.perplexity == pytest.approx(8)
-    assert codebook_health(torch.zeros(9, dtype=torch.int64), 16).perplexity == pytest.approx(1)
-
-
-def test_health_is_told_per_scale():
-    schedule = image_and_clip(1, (1, 2))
-    codes = torch.tensor([[0, 0, 1, 2, 3], [0, 0, 1, 2, 3]])
-    first, second = health_per_scale(codes, schedule, 8)
-    assert (first.usage, second.usage) == (1 / 8, 4 / 8)
-    assert second.perplexity == pytest.approx(4)
 
 
 def test_the_frechet_distance_of_gaussians_with_diagonal_covariances_is_as_computed_by_hand():

@@ -10,9 +10,8 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from tokenizer.codebook import Codebook
 from tokenizer.config import AutoencoderConfig, LossConfig, QuantizerConfig, TokenizerConfig
-from tokenizer.metrics import codebook_health
+from tokenizer.health import codebook_health
 from tokenizer.model import Tokenizer, signed, unsigned
 
 SMALL = TokenizerConfig(
@@ -133,41 +132,6 @@ def test_nobody_is_reversed_when_the_share_is_zero():
         for seed in range(3)
     ]
     assert losses[0] == losses[1] == losses[2]
-
-
-def test_codes_converge_to_the_means_of_their_vectors():
-    centers = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [4.0, 4.0]])
-    draw = torch.Generator().manual_seed(0)
-    codebook = Codebook(4, 2, ema_decay=0.9, restart_share=0.03)
-    for step in range(100):
-        vectors = centers.repeat(16, 1) + 0.1 * torch.randn(64, 2, generator=draw)
-        if step == 0:
-            codebook.initialise(vectors, draw)
-        codebook.update(vectors, codebook.nearest(vectors), draw)
-    found = codebook.weight[codebook.nearest(centers)]
-    torch.testing.assert_close(found, centers, rtol=0, atol=0.1)
-
-
-def test_a_code_that_nobody_uses_moves_to_where_data_is():
-    codebook = Codebook(8, 2, ema_decay=0.5, restart_share=0.1)
-    codebook.set_codes(torch.cat([torch.randn(4, 2), torch.full((4, 2), 100.0)]))
-    draw = torch.Generator().manual_seed(0)
-    restarted = 0
-    for _ in range(10):
-        vectors = torch.randn(256, 2, generator=draw)
-        restarted += int(codebook.update(vectors, codebook.nearest(vectors), draw))
-    assert restarted >= 4
-    assert codebook.weight.abs().max() < 5
-    assert (torch.bincount(codebook.nearest(vectors), minlength=8) > 0).all()
-
-
-def test_the_nearest_code_is_the_one_at_the_smallest_distance():
-    codebook = Codebook(64, 8, 0.9, 0.0)
-    codebook.set_codes(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
-    vectors = torch.randn(500, 8, generator=torch.Generator().manual_seed(1))
-    slow = (vectors[:, None] - codebook.weight).square().sum(-1).argmin(1)
-    assert torch.equal(codebook.nearest(vectors), slow)
-    assert torch.equal(codebook.nearest(codebook.weight), torch.arange(64))
 
 
 @pytest.mark.multiprocess

@@ -3,14 +3,17 @@
     settings        frozen dataclasses from YAML and flags, for all packages
     scales          schedules: how the codes of a clip are laid out          (no torch)
     config          settings of a tokenizer, presets                         (no torch)
-    codebook        nearest code, running means, restarts
+    lookups         which code stands for a vector: VQ, FSQ, BSQ, LFQ
+    precision       float32 as it is written
+    reconstruction  the latents of clips as far as their scales are known
     quantizer       multi-scale residual quantization; inputs of next-scale generators
     causal          layers that never look ahead, each with its past as an argument
     cosines         the fixed transform from which an autoencoder starts without data
     autoencoder3d   the causal video autoencoder, by whole clips or by pieces
     losses          what training minimises
     model           the tokenizer and its folder: encode, decode, load, save
-    metrics         PSNR, SSIM, Frechet distance, health of a codebook
+    health          how well the codes of each scale are used
+    metrics         PSNR, SSIM, Frechet distance
     cli             the commands
 
 It imports neither `pipeline` nor `training`; the loop that trains a tokenizer is in `training`.

@@ -92,7 +92,8 @@ def _info(arguments: argparse.Namespace) -> int:
     }
     for name, part in parts.items():
         print(f"  {name:<10} {sum(each.numel() for each in part.parameters()):>12,}")
-    print(f"  {'codebook':<10} {tokenizer.quantizer.codebook.weight.numel():>12,}")
+    codebook = tokenizer.quantizer.codebook
+    print(f"  {'codebook':<10} {codebook.size:>12,} codes of {codebook.dim} channels")
     print(f"schedule of {num_frames} frames of {height} x {width}: {schedule.num_tokens} codes")
     for index, scale in enumerate(schedule.scales):
         print(

@@ -39,6 +39,7 @@ def tokenizer_loss(
     }
     if frames.shape[2] > 1:
         weighted["temporal"] = (config.temporal, error.diff(dim=2).abs().mean())
+    weighted |= {name: (config.quantizer, term) for name, term in quantized.extra.items()}
     loss = torch.stack([weight * term for weight, term in weighted.values()]).sum()
     terms = {name: term.detach() for name, (_, term) in weighted.items()}
     terms["psnr"] = 10 * torch.log10(4 / mse.detach())

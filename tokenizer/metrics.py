@@ -1,4 +1,4 @@
-"""How good a reconstruction is, and how well a codebook is used.
+"""How good a reconstruction is.
 
 Conventions, because figures differ otherwise: PSNR is per clip, from the mean squared error of all
 its uint8 pixels, and then averaged over clips. SSIM is per frame and channel with a Gaussian window
@@ -7,15 +7,11 @@ of 11 pixels (Wang et al. 2004), averaged. A Frechet distance is named by its fe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
-
-from tokenizer.scales import Schedule
 
 
 def psnr(
@@ -46,36 +42,6 @@ def ssim(
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
     return (luminance * structure).view(batch_size, -1).mean(dim=1)
-
-
-@dataclass(frozen=True)
-class CodebookHealth:
-    """How the codes of a set of clips spread over the codebook."""
-
-    usage: float
-    """Share of the codes that occur."""
-    perplexity: float
-    """exp(entropy): as many equally frequent codes would carry the same information."""
-    num_tokens: int
-
-
-def codebook_health(codes: Int[Tensor, "..."], codebook_size: int) -> CodebookHealth:
-    """Health over all `codes`."""
-    counts = torch.bincount(codes.flatten().cpu(), minlength=codebook_size).double()
-    share = counts / counts.sum().clamp(min=1)
-    entropy = -torch.special.xlogy(share, share).sum()
-    return CodebookHealth(
-        usage=float((counts > 0).double().mean()),
-        perplexity=float(entropy.exp()),
-        num_tokens=int(counts.sum()),
-    )
-
-
-def health_per_scale(
-    codes: Int[Tensor, "b l"], schedule: Schedule, codebook_size: int
-) -> list[CodebookHealth]:
-    """Health of each scale of the schedule."""
-    return [codebook_health(part, codebook_size) for part in schedule.split(codes)]
 
 
 def frechet_distance(

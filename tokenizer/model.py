@@ -98,15 +98,12 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def begin(self, frames: Float[Tensor, "b 3 t h w"], generator: torch.Generator) -> None:
         """Initialises from data in [-1, 1], before training: the linear path of the autoencoder by
-        principal components, and the codebook by k-means of what the quantizer would be asked."""
+        principal components, and the codebook by k-means of what the quantizer would be asked
+        (the scales' gains if its codes are fixed)."""
         self.autoencoder.begin_linear(frames, generator)
         latents = self.autoencoder.encode(frames)
         schedule = self.schedule_for(*frames.shape[2:])
-        asked = self.quantizer(latents, schedule, quantize=False)
-        codebook = self.quantizer.codebook
-        for _ in range(codebook.capacity):
-            codebook.observe(asked.vectors, generator)
-        codebook.initialise(asked.vectors, generator)
+        self.quantizer.begin(latents, schedule, generator)
 
     def forward(
         self, frames: Float[Tensor, "b 3 t h w"], progress: float, generator: torch.Generator
@@ -196,7 +193,7 @@ def load_tokenizer(directory: str | Path, device: str | torch.device = "cpu") ->
     weights = _read_weights(directory / WEIGHTS_FILE)
     _check_fit(directory / WEIGHTS_FILE, tokenizer.weights(), weights)
     tokenizer.load_state_dict(weights, strict=False)
-    tokenizer.quantizer.codebook.set_codes(tokenizer.quantizer.codebook.weight.clone())
+    tokenizer.quantizer.codebook.restore()
     if tokenizer.fingerprint != description["fingerprint"]:
         raise UserError(
             f"{directory}: {WEIGHTS_FILE} and {CONFIG_FILE} do not belong together; "

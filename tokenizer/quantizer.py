@@ -2,8 +2,8 @@
 
 Within a pyramid each scale says what the coarser ones left over: shrink the residual to the scale's
 grid (area), take the nearest codes, enlarge them to the full grid, refine them with a small
-convolution `phi`, add. All scales share one codebook. Pyramids are independent of each other, so
-the codes of a clip depend on its own latent frames only.
+convolution `phi`, add. All scales share one lookup, the codebook. Pyramids are independent of each
+other, so the codes of a clip depend on its own latent frames only.
 
     codes = quantizer.encode(latents, schedule)            # [b, l]
     latents = quantizer.decode(codes, schedule)            # what the decoder gets
@@ -11,10 +11,14 @@ the codes of a clip depend on its own latent frames only.
 
 A next-scale generator is fed partial reconstructions: `input_features` for all scales at once, or
 `start` for a state that grows scale by scale. All of it is float32, whatever the autocast.
+
+Most learned codes become as short as the finest residuals. Those on a sphere cannot, nor those of
+FSQ, BSQ and LFQ: with several scales each then has a learned gain, the unit of its residual.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +26,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenizer.codebook import Codebook
 from tokenizer.config import QuantizerConfig
-from tokenizer.scales import Schedule
+from tokenizer.lookups import make_lookup
+from tokenizer.precision import exact_float32
+from tokenizer.reconstruction import PartialReconstruction
+from tokenizer.scales import Scale, Schedule
+
+GAINS_TRIED = tuple(2 ** (quarter / 4) for quarter in range(-16, 17))
+"""What `begin` tries as a scale's gain, times the root mean square of its residual."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +43,50 @@ class Quantized:
     latents: Float[Tensor, "b c t h w"]
     """The reconstruction; its gradient goes to the latents unchanged (straight through)."""
     reconstruction_loss: Float[Tensor, ""]
-    """Mean over the scales of the squared error they leave; teaches `phi`."""
+    """Mean over the scales of the squared error they leave; teaches `phi`, the gains, and codes
+    that learn by gradient."""
     commitment_loss: Float[Tensor, ""]
     """The same error as a loss of the latents."""
     vectors: Float[Tensor, "n c"]
     """What codes were sought for, over all scales and clips."""
     codes: Int[Tensor, " n"] | None
     """The code of each vector; None when every vector stood for itself."""
+    residual_share: Float[Tensor, " s"]
+    """How much of its pyramid's mean square each scale leaves over."""
+    extra: dict[str, Tensor]
+    """Further terms of the loss by name, already weighted: the lookup's, mean over the scales."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What happened at one scale."""
+
+    scale: Scale
+    index: int
+    """Its place in its pyramid."""
+    sought: Float[Tensor, "n c"]
+    """The vectors that codes were sought for, in units of the scale's gain."""
+    ids: Int[Tensor, " n"] | None
+    partial: Float[Tensor, "b c t h w"]
+    """The reconstruction of its pyramid, this scale included."""
 
 
 class MultiScaleQuantizer(nn.Module):
     """Latents [b, c, t, h, w] to codes [b, l] in the order of a schedule, and back."""
 
+    log_gain: nn.Parameter | None
+    _zero: Tensor
+
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.codebook = Codebook(
-            config.codebook_size, config.codebook_dim, config.ema_decay, config.restart_share
-        )
-        self.phi = nn.ModuleList(_identity(config.codebook_dim) for _ in range(config.num_phi))
+        self.codebook = make_lookup(config)
+        num_phi = config.num_phi if config.phi_ratio else 0
+        self.phi = nn.ModuleList(_identity(config.codebook_dim) for _ in range(num_phi))
+        num_scales = max(len(config.scales), len(config.clip_scales or ()))
+        has_gain = self.codebook.has_given_length and num_scales > 1
+        self.log_gain = nn.Parameter(torch.zeros(num_scales)) if has_gain else None
+        self.register_buffer("_zero", torch.zeros(()), persistent=False)
 
     @property
     def codebook_size(self) -> int:
@@ -66,43 +100,90 @@ class MultiScaleQuantizer(nn.Module):
         self, latents: Float[Tensor, "b c t h w"], schedule: Schedule, quantize: bool = True
     ) -> Quantized:
         """A training pass; without `quantize` every vector stands for itself."""
-        with torch.autocast(latents.device.type, enabled=False):
-            latents = latents.float()
+        with exact_float32(latents.device.type):
+            latents = self.codebook.prepared(latents.float())
             state = self.start(schedule, len(latents))
-            vectors, codes, left, commitment = [], [], [], []
-            for scale in schedule.scales:
-                target = latents[:, :, scale.t0 : scale.t1]
-                sought = state.residual(target.detach())
-                ids = self.codebook.nearest(sought.flatten(0, 1)) if quantize else None
-                given = sought if ids is None else self.codebook.lookup(ids).view_as(sought)
-                partial = state.add_vectors(given)
-                left.append(functional.mse_loss(partial, target.detach()))
-                commitment.append(functional.mse_loss(target, partial.detach()))
-                vectors.append(sought.flatten(0, 1))
-                if ids is not None:
-                    codes.append(ids)
+            vectors, codes, left, commitment, share, extra = [], [], [], [], [], []
+            for step in self._steps(latents, state, quantize):
+                target = latents[:, :, step.scale.t0 : step.scale.t1]
+                left.append(functional.mse_loss(step.partial, target.detach()))
+                commitment.append(functional.mse_loss(target, step.partial.detach()))
+                share.append(left[-1].detach() / target.detach().square().mean())
+                vectors.append(step.sought.detach())
+                if step.ids is not None:
+                    codes.append(step.ids)
+                    extra.append(self.codebook.losses(step.sought))
+            reconstruction_loss = torch.stack(left).mean()
+            if not quantize:  # every parameter gets a gradient in every phase
+                reconstruction_loss += 0 * sum(each.sum() for each in self.codebook.parameters())
             straight = latents + (state.latents - latents).detach() if quantize else latents
             return Quantized(
                 latents=straight,
-                reconstruction_loss=torch.stack(left).mean(),
+                reconstruction_loss=reconstruction_loss,
                 commitment_loss=torch.stack(commitment).mean(),
                 vectors=torch.cat(vectors),
                 codes=torch.cat(codes) if quantize else None,
+                residual_share=torch.stack(share),
+                extra={
+                    name: torch.stack([terms[name] for terms in extra]).mean()
+                    for name in (extra[0] if extra else ())
+                },
             )
 
     @torch.no_grad()
     def encode(self, latents: Float[Tensor, "b c t h w"], schedule: Schedule) -> Int[Tensor, "b l"]:
         """The codes of latents; every scale's, coarse to fine, pyramid by pyramid."""
-        with torch.autocast(latents.device.type, enabled=False):
-            latents = latents.float()
+        with exact_float32(latents.device.type):
+            latents = self.codebook.prepared(latents.float())
             state = self.start(schedule, len(latents))
-            codes = []
-            for scale in schedule.scales:
-                sought = state.residual(latents[:, :, scale.t0 : scale.t1])
-                ids = self.codebook.nearest(sought.flatten(0, 1)).view(len(latents), -1)
-                state.add_vectors(self.codebook.lookup(ids))
-                codes.append(ids)
-            return torch.cat(codes, dim=1)
+            steps = self._steps(latents, state, quantize=True)
+            return torch.cat([_ids(step).view(len(latents), -1) for step in steps], dim=1)
+
+    @torch.no_grad()
+    def begin(
+        self,
+        latents: Float[Tensor, "b c t h w"],
+        schedule: Schedule,
+        generator: torch.Generator,
+    ) -> None:
+        """Makes the first codes and gains from latents, where there are any to be made."""
+        vectors = self(latents, schedule, quantize=False).vectors
+        for _ in range(self.codebook.capacity):
+            self.codebook.observe(vectors, generator)
+        self.codebook.initialise(vectors, generator)
+        if self.log_gain is not None:
+            self._fit_gains(self.codebook.prepared(latents.float()), schedule)
+
+    def _fit_gains(self, latents: Float[Tensor, "b c t h w"], schedule: Schedule) -> None:
+        """Scale after scale, the gain that leaves the least of what the scale is asked."""
+        assert self.log_gain is not None
+        for index in range(len(self.log_gain)):
+            steps = self._steps(latents, self.start(schedule, len(latents)), quantize=True)
+            asked = [step.sought for step in steps if step.index == index]
+            if not asked:
+                continue
+            vectors = torch.cat(asked) * self.log_gain[index].exp()
+            size = vectors.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+            left = []
+            for gain in GAINS_TRIED:
+                codes = self.codebook.lookup(self.codebook.nearest(vectors / (gain * size)))
+                left.append(float((vectors - gain * size * codes).square().mean()))
+            self.log_gain[index] = (GAINS_TRIED[left.index(min(left))] * size).log()
+
+    def _steps(
+        self, latents: Float[Tensor, "b c t h w"], state: PartialReconstruction, quantize: bool
+    ) -> Iterator[_Step]:
+        """The one loop over scales: adds each to the state, its codes sought among the latents."""
+        state.schedule.check_grid(*latents.shape[2:])
+        if not self.codebook.entropy_weight:
+            latents = latents.detach()
+        for scale, index, _ in state.places:
+            sought = state.residual(latents[:, :, scale.t0 : scale.t1])
+            vectors = sought.detach().flatten(0, 1)
+            ids = self.codebook.nearest(vectors) if quantize else None
+            given = vectors if ids is None else self.codebook.lookup(ids)
+            partial = state.add_vectors(given.view_as(sought))
+            yield _Step(scale, index, sought.flatten(0, 1), ids, partial)
 
     @torch.no_grad()
     def decode(
@@ -143,84 +224,24 @@ class MultiScaleQuantizer(nn.Module):
     def refined(
         self, coarse: Float[Tensor, "b c t h w"], index: int, pyramid_length: int
     ) -> Float[Tensor, "b c t h w"]:
-        """An enlarged map after the `phi` of scale `index` among `pyramid_length`."""
+        """An enlarged map after the `phi` of scale `index` among `pyramid_length`, if there are."""
+        if not self.phi:
+            return coarse
         phi = self.phi[phi_of_scale(index, pyramid_length, len(self.phi))]
         frames = coarse.movedim(2, 1)
-        convolved = phi(frames.flatten(0, 1)).view_as(frames).movedim(1, 2)
+        with exact_float32(coarse.device.type):
+            convolved = phi(frames.flatten(0, 1)).view_as(frames).movedim(1, 2)
         return torch.lerp(coarse, convolved, self.config.phi_ratio)
 
+    def gain(self, index: int) -> Float[Tensor, ""] | None:
+        """The unit of scale `index` of a pyramid; None: one."""
+        if self.log_gain is None:
+            return None
+        return self.log_gain[min(index, len(self.log_gain) - 1)].exp()
 
-class PartialReconstruction:
-    """The latents of a batch of clips as far as their scales are known.
-
-    `next_input` is what a generator sees when it predicts the next scale: the partial
-    reconstruction of its pyramid, shrunk to its grid; for the first scale of a later pyramid the
-    last finished latent frame, repeated over time; zeros for the very first scale.
-    """
-
-    def __init__(self, quantizer: MultiScaleQuantizer, schedule: Schedule, batch_size: int) -> None:
-        self._quantizer = quantizer
-        self._batch_size = batch_size
-        self._places = [
-            (scale, index, pyramid)
-            for pyramid in schedule.pyramids
-            for index, scale in enumerate(pyramid)
-        ]
-        self._next = 0
-        self._finished: list[Tensor] = []
-        self._partial = self._blank()
-
-    @property
-    def latents(self) -> Float[Tensor, "b c t h w"]:
-        """The finished pyramids."""
-        return torch.cat(self._finished, dim=2)
-
-    def residual(self, target: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b n c"]:
-        """What the next scale's codes should say, given its pyramid's latents."""
-        scale, _, _ = self._places[self._next]
-        return _rows(_shrunk((target - self._partial).detach(), scale.shape))
-
-    def next_input(self) -> Float[Tensor, "b n c"]:
-        """Features for the cells of the next scale, in C order."""
-        scale, index, _ = self._places[self._next]
-        if index == 0 and self._finished:
-            last = _shrunk(self._finished[-1][:, :, -1:], (1, scale.h, scale.w))
-            return _rows(last.expand(-1, -1, scale.t, -1, -1))
-        return _rows(_shrunk(self._partial, scale.shape))
-
-    def add(self, codes: Int[Tensor, "b n"]) -> None:
-        """The next scale, by its codes."""
-        self.add_vectors(self._quantizer.codebook.lookup(codes))
-
-    def add_vectors(self, vectors: Float[Tensor, "b n c"]) -> Float[Tensor, "b c t h w"]:
-        """The next scale, by the vectors of its cells; returns its pyramid's reconstruction."""
-        scale, index, pyramid = self._places[self._next]
-        coarse = vectors.movedim(-1, 1).unflatten(2, scale.shape)
-        full = _enlarged(coarse, self._partial.shape[2:], self._quantizer.config.upsample)
-        self._partial = self._partial + self._quantizer.refined(full, index, len(pyramid))
-        return self._advance()
-
-    def skip(self) -> None:
-        """The next scale stays out."""
-        self._advance()
-
-    def _advance(self) -> Float[Tensor, "b c t h w"]:
-        _, index, pyramid = self._places[self._next]
-        partial = self._partial
-        self._next += 1
-        if index + 1 == len(pyramid):
-            self._finished.append(partial)
-            if self._next < len(self._places):
-                self._partial = self._blank()
-        return partial
-
-    def _blank(self) -> Float[Tensor, "b c t h w"]:
-        """Zeros over the frames of the next pyramid, on the grid of its finest scale."""
-        _, _, pyramid = self._places[self._next]
-        finest = pyramid[-1]
-        weight = self._quantizer.codebook.weight
-        shape = (self._batch_size, weight.shape[1], finest.t1 - finest.t0, finest.h, finest.w)
-        return weight.new_zeros(shape)
+    def blank(self, *shape: int) -> Float[Tensor, "..."]:
+        """Zeros where the quantizer is."""
+        return self._zero.new_zeros(shape)
 
 
 def phi_of_scale(index: int, num_scales: int, num_phi: int) -> int:
@@ -237,40 +258,14 @@ def phi_of_scale(index: int, num_scales: int, num_phi: int) -> int:
     return min(range(num_phi), key=lambda tick: abs(first + tick * step - position))
 
 
+def _ids(step: _Step) -> Int[Tensor, " n"]:
+    assert step.ids is not None
+    return step.ids
+
+
 def _identity(channels: int) -> nn.Conv2d:
     convolution = nn.Conv2d(channels, channels, 3, padding=1)
     nn.init.dirac_(convolution.weight)
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
     return convolution
-
-
-def _shrunk(
-    latents: Float[Tensor, "b c t h w"], shape: tuple[int, int, int]
-) -> Float[Tensor, "b c t2 h2 w2"]:
-    if tuple(latents.shape[2:]) == shape:
-        return latents
-    return functional.interpolate(latents, size=shape, mode="area")
-
-
-def _enlarged(
-    coarse: Float[Tensor, "b c t h w"], shape: tuple[int, ...], mode: str
-) -> Float[Tensor, "b c t2 h2 w2"]:
-    """Trilinear, or linear over time and then bicubic frame by frame (torch has no 5-D bicubic)."""
-    if tuple(coarse.shape[2:]) == tuple(shape):
-        return coarse
-    if mode == "trilinear":
-        return functional.interpolate(coarse, size=shape, mode="trilinear")
-    frames = coarse
-    if coarse.shape[2] != shape[0]:
-        size = (shape[0], *coarse.shape[3:])
-        frames = functional.interpolate(coarse, size=size, mode="trilinear")
-    if tuple(frames.shape[3:]) == tuple(shape[1:]):
-        return frames
-    frames = frames.movedim(2, 1)
-    full = functional.interpolate(frames.flatten(0, 1), size=shape[1:], mode="bicubic")
-    return full.unflatten(0, frames.shape[:2]).movedim(1, 2)
-
-
-def _rows(latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b n c"]:
-    return latents.flatten(2).movedim(1, 2)

@@ -8,17 +8,23 @@ one pyramid of one scale. Codes are stored flat: scales in schedule order, then 
 
     schedule = image_and_clip(num_latent_frames=3, sizes=(1, 2, 4))
     schedule.num_tokens          # 21 + 2 * 21 = 63
+    preset_schedule("infinitystar-480p", num_latent_frames=21, ratio=9 / 16).num_tokens  # 81,879
+
+`PRESETS` holds the scales of published tokenizers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from math import sqrt
 from typing import TypeVar
 
 import numpy as np
+
+from tokenizer.settings import UserError
 
 Size = int | tuple[int, int]
 Codes = TypeVar("Codes")  # a numpy array or a torch tensor: anything with shape and reshape
@@ -40,7 +46,10 @@ class Scale:
         if min(self.t, self.h, self.w) < 1:
             raise ValueError(f"scale {self.t}x{self.h}x{self.w} has an empty axis")
         if self.t > self.t1 - self.t0:
-            raise ValueError(f"scale has {self.t} code frames over {self.t1 - self.t0} frames")
+            raise ValueError(
+                f"scale [{self.t0}, {self.t1}) has {self.t} code frames over "
+                f"{self.t1 - self.t0} latent frames: t may be at most that"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -65,6 +74,17 @@ class Schedule:
             if pyramid[0].t0 != end:
                 raise ValueError(f"pyramid starts at latent frame {pyramid[0].t0}, not {end}")
             end = pyramid[0].t1
+            for coarse, fine in pairwise(pyramid):
+                if any(a > b for a, b in zip(coarse.shape, fine.shape)):
+                    raise ValueError(
+                        f"scale {_text(fine.shape)} follows the larger {_text(coarse.shape)}: "
+                        "the scales of a pyramid must grow from coarse to fine"
+                    )
+            if pyramid[-1].shape[1:] != self.scales[-1].shape[1:]:
+                raise ValueError(
+                    f"a pyramid ends at {_text(pyramid[-1].shape[1:])} and the last one at "
+                    f"{_text(self.scales[-1].shape[1:])}: all must end at the latent grid"
+                )
 
     @cached_property
     def pyramids(self) -> tuple[tuple[Scale, ...], ...]:
@@ -100,6 +120,21 @@ class Schedule:
         """int64 [num_tokens, 3]: t, h, w of each stored code inside its own scale."""
         grids = [np.indices(scale.shape).reshape(3, -1).T for scale in self.scales]
         return np.concatenate(grids)
+
+    def check_grid(self, t: int, h: int, w: int) -> None:
+        """UserError unless latents of t x h x w are what this schedule is for."""
+        if self.num_latent_frames != t:
+            raise UserError(
+                f"the schedule is for {self.num_latent_frames} latent frames, there are {t}; "
+                "take the schedule of clips of this length"
+            )
+        finest = self.scales[-1]
+        if (finest.h, finest.w) != (h, w):
+            size = "larger" if finest.h > h or finest.w > w else "smaller"
+            raise UserError(
+                f"the schedule's finest scale ({finest.h} x {finest.w}) is {size} than the latent "
+                f"grid ({h} x {w}); it must be that grid"
+            )
 
     def split(self, codes: Codes) -> list[Codes]:
         """Flat codes [..., num_tokens] as one [..., t, h, w] per scale."""
@@ -153,5 +188,91 @@ def image_and_clip(
     return Schedule(tuple(scales))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The scales of a published tokenizer."""
+
+    sides: tuple[int, ...]
+    """Of the square image, coarse to fine."""
+    tables: Mapping[float, tuple[tuple[int, int], ...]] | None = None
+    """(h, w) per ratio h / w >= 1 where it is not a rule; its transpose is for w / h."""
+    clip_latent_frames: int = 1
+    """Latent frames per clip pyramid behind frame 0."""
+
+
+def preset_sides(name: str, ratio: float = 1.0) -> tuple[tuple[int, int], ...]:
+    """(h, w) of each scale of a preset at the aspect ratio height / width.
+
+    Infinity has tables, for a few ratios; all others go by InfinityStar's rule: the square's area,
+    h = round(side * sqrt(ratio)), w = round(side / sqrt(ratio)).
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown schedule {name!r}; there are {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    if not 0.1 <= ratio <= 10:
+        raise UserError(f"ratio ({ratio:g}) is height / width and must lie in [0.1, 10]")
+    if preset.tables is None:
+        return tuple(_of_area(side, ratio) for side in preset.sides)
+    wanted = max(ratio, 1 / ratio)
+    nearest = min(preset.tables, key=lambda each: abs(each - wanted))
+    if abs(nearest - wanted) > 0.01:
+        known = ", ".join(f"{each:g}" for each in preset.tables)
+        raise UserError(f"ratio ({ratio:g}) has no scales in {name}; 1 / or {known} have")
+    table = preset.tables[nearest][: len(preset.sides)]
+    return table if ratio >= 1 else tuple((w, h) for h, w in table)
+
+
+def preset_schedule(name: str, num_latent_frames: int = 1, ratio: float = 1.0) -> Schedule:
+    """A published schedule: an image pyramid, and clip pyramids for the latent frames after it."""
+    sides = preset_sides(name, ratio)
+    return image_and_clip(
+        num_latent_frames, sides, clip_latent_frames=PRESETS[name].clip_latent_frames
+    )
+
+
+def _of_area(side: int, ratio: float) -> tuple[int, int]:
+    return max(1, round(side * sqrt(ratio))), max(1, round(side / sqrt(ratio)))
+
+
 def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+_INFINITY = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
+_INFINITY_TABLES = {
+    1.0: tuple((side, side) for side in _INFINITY),
+    1.25: ((1, 1), (2, 2), (3, 3), (5, 4), (10, 8), (15, 12), (20, 16),
+           (25, 20), (30, 24), (35, 28), (45, 36), (55, 44), (70, 56)),
+    1.333: ((1, 1), (2, 2), (4, 3), (8, 6), (12, 9), (16, 12), (20, 15),
+            (24, 18), (28, 21), (36, 27), (48, 36), (60, 45), (72, 54)),
+    1.5: ((1, 1), (2, 2), (3, 2), (6, 4), (9, 6), (15, 10), (21, 14),
+          (27, 18), (33, 22), (39, 26), (48, 32), (63, 42), (78, 52)),
+    1.75: ((1, 1), (2, 2), (3, 3), (7, 4), (11, 6), (14, 8), (21, 12),
+           (28, 16), (35, 20), (42, 24), (56, 32), (70, 40), (84, 48)),
+    2.0: ((1, 1), (2, 2), (4, 2), (6, 3), (10, 5), (16, 8), (22, 11),
+          (30, 15), (38, 19), (46, 23), (60, 30), (74, 37), (90, 45)),
+    2.5: ((1, 1), (2, 2), (5, 2), (10, 4), (15, 6), (20, 8), (25, 10),
+          (30, 12), (40, 16), (50, 20), (65, 26), (80, 32), (100, 40)),
+    3.0: ((1, 1), (2, 2), (6, 2), (9, 3), (15, 5), (21, 7), (27, 9),
+          (36, 12), (45, 15), (54, 18), (72, 24), (90, 30), (111, 37)),
+}  # fmt: skip
+_STAR = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 40, 60)
+_STAR_FRAMES = 20
+
+PRESETS: dict[str, Preset] = {
+    "var-256": Preset(sides=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)),
+    "var-512": Preset(sides=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)),
+    "var-1024": Preset(sides=(1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)),
+    "infinity-256": Preset(sides=_INFINITY[:7], tables=_INFINITY_TABLES),
+    "infinity-512": Preset(sides=_INFINITY[:10], tables=_INFINITY_TABLES),
+    "infinity-1024": Preset(sides=_INFINITY, tables=_INFINITY_TABLES),
+    "infinitystar-256": Preset(sides=_STAR[:11], clip_latent_frames=_STAR_FRAMES),
+    "infinitystar-512": Preset(sides=_STAR[:13], clip_latent_frames=_STAR_FRAMES),
+    "infinitystar-480p": Preset(sides=_STAR[:14], clip_latent_frames=_STAR_FRAMES),
+    "infinitystar-720p": Preset(sides=_STAR, clip_latent_frames=_STAR_FRAMES),
+}
+"""VAR (arXiv 2404.02905), Infinity (2412.04431), InfinityStar (2511.04675), at 16 pixels a cell."""

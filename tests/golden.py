@@ -1,0 +1,78 @@
+"""The numeric fixtures beside the project: numbers of reference implementations.
+
+A test marked `golden("var_quant_*")` that takes `golden_folder` runs once for every folder of that
+family in $TESSERA_GOLDEN, whatever their names and settings. Where there is none it is skipped, and
+fails with TESSERA_REQUIRE_GOLDEN=1.
+
+    def test_ids_are_the_recorded_ones(golden_folder):
+        golden = Golden(golden_folder)
+        golden.check("f_hat_0", found)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+LATENTS = {"rtol": 1e-4, "atol": 1e-4}
+"""For latents, f_hat and decoded images."""
+LOSSES = {"rtol": 1e-5, "atol": 1e-6}
+GRADIENT_NORMS = {"rtol": 1e-2, "atol": 1e-4}
+
+
+def golden_root() -> Path:
+    beside = Path(__file__).resolve().parent.parent.parent / "shared" / "golden"
+    return Path(os.environ.get("TESSERA_GOLDEN", beside))
+
+
+def golden_folders(family: str) -> list[Path]:
+    """The folders of a family, e.g. `var_quant_*`."""
+    return sorted(path.parent for path in golden_root().glob(f"{family}/config.json"))
+
+
+def absent(family: str) -> None:
+    """Skips the test, or fails it where fixtures are required."""
+    message = f"no {family} in {golden_root()} (TESSERA_GOLDEN names another folder)"
+    if os.environ.get("TESSERA_REQUIRE_GOLDEN", "") not in ("", "0"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+class Golden:
+    """One folder: its settings, weights and recorded tensors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.description: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        self.config: dict[str, Any] = self.description["config"]
+        self.scalars: dict[str, Any] = self.description["scalars"]
+        self.weights: dict[str, Tensor] = load_file(folder / "weights.safetensors")
+        self.recorded: dict[str, Tensor] = load_file(folder / "io.safetensors")
+
+    def check(self, name: str, found: Tensor, tolerance: dict[str, float] = LATENTS) -> None:
+        """`found` is the recorded tensor `name`: ids exactly, other values within tolerance."""
+        expected = self.recorded[name]
+        if not expected.is_floating_point():
+            assert torch.equal(found, expected), name
+            return
+        torch.testing.assert_close(
+            found, expected, **tolerance, msg=lambda text: f"{self.folder.name}/{name}: {text}"
+        )
+
+    def check_gradient_norms(self, gradients: dict[str, Tensor | None]) -> None:
+        """Norms of gradients, by the reference's parameter names, are all the recorded ones."""
+        expected = self.scalars["grad_norms"]
+        assert gradients.keys() == expected.keys()
+        for name, gradient in gradients.items():
+            found = 0.0 if gradient is None else float(gradient.norm())
+            norm = expected[name] or 0.0
+            assert found == pytest.approx(
+                norm, rel=GRADIENT_NORMS["rtol"], abs=GRADIENT_NORMS["atol"]
+            ), f"{self.folder.name}: gradient of {name}"
