@@ -108,7 +108,8 @@ class MultiScaleQuantizer(nn.Module):
                 target = latents[:, :, step.scale.t0 : step.scale.t1]
                 left.append(functional.mse_loss(step.partial, target.detach()))
                 commitment.append(functional.mse_loss(target, step.partial.detach()))
-                share.append(left[-1].detach() / target.detach().square().mean())
+                size = target.detach().square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+                share.append(left[-1].detach() / size)
                 vectors.append(step.sought.detach())
                 if step.ids is not None:
                     codes.append(step.ids)
