@@ -18,7 +18,7 @@ from tokenizer.lookups.fsq import ScalarLookup
 from tokenizer.lookups.vq import VectorLookup
 
 FIXED = {
-    "fsq": ScalarLookup((8, 5, 2, 3)),
+    "fsq": ScalarLookup((8, 5, 4, 3)),
     "fsq of odd levels": ScalarLookup((7, 5, 5)),
     "bsq": BinaryLookup(9, on_sphere=True),
     "lfq": BinaryLookup(9, on_sphere=False),
@@ -112,14 +112,14 @@ def test_a_vector_has_the_same_code_at_any_place_of_a_batch_of_any_size(name):
 @pytest.mark.parametrize("name", FIXED)
 def test_what_is_prepared_lies_among_the_codes_and_has_a_gradient(name):
     lookup = FIXED[name]
-    latents = (3 * random_vectors(400, lookup.dim)).T.reshape(1, lookup.dim, 2, 10, 20)
+    latents = random_vectors(400, lookup.dim).T.reshape(1, lookup.dim, 2, 10, 20)
     latents.requires_grad_()
     prepared = lookup.prepared(latents)
     (gradient,) = torch.autograd.grad(prepared.square().sum() + prepared.sum(), latents)
     assert gradient.abs().sum() > 0
     if isinstance(lookup, ScalarLookup):
         used = lookup.nearest(prepared.flatten(2)[0].T).unique()
-        assert len(used) > 0.6 * lookup.size
+        assert len(used) > 0.5 * lookup.size
         assert prepared.abs().max() < 1.3
     elif lookup.on_sphere:
         torch.testing.assert_close(prepared.norm(dim=1), torch.ones(1, 2, 10, 20))
@@ -227,30 +227,31 @@ def test_codes_that_learn_by_gradient_move_by_nothing_else():
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("learned_by", ["ema", "gradient"])
-def test_ranks_that_see_other_vectors_keep_the_same_codes(tmp_path, learned_by):
-    torch.multiprocessing.spawn(_learn_as_rank, (str(tmp_path), learned_by), nprocs=2)
+def test_ranks_that_see_other_vectors_keep_the_same_codes(tmp_path):
+    torch.multiprocessing.spawn(_learn_as_rank, (str(tmp_path),), nprocs=2)
     states = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert set(states[0]) >= {"weight", "ema_count", "observed", "is_initialised"}
+    assert set(states[0]) >= {"gradient.weight", "ema.weight", "ema.ema_sum", "ema.observed"}
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert states[0]["weight"].abs().max() < 10
 
 
-def _learn_as_rank(rank, folder, learned_by):
+def _learn_as_rank(rank, folder):
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
     draw = torch.Generator().manual_seed(rank)
-    lookup = VectorLookup(16, 4, metric="sphere", learned_by=learned_by, restart_share=0.5)
-    for _ in range(3):
-        lookup.observe(torch.randn(40, 4, generator=draw), draw)
-    lookup.initialise(torch.randn(40, 4, generator=draw), draw)
-    for _ in range(5):
-        vectors = torch.randn(40, 4, generator=draw)
-        lookup.update(vectors, lookup.nearest(vectors), draw)
-    torch.save(lookup.state_dict(), f"{folder}/rank{rank}.pt")
+    lookups = torch.nn.ModuleDict()
+    for kind in ("ema", "gradient"):
+        lookup = VectorLookup(16, 4, metric="sphere", learned_by=kind, restart_share=0.5)
+        for _ in range(3):
+            lookup.observe(torch.randn(40, 4, generator=draw), draw)
+        lookup.initialise(torch.randn(40, 4, generator=draw), draw)
+        for _ in range(5):
+            vectors = torch.randn(40, 4, generator=draw)
+            lookup.update(vectors, lookup.nearest(vectors), draw)
+        lookups[kind] = lookup
+    torch.save(lookups.state_dict(), f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -263,7 +264,10 @@ def _learn_as_rank(rank, folder, learned_by):
             {"lookup": "fsq", "levels": (8, 8)},
             r"codebook_size \(512\) and codebook_dim \(12\) of this fsq must be 64 and 2",
         ),
-        ({"lookup": "fsq", "levels": (8, 1)}, r"levels \(\[8, 1\]\) must be at least 2 each"),
+        (
+            {"lookup": "fsq", "levels": (8, 1)},
+            r"levels \(\[8, 1\]\) must be at least 3 each; lfq has 2",
+        ),
         ({"lookup": "bsq"}, r"of this bsq must be 4096 and 12"),
         ({"lookup": "lfq", "metric": "cosine"}, "belong to lookup vq, not to lfq"),
         ({"codebook_size": 2**32 + 1}, "must fit 32 bits"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 from torch.nn import functional
 
-from tokenizer.config import QuantizerConfig
+from tokenizer.config import QuantizerConfig, TokenizerConfig
 from tokenizer.quantizer import MultiScaleQuantizer, phi_of_scale
 from tokenizer.scales import Scale, Schedule, image_and_clip, single_grid
 
@@ -183,3 +185,38 @@ def test_the_quantizer_stays_in_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(made.encode(latents, schedule), quantizer().encode(latents, schedule))
         assert made(latents.bfloat16(), schedule).latents.dtype == torch.float32
+
+
+def test_the_demos_quantizer_is_the_one_it_always_was():
+    """Recorded before lookups could be exchanged (commit 854f14d); codes lie 2e-4 from a tie."""
+    made, schedule = MultiScaleQuantizer(TokenizerConfig().quantizer), SCHEDULES["clip"]
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for phi in made.phi:
+            phi.weight += 0.05 * torch.randn(phi.weight.shape, generator=draw)
+    for seed in range(3):
+        seen = made(coarse_and_fine(seed), schedule, quantize=False).vectors
+        made.codebook.observe(seen, draw)
+    made.codebook.initialise(torch.zeros(0, 12), draw)
+    losses = []
+    for seed in range(3, 8):
+        quantized = made(coarse_and_fine(seed), schedule)
+        made.codebook.update(quantized.vectors, quantized.codes, draw)
+        losses.append(float(quantized.reconstruction_loss.detach()))
+    expected = [0.5017441, 0.5579183, 0.4879847, 0.5603282, 0.4605066]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    codes = made.encode(coarse_and_fine(8), schedule)
+    assert codes[0, :21].tolist() == [
+        485, 314, 314, 314, 314, 152, 488, 55, 366, 13, 378, 278, 136, 55, 62, 151, 218, 321, 366,
+        274, 347,
+    ]  # fmt: skip
+    digest = hashlib.sha256(codes.numpy().tobytes()).hexdigest()
+    assert digest == "87dc9f96f73667e74f2c4c70ab5e3717b6a0cc75ea3bc3fd54f4c65868bef44c"
+    assert float(made.decode(codes, schedule).std()) == pytest.approx(0.966308, rel=1e-5)
+    assert float(made.codebook.weight.std()) == pytest.approx(0.506404, rel=1e-5)
+
+
+def coarse_and_fine(seed):
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(6, 12, 3, 1, 1, generator=draw)
+    return coarse + 0.5 * torch.randn(6, 12, 3, 4, 4, generator=draw)

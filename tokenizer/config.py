@@ -152,8 +152,8 @@ class QuantizerConfig:
         if self.lookup != "vq" and (self.metric, self.learned_by) != ("l2", "ema"):
             raise ValueError(f"metric and learned_by belong to lookup vq, not to {self.lookup}")
         if self.lookup == "fsq":
-            if min(self.levels) < 2:
-                raise ValueError(f"levels ({list(self.levels)}) must be at least 2 each")
+            if min(self.levels) < 3:
+                raise ValueError(f"levels ({list(self.levels)}) must be at least 3 each; lfq has 2")
             if self.entropy_weight:
                 raise ValueError("entropy_weight: fsq has no entropy term; it must be 0")
             self._check_shape(prod(self.levels), len(self.levels))

@@ -19,7 +19,8 @@ def exact_float32(device_type: str) -> Iterator[None]:
         if device_type != "cuda":
             yield
             return
-        switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+        convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        switches = convolutions, torch.backends.cuda.matmul
         before = [switch.fp32_precision for switch in switches]
         try:
             for switch in switches:

@@ -182,8 +182,8 @@ class MultiScaleQuantizer(nn.Module):
             sought = state.residual(latents[:, :, scale.t0 : scale.t1])
             vectors = sought.detach().flatten(0, 1)
             ids = self.codebook.nearest(vectors) if quantize else None
-            given = vectors if ids is None else self.codebook.lookup(ids)
-            partial = state.add_vectors(given.view_as(sought))
+            given = sought.detach() if ids is None else self.codebook.lookup(ids).view_as(sought)
+            partial = state.add_vectors(given)
             yield _Step(scale, index, sought.flatten(0, 1), ids, partial)
 
     @torch.no_grad()
