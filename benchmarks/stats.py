@@ -148,6 +148,7 @@ def write_manifest(root: Path, count: int, draw: np.random.Generator) -> None:
     columns = {
         "outcome": outcomes[numbers % 10],
         "uri": [f"videos/{number // 20:07d}.mp4" for number in numbers],
+        "kind": np.full(count, "video"),
         "source_id": [f"{number // 20:064x}" for number in numbers],
         "start_seconds": np.round(draw.random(count) * 100, 3),
         "num_frames": np.full(count, 37, np.int32),

@@ -139,12 +139,7 @@ class Loader:
         if self._fetchers:
             self._fetch_ahead(whole)
         start, stop = share(self.config.global_batch_size, self._rank, self._world_size)
-        part = GlobalBatch(
-            whole.bucket,
-            whole.sources[start:stop],
-            whole.positions[start:stop],
-            whole.is_padding[start:stop],
-        )
+        part = whole if self._world_size == 1 else whole.part(start, stop)
         arrays, metadata, others = self._reader.read(part)
         return Batch(
             bucket=self._buckets[whole.bucket],

@@ -38,6 +38,13 @@ class GlobalBatch:
     positions: np.ndarray
     is_padding: np.ndarray
 
+    def part(self, start: int, stop: int) -> GlobalBatch:
+        """The slots [start, stop)."""
+        chosen = slice(start, stop)
+        return GlobalBatch(
+            self.bucket, self.sources[chosen], self.positions[chosen], self.is_padding[chosen]
+        )
+
 
 class Steps:
     """`streams` by bucket are (source, its weight in this bucket, stream); `tail` by bucket."""
@@ -51,6 +58,9 @@ class Steps:
     ) -> None:
         self._names = list(streams)
         self._size = global_batch_size
+        self._offsets = np.arange(global_batch_size)
+        self._no_padding = np.zeros(global_batch_size, dtype=bool)
+        self._no_padding.flags.writeable = False
         self._tails = tails
         self._sources = {
             name: np.array([source for source, _, _ in each]) for name, each in streams.items()
@@ -81,12 +91,13 @@ class Steps:
     def _slots(self, bucket: str, turn: int) -> tuple[np.ndarray, np.ndarray]:
         """The slots of a bucket's turn, and which of them only fill the batch up."""
         tail, length = self._tails[bucket], self._epoch_length[bucket]
-        offsets = np.arange(self._size)
         if tail == "wrap":
-            return turn * self._size + offsets, np.zeros(self._size, dtype=bool)
+            return turn * self._size + self._offsets, self._no_padding
         batches = length // self._size if tail == "drop" else -(-length // self._size)
         epoch, number = divmod(turn, batches)
-        places = number * self._size + offsets
+        places = number * self._size + self._offsets
+        if tail == "drop" or (number + 1) * self._size <= length:
+            return epoch * length + places, self._no_padding
         return epoch * length + places % length, places >= length
 
     def _check_tail(self, name: str, streams: Sequence[tuple[int, float, Stream]]) -> None:
