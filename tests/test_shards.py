@@ -103,6 +103,24 @@ def test_a_damaged_sample_is_named_when_it_is_first_read(tmp_path: Path, codes: 
         samples.gather([7])
 
 
+def test_damaged_metadata_is_left_out_of_a_scan_when_asked(
+    tmp_path: Path, codes: np.ndarray
+) -> None:
+    make_dataset(tmp_path, CODES, codes)
+    data = bytearray(shard_path(tmp_path, 1).read_bytes())
+    index = parse_sidecar((tmp_path / "index.bin").read_bytes()[: _first(tmp_path)], "index")
+    column = index.members.index("json")
+    for row in (0, 2, 3):
+        data[int(index.places["offset"][row, column]) + 4] ^= 1
+    shard_path(tmp_path, 1).write_bytes(data)
+    samples = open_dataset(tmp_path).samples("train")
+    sound = [number for number in range(len(samples)) if number not in (5, 7, 8)]
+    found = [each["number"] for each in samples.each_metadata(skip_damaged=True)]
+    assert found == sound
+    with pytest.raises(ShardError, match="clip_0005"):
+        list(samples.each_metadata())
+
+
 def test_a_shard_cut_short_or_missing_is_refused(tmp_path: Path, codes: np.ndarray) -> None:
     make_dataset(tmp_path, CODES, codes)
     shard = shard_path(tmp_path, 0)

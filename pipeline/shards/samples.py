@@ -101,10 +101,23 @@ class Samples:
         """The JSON of these samples."""
         return self.select(indices).metadata()
 
-    def each_metadata(self) -> Iterator[dict[str, Any]]:
-        """The JSON of all samples in their order, a few thousand in memory at a time."""
+    def each_metadata(self, skip_damaged: bool = False) -> Iterator[dict[str, Any]]:
+        """The JSON of all samples in their order, a few thousand in memory at a time.
+
+        DamagedSample at the first that is damaged, or without those when they are to be skipped.
+        """
         for start in range(0, self._length, _SCANNED_TOGETHER):
-            yield from self.metadata(np.arange(start, min(start + _SCANNED_TOGETHER, self._length)))
+            wanted = np.arange(start, min(start + _SCANNED_TOGETHER, self._length))
+            yield from self._sound_metadata(wanted) if skip_damaged else self.metadata(wanted)
+
+    def _sound_metadata(self, indices: np.ndarray) -> list[dict[str, Any]]:
+        try:
+            return self.metadata(indices)
+        except DamagedSample:
+            if len(indices) == 1:
+                return []
+            halves = np.array_split(indices, 2)
+            return [each for half in halves for each in self._sound_metadata(half)]
 
     def keys(self) -> np.ndarray:
         """uint64 [len, 2]: the digest of each sample's key."""

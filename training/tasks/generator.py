@@ -146,11 +146,12 @@ def _tokenizer(dataset: Dataset, device: str) -> tuple[Path, Tokenizer]:
 def _vocabulary(config: GeneratorRun, sources: Sequence[Source]) -> Vocabulary:
     kind = config.condition.kind
     field = _FIELD[kind]
+    skip = config.data.damaged == "skip"
     prompts = (
         each[field]
         for source in sources
         for members in source.samples.values()
-        for each in (members.each_metadata() if kind != "none" else ())
+        for each in (members.each_metadata(skip) if kind != "none" else ())
     )
     return build_vocabulary(kind, prompts, config.condition.max_pieces)
 
