@@ -105,7 +105,8 @@ def _prepare(root: Path, num_films: int) -> BuildConfig:
     import torch
 
     from tokenizer.config import PRESETS
-    from tokenizer.model import Tokenizer, save_tokenizer
+    from tokenizer.folder import save_tokenizer
+    from tokenizer.model import Tokenizer
 
     torch.manual_seed(0)
     save_tokenizer(Tokenizer(PRESETS["small"]), root / "tokenizer")

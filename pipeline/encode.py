@@ -110,7 +110,7 @@ class CodeEncoder:
     def __init__(self, directory: Path, settings: TokenizeSettings) -> None:
         import torch
 
-        from tokenizer.model import load_tokenizer
+        from tokenizer.folder import load_tokenizer
 
         torch.set_num_threads(settings.threads)
         self.batch_size = settings.batch_size

@@ -145,7 +145,7 @@ def write_random_shards(root: Path, kind: str, num_clips: int = 20) -> Path:
     """A dataset as `tessera build` leaves it, of `kind` codes or frames."""
     from pipeline.shards.dataset_writer import DatasetWriter
     from pipeline.shards.format import Bucket, TokenSet
-    from tokenizer.model import save_tokenizer
+    from tokenizer.folder import save_tokenizer
 
     tokenizer = tiny_tokenizer()
     token_set = TokenSet(name="frames", kind="frames", dtype="uint8")
@@ -204,7 +204,8 @@ def random_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from tokenizer.config import PRESETS
-    from tokenizer.model import Tokenizer, save_tokenizer
+    from tokenizer.folder import save_tokenizer
+    from tokenizer.model import Tokenizer
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tokenizer")

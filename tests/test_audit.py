@@ -147,7 +147,8 @@ def test_an_audit_refuses_another_tokenizer(
     import torch
 
     from tokenizer.config import PRESETS
-    from tokenizer.model import Tokenizer, save_tokenizer
+    from tokenizer.folder import save_tokenizer
+    from tokenizer.model import Tokenizer
 
     torch.manual_seed(1)
     save_tokenizer(Tokenizer(PRESETS["tiny"]), tmp_path / "other")

@@ -103,7 +103,7 @@ def test_codes_in_the_shards_are_those_of_the_decoded_clip(
     import torch
 
     from pipeline.decode import open_decoder
-    from tokenizer.model import load_tokenizer
+    from tokenizer.folder import load_tokenizer
 
     samples = open_dataset(built).samples("train")
     key = samples.metadata([0])[0]["key"]

@@ -16,7 +16,8 @@ from pipeline.digits import caption_of, render_clips
 from pipeline.shards.dataset_writer import DatasetWriter
 from pipeline.shards.format import Bucket, TokenSet, dump_declaration, parse_declaration
 from tokenizer.config import TokenizerConfig
-from tokenizer.model import Tokenizer, save_tokenizer
+from tokenizer.folder import save_tokenizer
+from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError
 from training.config import (
     ConditionConfig,

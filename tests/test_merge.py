@@ -216,7 +216,8 @@ def test_another_tokenizer_is_refused_with_both_named(
     import torch
 
     from tokenizer.config import PRESETS
-    from tokenizer.model import Tokenizer, save_tokenizer
+    from tokenizer.folder import save_tokenizer
+    from tokenizer.model import Tokenizer
 
     torch.manual_seed(1)
     other = Tokenizer(PRESETS["tiny"])

@@ -285,7 +285,8 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from tokenizer.config import TokenizerConfig
-    from tokenizer.model import Tokenizer, save_tokenizer
+    from tokenizer.folder import save_tokenizer
+    from tokenizer.model import Tokenizer
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tokenizer")

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from tokenizer.cli import main
 from tokenizer.config import PRESETS, AutoencoderConfig, QuantizerConfig, TokenizerConfig
-from tokenizer.model import Tokenizer, load_tokenizer, save_tokenizer, signed, unsigned
+from tokenizer.folder import load_tokenizer, save_tokenizer
+from tokenizer.model import Tokenizer, signed, unsigned
 from tokenizer.settings import UserError, from_dict, to_dict
 
 SMALL = TokenizerConfig(

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from pipeline.shards import Loader
 from tokenizer.config import AutoencoderConfig, QuantizerConfig, TokenizerConfig
-from tokenizer.model import Tokenizer, load_tokenizer, save_tokenizer
+from tokenizer.folder import load_tokenizer, save_tokenizer
+from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError
 from training.checkpoint import latest_checkpoint
 from training.config import (

@@ -10,8 +10,14 @@
     causal          layers that never look ahead, each with its past as an argument
     cosines         the fixed transform from which an autoencoder starts without data
     autoencoder3d   the causal video autoencoder, by whole clips or by pieces
+    image           the image autoencoder of VAR and LlamaGen, frame by frame
     losses          what training minimises
-    model           the tokenizer and its folder: encode, decode, load, save
+    model           the tokenizer, whichever its architecture: encode, decode, training step
+    folder          a tokenizer's folder: load, save
+    checkpoint      other people's checkpoints: tensors by name, nothing executed
+    layouts         how published families name our tensors                  (no torch)
+    shapes          what a checkpoint's shapes say about the model in it
+    published       published checkpoints as tokenizers, whole or not at all
     health          how well the codes of each scale are used
     metrics         PSNR, SSIM, Frechet distance
     cli             the commands

@@ -7,15 +7,27 @@ the package `training`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
-from tokenizer.settings import UserError, to_dict
+from tokenizer.config import ImageAutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.layouts import LAYOUTS, PUBLISHED, settings_of
+from tokenizer.scales import PRESETS as SCHEDULES
+from tokenizer.settings import UserError, add_flags, given_flags, parse_override, section, to_dict
 
 _INFO_EXAMPLE = """\
 examples:
   tessera tokenizer info runs/demo/tokenizer
   tessera tokenizer info runs/demo/data/tokenizer --shape 17 64 96
+"""
+
+_CONVERT_EXAMPLE = """\
+examples:
+  tessera tokenizer convert vae_ch160v4096z32.pth -o tokenizers/var
+  tessera tokenizer convert vae_ch160v4096z32.pth -o tokenizers/var-512 --schedule var-512
+  tessera tokenizer convert vq_ds16_c2i.pt -o tokenizers/llamagen --published llamagen-vq16
 """
 
 
@@ -29,6 +41,7 @@ def register(commands: argparse._SubParsersAction) -> argparse._SubParsersAction
     parser.set_defaults(run=lambda arguments: _show_help(parser))
     group = parser.add_subparsers(title="commands", metavar="COMMAND")
     _register_info(group)
+    _register_convert(group)
     return group
 
 
@@ -37,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tokenizer", description=__doc__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _register_info(commands)
+    _register_convert(commands)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -72,28 +86,25 @@ def _register_info(group: argparse._SubParsersAction) -> None:
 def _info(arguments: argparse.Namespace) -> int:
     import yaml
 
-    from tokenizer.model import load_tokenizer, read_description
+    from tokenizer.folder import load_tokenizer, read_description
 
     directory = Path(arguments.directory)
     made_by = read_description(directory).get("made_by", {})
     tokenizer = load_tokenizer(directory)
     config = tokenizer.config
-    side = config.quantizer.scales[-1] * config.autoencoder.spatial_stride
-    default = (1 + 2 * config.autoencoder.temporal_stride, side, side)
+    side = config.quantizer.scales[-1] * config.spatial_stride
+    default = (1 if config.architecture == "image" else 1 + 2 * config.temporal_stride, side, side)
     num_frames, height, width = arguments.shape or default
     schedule = tokenizer.schedule_for(num_frames, height, width)
     print(f"fingerprint  {tokenizer.fingerprint}")
     print(f"made by      {', '.join(f'{name} {version}' for name, version in made_by.items())}")
     print("parameters")
-    parts = {
-        "encoder": tokenizer.autoencoder.encoder,
-        "decoder": tokenizer.autoencoder.decoder,
-        "quantizer": tokenizer.quantizer,
-    }
-    for name, part in parts.items():
-        print(f"  {name:<10} {sum(each.numel() for each in part.parameters()):>12,}")
-    codebook = tokenizer.quantizer.codebook
-    print(f"  {'codebook':<10} {codebook.size:>12,} codes of {codebook.dim} channels")
+    numbers: dict[str, int] = {}
+    for name, value in tokenizer.weights().items():
+        part = ".".join(name.split(".")[:2])
+        numbers[part] = numbers.get(part, 0) + value.numel()
+    for part, number in {**numbers, "total": sum(numbers.values())}.items():
+        print(f"  {part:<25} {number:>12,}")
     print(f"schedule of {num_frames} frames of {height} x {width}: {schedule.num_tokens} codes")
     for index, scale in enumerate(schedule.scales):
         print(
@@ -106,4 +117,57 @@ def _info(arguments: argparse.Namespace) -> int:
             f"  {line}" for line in yaml.safe_dump(to_dict(config), sort_keys=False).splitlines()
         )
     )
+    return 0
+
+
+def _register_convert(group: argparse._SubParsersAction) -> None:
+    parser = group.add_parser(
+        "convert",
+        help="a published checkpoint (VAR, LlamaGen) as a tokenizer's folder",
+        description=(
+            "Loads a published checkpoint, whole or not at all, and writes it as a folder that "
+            "every command takes. Sizes are read from the file; those given here must be the same."
+        ),
+        epilog=_CONVERT_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", help="a .pth, .pt or .safetensors file")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="where the folder goes")
+    parser.add_argument("--layout", choices=LAYOUTS, help="of the file (default: by its keys)")
+    parser.add_argument("--part", metavar="KEY", help="model, ema, ... of a file that has several")
+    parser.add_argument(
+        "--published", choices=PUBLISHED, help="refuse a file that is not of these sizes"
+    )
+    parser.add_argument(
+        "--schedule", choices=SCHEDULES, metavar="NAME", help="scales by name, such as var-512"
+    )
+    add_flags(parser, _PublishedSettings)
+    parser.set_defaults(run=_convert)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _PublishedSettings:
+    """The sections of a tokenizer that a checkpoint decides."""
+
+    image: ImageAutoencoderConfig = section(ImageAutoencoderConfig)
+    quantizer: QuantizerConfig = section(QuantizerConfig)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from tokenizer.published import convert
+
+    asked: dict[str, Any] = {}
+    if arguments.published:
+        asked |= settings_of(arguments.published)
+    if arguments.schedule:
+        asked["quantizer.scales"] = SCHEDULES[arguments.schedule].sides
+    for key, text in given_flags(arguments).items():
+        asked[key] = parse_override(TokenizerConfig, key, text)
+    published = convert(
+        arguments.file, arguments.out, asked, layout=arguments.layout, part=arguments.part
+    )
+    if published.left_out:
+        print(f"left out: {', '.join(published.left_out)}")
+    print(f"sha256   {published.source['sha256']}")
+    print(f"written  {arguments.out}  (tessera tokenizer info {arguments.out})")
     return 0

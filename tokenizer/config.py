@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tokenizer.scales import Schedule, image_and_clip
 from tokenizer.settings import UserError, section, setting
@@ -63,6 +63,50 @@ class AutoencoderConfig:
             (2 if stage < temporal else 1, 2 if stage < spatial else 1)
             for stage in range(max(spatial, temporal))
         )
+
+
+NORM_GROUPS = 32
+"""Groups of the image autoencoder's norms; every width is a multiple of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAutoencoderConfig:
+    """The 2-D autoencoder of VAR and LlamaGen, frame by frame; the defaults are VAR's."""
+
+    channels: int = setting(160, "width that the multipliers multiply")
+    channel_multipliers: tuple[int, ...] = setting(
+        (1, 1, 2, 2, 4), "width of each level, from fine to coarse; each halves the grid"
+    )
+    decoder_multipliers: tuple[int, ...] | None = setting(
+        None, "the decoder's, from fine to coarse as well (default: the encoder's)"
+    )
+    num_blocks: int = setting(
+        2, "residual blocks per level of the encoder; the decoder has one more"
+    )
+    z_channels: int = setting(32, "channels that the encoder gives and the decoder takes")
+    kernel_size: int = setting(3, "side of the two convolutions between these channels and latents")
+    temporal_stride: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for name in ("channel_multipliers", "decoder_multipliers"):
+            factors = getattr(self, name)
+            if factors is None:
+                continue
+            if not 1 <= len(factors) <= 8 or min(factors) < 1:
+                raise ValueError(f"{name} ({list(factors)}) must be 1 to 8 numbers of at least 1")
+            if len(factors) != len(self.channel_multipliers):
+                raise ValueError(f"{name} must list {len(self.channel_multipliers)} numbers")
+        if self.channels < 1 or self.channels % NORM_GROUPS:
+            raise ValueError(f"channels ({self.channels}) must be a multiple of {NORM_GROUPS}")
+        if self.num_blocks < 1 or self.z_channels < 1:
+            raise ValueError("num_blocks: at least 1 block and 1 of z_channels are needed")
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size ({self.kernel_size}) must be odd")
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per latent cell in height and width."""
+        return 1 << len(self.channel_multipliers) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,45 +240,73 @@ class LossConfig:
 class TokenizerConfig:
     """A tokenizer: pixels to latents, latents to codes, and how both are learned."""
 
-    autoencoder: AutoencoderConfig = section(AutoencoderConfig, "pixels to latents and back")
+    architecture: Literal["causal", "image"] = setting(
+        "causal", "`causal` codes clips over time (section autoencoder), `image` every frame alone"
+    )
+    autoencoder: AutoencoderConfig = section(
+        AutoencoderConfig, "pixels to latents and back, causally"
+    )
+    image: ImageAutoencoderConfig = section(
+        ImageAutoencoderConfig, "pixels to latents and back, frame by frame"
+    )
     quantizer: QuantizerConfig = section(QuantizerConfig, "latents to codes and back")
     loss: LossConfig = section(LossConfig, "what training minimises")
+
+    def __post_init__(self) -> None:
+        settings = self.quantizer
+        if self.architecture == "image" and (settings.clip_scales or settings.clip_latent_frames):
+            raise ValueError(
+                "quantizer.clip_scales: an image tokenizer codes every frame by `scales` alone"
+            )
+
+    @property
+    def in_use(self) -> AutoencoderConfig | ImageAutoencoderConfig:
+        """The section of the architecture."""
+        return self.image if self.architecture == "image" else self.autoencoder
+
+    @property
+    def temporal_stride(self) -> int:
+        """Frames per latent frame after the first."""
+        return self.in_use.temporal_stride
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per latent cell in height and width."""
+        return self.in_use.spatial_stride
 
     def schedule_for(self, num_frames: int, height: int, width: int) -> Schedule:
         """The scales of a clip of this shape in pixels; UserError when the strides do not fit.
 
         Scale sides stand for shares of the latent grid: with scales 1, 2, 4 a grid of 4 x 6 gets
-        1 x 2, 2 x 3 and 4 x 6 codes.
+        1 x 2, 2 x 3 and 4 x 6 codes. An image tokenizer has a pyramid for every frame.
         """
-        check_clip_shape(self.autoencoder, num_frames, height, width)
-        stride = self.autoencoder.spatial_stride
-        grid = height // stride, width // stride
+        self.check_clip_shape(num_frames, height, width)
+        grid = height // self.spatial_stride, width // self.spatial_stride
         settings = self.quantizer
         return image_and_clip(
-            1 + (num_frames - 1) // self.autoencoder.temporal_stride,
+            1 + (num_frames - 1) // self.temporal_stride,
             _fitted(settings.scales, grid),
             _fitted(settings.clip_scales or settings.scales, grid),
-            settings.clip_latent_frames,
+            1 if self.architecture == "image" else settings.clip_latent_frames,
         )
 
-
-def check_clip_shape(config: AutoencoderConfig, num_frames: int, height: int, width: int) -> None:
-    """UserError unless frames are 1 + a multiple of the temporal stride and sides fit as well."""
-    stride = config.temporal_stride
-    if num_frames < 1 or (num_frames - 1) % stride:
-        below = 1 + max(num_frames - 1, 0) // stride * stride
-        raise UserError(
-            f"num_frames ({num_frames}) must be 1 + a multiple of {stride}; "
-            f"nearest are {below} and {below + stride}"
-        )
-    stride = config.spatial_stride
-    for name, side in (("height", height), ("width", width)):
-        if side < stride or side % stride:
-            below = max(side // stride, 1) * stride
+    def check_clip_shape(self, num_frames: int, height: int, width: int) -> None:
+        """UserError unless frames are 1 + a multiple of the stride and the sides fit as well."""
+        stride = self.temporal_stride
+        if num_frames < 1 or (num_frames - 1) % stride:
+            below = 1 + max(num_frames - 1, 0) // stride * stride
             raise UserError(
-                f"{name} ({side}) must be a multiple of {stride}; "
+                f"num_frames ({num_frames}) must be 1 + a multiple of {stride}; "
                 f"nearest are {below} and {below + stride}"
             )
+        stride = self.spatial_stride
+        for name, side in (("height", height), ("width", width)):
+            if side < stride or side % stride:
+                below = max(side // stride, 1) * stride
+                raise UserError(
+                    f"{name} ({side}) must be a multiple of {stride}; "
+                    f"nearest are {below} and {below + stride}"
+                )
 
 
 def _fitted(sides: Sequence[int], grid: tuple[int, int]) -> list[tuple[int, int]]:

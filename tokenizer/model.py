@@ -1,47 +1,41 @@
-"""The tokenizer: pixels to multi-scale codes and back, and the folder that holds one.
+"""The tokenizer: pixels to multi-scale codes and back, whichever architecture it has.
 
-    tokenizer = load_tokenizer("runs/demo/tokenizer")      # frozen, float32
+    tokenizer = load_tokenizer("runs/demo/tokenizer")      # tokenizer.folder; frozen, float32
     codes = tokenizer.encode(frames)                       # uint8 [b, t, h, w, 3] -> int64 [b, l]
     schedule = tokenizer.schedule_for(t, h, w)
     frames = tokenizer.decode(codes, schedule)
 
-A folder has `tokenizer.json` (settings, fingerprint, what made it) and `model.safetensors`.
+A causal tokenizer codes clips over time; an image tokenizer codes every frame by itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from tokenizer.autoencoder3d import CausalAutoencoder
-from tokenizer.config import TokenizerConfig, check_clip_shape
+from tokenizer.config import TokenizerConfig
+from tokenizer.image import ImageAutoencoder
 from tokenizer.losses import LossOutput, tokenizer_loss
 from tokenizer.quantizer import MultiScaleQuantizer
 from tokenizer.scales import Schedule
-from tokenizer.settings import UserError, from_dict, to_dict
+from tokenizer.settings import UserError, to_dict
 
-FORMAT = 1
-CONFIG_FILE = "tokenizer.json"
-WEIGHTS_FILE = "model.safetensors"
 TRAINING_ONLY = ("ema_count", "ema_sum", "observed", "num_observed", "is_initialised")
 """Codebook statistics that training needs and a finished tokenizer does not."""
 
 
 class Tokenizer(nn.Module):
-    """A causal autoencoder with a multi-scale quantizer between its halves."""
+    """An autoencoder with a multi-scale quantizer between its halves."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.autoencoder = CausalAutoencoder(config.autoencoder, config.quantizer.codebook_dim)
+        self.autoencoder = _autoencoder(config)
         self.quantizer = MultiScaleQuantizer(config.quantizer)
 
     @property
@@ -51,7 +45,12 @@ class Tokenizer(nn.Module):
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the settings and of every weight that codes or pixels depend on."""
-        digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
+        settings = {
+            "architecture": self.config.architecture,
+            "autoencoder": to_dict(self.config.in_use),
+            "quantizer": to_dict(self.config.quantizer),
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, value in sorted(self.weights().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.cpu().contiguous().numpy().tobytes())
@@ -92,14 +91,17 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def encode_latents(self, frames: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c t2 h2 w2"]:
         """Latents before the quantizer, of frames in [-1, 1], by the canonical encoding."""
-        check_clip_shape(self.config.autoencoder, *frames.shape[2:])
+        self.config.check_clip_shape(*frames.shape[2:])
         return self.autoencoder.encode_canonically(frames)
 
     @torch.no_grad()
     def begin(self, frames: Float[Tensor, "b 3 t h w"], generator: torch.Generator) -> None:
         """Initialises from data in [-1, 1], before training: the linear path of the autoencoder by
         principal components, and the codebook by k-means of what the quantizer would be asked
-        (the scales' gains if its codes are fixed)."""
+        (the scales' gains if its codes are fixed). An image autoencoder has no linear path and
+        nothing to begin from."""
+        if isinstance(self.autoencoder, ImageAutoencoder):
+            return
         self.autoencoder.begin_linear(frames, generator)
         latents = self.autoencoder.encode(frames)
         schedule = self.schedule_for(*frames.shape[2:])
@@ -159,105 +161,11 @@ def unsigned(frames: Float[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t h w 3"]:
     return pixels.permute(0, 2, 3, 4, 1).contiguous()
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
-    """Writes the folder; a reader never sees half of it."""
-    from safetensors.torch import save
-
-    directory = Path(directory)
-    description = {
-        "format": FORMAT,
-        "fingerprint": tokenizer.fingerprint,
-        "config": to_dict(tokenizer.config),
-        "made_by": {"tessera": version("tessera"), "torch": torch.__version__},
-    }
-    weights = {name: value.cpu().contiguous() for name, value in tokenizer.weights().items()}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _publish(directory / WEIGHTS_FILE, save(weights))
-        text = json.dumps(description, indent=1) + "\n"
-        _publish(directory / CONFIG_FILE, text.encode())
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written ({error})") from None
-
-
-def load_tokenizer(directory: str | Path, device: str | torch.device = "cpu") -> Tokenizer:
-    """The tokenizer in a folder, frozen, in eval mode and float32.
-
-    Raises UserError when the folder or a file is missing or damaged, or when weights do not fit the
-    settings or the fingerprint.
-    """
-    directory = Path(directory)
-    description = read_description(directory)
-    config = from_dict(TokenizerConfig, description["config"], str(directory / CONFIG_FILE))
-    tokenizer = Tokenizer(config)
-    weights = _read_weights(directory / WEIGHTS_FILE)
-    _check_fit(directory / WEIGHTS_FILE, tokenizer.weights(), weights)
-    tokenizer.load_state_dict(weights, strict=False)
-    tokenizer.quantizer.codebook.restore()
-    if tokenizer.fingerprint != description["fingerprint"]:
-        raise UserError(
-            f"{directory}: {WEIGHTS_FILE} and {CONFIG_FILE} do not belong together; "
-            "copy both from the same tokenizer"
-        )
-    return tokenizer.to(device).eval().requires_grad_(False)
-
-
-def read_description(directory: Path) -> dict[str, Any]:
-    """What `tokenizer.json` says, its keys checked."""
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise UserError(
-            f"{directory}: no tokenizer here ({CONFIG_FILE} is missing); "
-            "train one with `tessera tokenizer train`"
-        )
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        found = description["format"]
-        if not isinstance(description["config"], dict) or not isinstance(
-            description["fingerprint"], str
-        ):
-            raise ValueError("config must be a section and fingerprint text")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); copy the tokenizer again") from None
-    if found != FORMAT:
-        raise UserError(f"{path}: format {found!r} is unknown; this version reads format {FORMAT}")
-    return description
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; copy the tokenizer again") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged ({error}); copy the tokenizer again") from None
-
-
-def _check_fit(path: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is unknown" for name in found if name not in expected]
-    wrong += [
-        f"{name} is {value.dtype} {list(value.shape)} instead of "
-        f"{expected[name].dtype} {list(expected[name].shape)}"
-        for name, value in found.items()
-        if name in expected
-        and (value.shape != expected[name].shape or value.dtype != expected[name].dtype)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(
-            f"{path}: does not fit {CONFIG_FILE}: {'; '.join(wrong[:3])}{more}; "
-            "copy both from the same tokenizer"
-        )
-
-
-def _publish(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+def _autoencoder(config: TokenizerConfig) -> CausalAutoencoder | ImageAutoencoder:
+    channels = config.quantizer.codebook_dim
+    if config.architecture == "image":
+        return ImageAutoencoder(config.image, channels)
+    return CausalAutoencoder(config.autoencoder, channels)
 
 
 def _reversed_at_random(

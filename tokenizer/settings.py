@@ -61,7 +61,7 @@ def read_settings(
         where = str(path)
         values = _read_yaml(Path(path))
     for dotted, raw in (overrides or {}).items():
-        value = _parse_override(cls, dotted, raw)
+        value = parse_override(cls, dotted, raw)
         _assign(values, dotted.split("."), value, dotted)
     return from_dict(cls, values, where)
 
@@ -153,7 +153,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _parse_override(cls: type, dotted: str, raw: Any) -> Any:
+def parse_override(cls: type, dotted: str, raw: Any) -> Any:
     """A flag's text as YAML; where text is wanted, text that YAML would read otherwise stays."""
     if not isinstance(raw, str):
         return raw

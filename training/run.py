@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from tokenizer.model import Tokenizer, load_tokenizer
+from tokenizer.folder import load_tokenizer
+from tokenizer.model import Tokenizer
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError, read_settings, save_settings
 from training.checkpoint import latest_checkpoint, load_weights, read_state

@@ -82,14 +82,14 @@ def compare(
 
 def fingerprint_in(directory: str | Path) -> str:
     """The fingerprint that a tokenizer's folder declares; UserError when there is none."""
-    from tokenizer.model import read_description
+    from tokenizer.folder import read_description
 
     return str(read_description(Path(directory))["fingerprint"])
 
 
 def _load(dataset: Dataset, directory: str | Path | None) -> Any:
     """The tokenizer, after its fingerprint was compared with the dataset's."""
-    from tokenizer.model import load_tokenizer
+    from tokenizer.folder import load_tokenizer
 
     folder = dataset.tokenizer_dir if directory is None else Path(directory)
     if folder is None:

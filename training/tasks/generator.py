@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.shards import Batch, Dataset, Samples, Source
-from tokenizer.model import Tokenizer, load_tokenizer
+from tokenizer.folder import load_tokenizer
+from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError, to_dict
 from training.config import GeneratorRun
 from training.data import data_order, open_loader, open_sources

@@ -11,7 +11,8 @@ from torch import nn
 
 from pipeline.shards import Batch, Samples
 from pipeline.shards.order import shuffled
-from tokenizer.model import Tokenizer, save_tokenizer, signed
+from tokenizer.folder import save_tokenizer
+from tokenizer.model import Tokenizer, signed
 from tokenizer.settings import UserError, save_settings, to_dict
 from training.config import TokenizerRun
 from training.data import data_order, open_loader, open_sources
