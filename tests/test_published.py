@@ -90,14 +90,15 @@ def var(tmp_path):
 
 
 @pytest.mark.parametrize("layout", CONFIGS)
-@pytest.mark.parametrize("kind", ["flat", "model", "safetensors"])
+@pytest.mark.parametrize("kind", ["flat", "model", "safetensors", "before torch 1.6"])
 def test_a_checkpoint_becomes_a_folder_with_the_same_codes(layout, kind, tmp_path):
     state, made = state_of(layout)
     path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
     if kind == "safetensors":
         save_file(state, path)
     else:
-        torch.save(state if kind == "flat" else {"model": state, "steps": 3}, path)
+        content = {"model": state, "steps": 3} if kind == "model" else state
+        torch.save(content, path, _use_new_zipfile_serialization=kind != "before torch 1.6")
     published = convert(path, tmp_path / "out")
     loaded = load_tokenizer(tmp_path / "out")
     assert loaded.config == CONFIGS[layout] == published.tokenizer.config
@@ -264,7 +265,7 @@ def test_pickled_code_is_one_error_and_is_not_executed(how, tmp_path):
         load_published(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
-    if how in ("archive", "inside"):
+    if how != "pickle":
         assert "it asks for posix.system" in str(caught.value)
         assert "nothing was executed" in str(caught.value)
     assert not marker.exists()

@@ -4,10 +4,10 @@
     checkpoint.tensors["encoder.conv_in.weight"]
     checkpoint.sha256
 
-A `.pth` or `.pt` file is a zip of a pickle and raw storages. The pickle is read by torch's
-restricted unpickler only, which knows tensors and containers and calls nothing; the storages are
-mapped, not copied, and what they claim is held against what the file has. `.safetensors` holds no
-code by construction.
+A `.pth` or `.pt` file is a pickle and raw storages, since torch 1.6 in a zip. The pickle is read by
+torch's restricted unpickler only, which knows tensors and containers and calls nothing; a zip's
+storages are mapped, not copied, and what tensors claim is held against what the file has.
+`.safetensors` holds no code by construction.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from tokenizer.settings import UserError
 PARTS = ("model", "ema", "vae", "state_dict")
 """Keys under which a training's checkpoint holds a state dict."""
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+"""How files begin that torch wrote before 1.6: its magic number, pickled."""
 MAX_FILE_BYTES = 16 << 30
 MAX_PICKLE_BYTES = 64 << 20
 MAX_TENSORS = 100_000
@@ -61,8 +63,7 @@ def read_checkpoint(path: str | Path, part: str | None = None) -> Checkpoint:
     if path.suffix == ".safetensors":
         content = _read_safetensors(path)
     else:
-        _check_archive(path, size_bytes)
-        content = _read_archive(path)
+        content = _read_pickled(path, mmap=_is_archive(path, size_bytes))
     found, state = _unwrap(path, content, part)
     _check_tensors(path, state, size_bytes)
     others = tuple(str(key) for key in content if found is not None and key != found)
@@ -95,16 +96,17 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: damaged ({error}); fetch it again") from None
 
 
-def _check_archive(path: Path, size_bytes: int) -> None:
-    """UserError unless it is a whole zip of stored, uncompressed entries with a small pickle."""
+def _is_archive(path: Path, size_bytes: int) -> bool:
+    """Whether it is a zip (else it is of torch's format before 1.6), of what torch.save writes:
+    stored, uncompressed entries with one small pickle; UserError when it is neither."""
     try:
+        with path.open("rb") as file:
+            if file.read(len(OLD_FORMAT)) == OLD_FORMAT:
+                return False
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"{path}: not a whole checkpoint ({error}); it is truncated, or older than torch 1.6 "
-            "(load and save it again with the torch that wrote it)"
-        ) from None
+        raise UserError(f"{path}: not a whole checkpoint ({error}); fetch it again") from None
     pickles = [each.file_size for each in entries if each.filename.endswith("/data.pkl")]
     if (
         len(pickles) != 1
@@ -113,14 +115,15 @@ def _check_archive(path: Path, size_bytes: int) -> None:
         or sum(each.file_size for each in entries) > size_bytes
     ):
         raise UserError(f"{path}: not an archive that torch.save writes; nothing of it was read")
+    return True
 
 
-def _read_archive(path: Path) -> Mapping[str, Any]:
+def _read_pickled(path: Path, mmap: bool) -> Mapping[str, Any]:
     """What the restricted unpickler makes of it; a training's `args` may be a plain Namespace."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # the bytes are a stranger's: the unpickler may raise anything
         raise UserError(
             f"{path}: not a checkpoint of plain tensors ({_reason(error)}); nothing was executed"
