@@ -141,7 +141,7 @@ def _register_convert(group: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--schedule", choices=SCHEDULES, metavar="NAME", help="scales by name, such as var-512"
     )
-    add_flags(parser, _PublishedSettings)
+    add_flags(parser, _PublishedSettings, show_defaults=False)
     parser.set_defaults(run=_convert)
 
 

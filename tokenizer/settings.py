@@ -100,7 +100,12 @@ def dump_settings(settings: Any) -> str:
     return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type, leave_out: tuple[str, ...] = ()) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser,
+    cls: type,
+    leave_out: tuple[str, ...] = (),
+    show_defaults: bool = True,
+) -> None:
     """Adds `--section.key VALUE` for every key of `cls`, with its sentence and default."""
     for prefix, members in _sections(cls, ""):
         title = f"settings: {prefix.rstrip('.')}" if prefix else "settings"
@@ -110,12 +115,13 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, leave_out: tuple[str, 
             if name in leave_out:
                 continue
             help_text = field.metadata.get("help", "")
+            note = _default_note(field, help_text) if show_defaults else ""
             group.add_argument(
                 f"--{name}",
                 dest=f"override:{name}",
                 metavar=_metavar(annotation),
                 default=argparse.SUPPRESS,
-                help=(help_text + _default_note(field, help_text)).replace("%", "%%"),
+                help=(help_text + note).replace("%", "%%"),
             )
 
     positional = [each.metavar or each.dest for each in parser._actions if not each.option_strings]
