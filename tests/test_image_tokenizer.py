@@ -138,3 +138,18 @@ def test_a_shape_that_does_not_fit_is_refused(shape, message):
 def test_impossible_settings_are_refused(values, message):
     with pytest.raises(UserError, match=message):
         from_dict(TokenizerConfig, values, "settings")
+
+
+def test_the_pipeline_encodes_with_it_in_padded_batches(tmp_path):
+    from pipeline.config import TokenizeSettings
+    from pipeline.encode import code_recipe
+    from pipeline.shards.format import Bucket
+
+    made, frames = tokenizer(), frames_for(batch=3)
+    save_tokenizer(made, tmp_path)
+    encoder = code_recipe(tmp_path, TokenizeSettings(batch_size=4)).load()
+    schedule = encoder.schedule(Bucket(name="8x8", num_frames=3, height=8, width=8))
+    assert schedule == made.schedule_for(3, 8, 8)
+    codes = encoder.encode(frames.numpy())
+    assert codes.dtype == "uint16"
+    assert torch.equal(torch.from_numpy(codes.astype("int64")), made.encode(frames))
