@@ -2,6 +2,7 @@
 # make test   environment, installation, lint, types, import contracts, docs, tests
 # make chaos  builds under kill -9 for minutes (TESSERA_CHAOS_ROUNDS=8), each compared byte by byte
 # make bench-shards   what writing and reading shards costs, beside other formats' readers
+# make bench-encoder  the batched encoder beside the same model run clip by clip
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +14,7 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test install lint types contracts unit integration chaos bench-shards bench-tokenize format clean
+.PHONY: demo test install lint types contracts unit integration chaos bench-shards bench-tokenize bench-encoder format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -55,6 +56,11 @@ bench-shards: install
 
 bench-tokenize: install
 	$(BIN)/python benchmarks/tokenizing.py
+
+bench-encoder: export OMP_NUM_THREADS = 1
+
+bench-encoder: install
+	$(BIN)/python benchmarks/encoding.py
 
 format: install
 	$(BIN)/ruff check --fix .

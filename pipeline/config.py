@@ -142,6 +142,12 @@ class TokenizeSettings:
     num_encoders: int = setting(1, "encoder actors")
     device: str = setting("cpu", "device of the encoder: cpu or cuda")
     threads: int = setting(1, "torch threads of an encoder on the CPU")
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "of the autoencoder; auto: bfloat16 on cuda, else float32; the quantizer is float32"
+    )
+    compile: Literal["auto", "off", "on"] = setting(
+        "auto", "torch.compile of the autoencoder; auto: on cuda only"
+    )
     clips_per_decode: int = setting(16, "clips of one file that a decode task takes at most")
     decode_ahead_bytes: int = setting(256 << 20, "decoded frames in flight per encoder, in bytes")
 
@@ -153,6 +159,18 @@ class TokenizeSettings:
             raise ValueError(f"clips_per_decode ({self.clips_per_decode}) must be at least 1")
         if self.decode_ahead_bytes < 1 << 20:
             raise ValueError(f"decode_ahead_bytes ({self.decode_ahead_bytes}) must be >= 1048576")
+
+    @property
+    def autoencoder_precision(self) -> str:
+        """What `precision` means on this device."""
+        if self.precision != "auto":
+            return self.precision
+        return "bfloat16" if self.device.startswith("cuda") else "float32"
+
+    @property
+    def is_compiled(self) -> bool:
+        """What `compile` means on this device."""
+        return self.compile == "on" or (self.compile == "auto" and self.device.startswith("cuda"))
 
 
 @dataclass(frozen=True, kw_only=True)

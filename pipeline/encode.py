@@ -35,7 +35,10 @@ class Encoder(Protocol):
         ...
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Arrays [b, ...] of frames uint8 [b, t, h, w, 3], b <= batch_size."""
+        """Arrays [b, ...] of frames uint8 [b, t, h, w, 3], b <= batch_size.
+
+        Raises NotFinite with the row of a clip for which the model gave no numbers.
+        """
         ...
 
 
@@ -84,6 +87,8 @@ def code_recipe(directory: Path, settings: TokenizeSettings) -> EncoderRecipe:
         "batch_size": settings.batch_size,
         "threads": settings.threads,
         "device": settings.device,
+        "precision": settings.autoencoder_precision,
+        "compiled": settings.is_compiled,
         "torch": version("torch"),
     }
     return EncoderRecipe("codes", str(directory), settings, fingerprint_of(how), how)
@@ -105,7 +110,7 @@ class FrameEncoder:
 
 
 class CodeEncoder:
-    """Runs a tokenizer, float32, on padded batches."""
+    """Runs a tokenizer on padded batches: the autoencoder as set, the quantizer in float32."""
 
     def __init__(self, directory: Path, settings: TokenizeSettings) -> None:
         import torch
@@ -113,9 +118,13 @@ class CodeEncoder:
         from tokenizer.folder import load_tokenizer
 
         torch.set_num_threads(settings.threads)
+        torch.backends.cudnn.allow_tf32 = False
         self.batch_size = settings.batch_size
-        self._device = settings.device
+        self._device = torch.device(settings.device)
+        self._precision = settings.autoencoder_precision
         self._tokenizer = load_tokenizer(directory, device=settings.device)
+        if settings.is_compiled:
+            self._tokenizer.autoencoder.encoder.compile(dynamic=False)
         size = self._tokenizer.codebook_size
         self.token_set = TokenSet(
             name="codes",
@@ -131,8 +140,10 @@ class CodeEncoder:
     def encode(self, frames: np.ndarray) -> np.ndarray:
         import torch
 
-        padded = np.zeros((self.batch_size, *frames.shape[1:]), dtype=np.uint8)
-        padded[: len(frames)] = frames
-        with torch.inference_mode():
+        padded = frames[np.minimum(np.arange(self.batch_size), len(frames) - 1)]
+        autocast = torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self._precision == "bfloat16"
+        )
+        with torch.inference_mode(), autocast:
             codes = self._tokenizer.encode(torch.from_numpy(padded).to(self._device))
         return codes[: len(frames)].cpu().numpy().astype(self.token_set.dtype)

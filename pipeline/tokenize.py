@@ -29,7 +29,8 @@ from pipeline.select import group_for_shards
 from pipeline.shards.format import Bucket, canonical_json
 from pipeline.shards.writer import ShardWriter
 from pipeline.statistics import Tally
-from tokenizer.settings import to_dict
+from tokenizer.config import NotFinite
+from tokenizer.settings import UserError, to_dict
 
 TOKENIZE_VERSION = 2  # raise it when the bytes of a shard change for the same codes
 
@@ -254,7 +255,11 @@ def _encoded(
     batch: dict[int, np.ndarray] = {}
 
     def flush() -> Iterator[tuple[Clip, np.ndarray | None, str | None]]:
-        arrays = dict(zip(batch, _timed_encode(model, list(batch.values()), log)))
+        try:
+            arrays = dict(zip(batch, _timed_encode(model, list(batch.values()), log)))
+        except NotFinite as error:
+            clip = unit.clips[list(batch)[error.row]]
+            raise UserError(f"{clip.uri}, clip {clip.clip_id}: {error.reason}") from None
         for place, clip, error in waiting:
             if place in unit.copies:
                 yield clip, copies.read(unit.copies[place]), None

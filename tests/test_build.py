@@ -240,6 +240,26 @@ def test_a_build_that_keeps_nothing_says_so(small_videos: Path, tmp_path: Path) 
         build_pixels(settings)
 
 
+def test_a_tokenizer_that_gives_no_numbers_ends_the_build_with_the_clips_name(
+    small_videos: Path, random_tokenizer: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    from tokenizer.folder import load_tokenizer, save_tokenizer
+
+    damaged = load_tokenizer(random_tokenizer)
+    next(damaged.autoencoder.encoder.parameters()).fill_(torch.nan)
+    save_tokenizer(damaged, tmp_path / "damaged")
+    settings = config(
+        small_videos / "even",
+        tmp_path / "data",
+        tokenize=TokenizeSettings(tokenizer=str(tmp_path / "damaged"), batch_size=4),
+    )
+    message = r"^\d\.mp4, clip [0-9a-f]+: its latents are NaN or infinite: .* weights are damaged"
+    with pytest.raises(UserError, match=message):
+        build(settings)
+
+
 @pytest.mark.slow
 def test_a_build_into_an_object_store_has_the_bytes_of_one_on_a_disk(
     built: Path, s3: str, tmp_path: Path

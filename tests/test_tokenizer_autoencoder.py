@@ -28,6 +28,15 @@ CONFIGS = {
         encoder_blocks=(1, 0, 1),
         decoder_blocks=(0, 2, 1),
     ),
+    "group norm": AutoencoderConfig(
+        patch=8,
+        temporal_patch=2,
+        channels=(8, 12),
+        encoder_blocks=(1, 1),
+        decoder_blocks=(1, 1),
+        norm="group",
+        norm_groups=4,
+    ),
 }
 
 
@@ -67,10 +76,14 @@ def test_in_float32_chunks_and_whole_agree_to_1e5(name):
 def test_longer_pieces_give_the_same_latents(name):
     made, frames = autoencoder(name), frames_for(name, num_latent_frames=6)
     stride = CONFIGS[name].temporal_stride
-    first, past = made.encoder(frames[:, :, : 1 + 2 * stride])
-    second, _ = made.encoder(frames[:, :, 1 + 2 * stride :], past)
+    first, past = made.encode_piece(frames[:, :, : 1 + 2 * stride])
+    second, _ = made.encode_piece(frames[:, :, 1 + 2 * stride :], past)
     together = torch.cat([first, second], dim=2)
     torch.testing.assert_close(together, made.encode(frames), rtol=0, atol=1e-12)
+    begun, past = made.decode_piece(together[:, :, :3])
+    rest, _ = made.decode_piece(together[:, :, 3:], past)
+    decoded = torch.cat([begun, rest], dim=2)
+    torch.testing.assert_close(decoded, made.decode(together), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -100,12 +113,19 @@ def test_no_latent_and_no_frame_depends_on_the_future(name):
 def test_one_model_serves_two_streams():
     made = autoencoder("demo")
     a, b = frames_for("demo"), frames_for("demo")
-    latents_a, past_a = made.encoder(a[:, :, :1])
-    latents_b, past_b = made.encoder(b[:, :, :1])
-    more_a, _ = made.encoder(a[:, :, 1:], past_a)
-    more_b, _ = made.encoder(b[:, :, 1:], past_b)
+    latents_a, past_a = made.encode_piece(a[:, :, :1])
+    latents_b, past_b = made.encode_piece(b[:, :, :1])
+    more_a, _ = made.encode_piece(a[:, :, 1:], past_a)
+    more_b, _ = made.encode_piece(b[:, :, 1:], past_b)
     torch.testing.assert_close(torch.cat([latents_a, more_a], 2), made.encode(a))
     torch.testing.assert_close(torch.cat([latents_b, more_b], 2), made.encode(b))
+
+
+def test_groups_must_divide_every_width():
+    with pytest.raises(ValueError, match=r"norm_groups \(32\) must divide every width .*\(48\)"):
+        AutoencoderConfig(channels=(48,), norm="group")
+    with pytest.raises(ValueError, match=r"norm_groups \(0\) must be at least 1"):
+        AutoencoderConfig(norm_groups=0)
 
 
 @pytest.mark.parametrize(("time", "side", "count"), [(4, 16, 16), (1, 2, 12), (2, 2, 5)])

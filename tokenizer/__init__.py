@@ -11,9 +11,12 @@
     cosines         the fixed transform from which an autoencoder starts without data
     autoencoder3d   the causal video autoencoder, by whole clips or by pieces
     image           the image autoencoder of VAR and LlamaGen, frame by frame
+    tiles           large frames square by square, without seams
     losses          what training minimises
     model           the tokenizer, whichever its architecture: encode, decode, training step
+    streaming       video of any length, pyramid by pyramid
     folder          a tokenizer's folder: load, save
+    latents         mean and standard deviation of each channel of the latents
     checkpoint      other people's checkpoints: tensors by name, nothing executed
     layouts         how published families name our tensors                  (no torch)
     shapes          what a checkpoint's shapes say about the model in it

@@ -4,13 +4,16 @@ Two paths are added in each direction: one matrix per block of pixels, which beg
 block cosines, and a convolutional network, which begins as zero. So it reconstructs from the first
 step. Frame 0 stands alone: it is the image at the beginning of every video.
 
-    latents, past = autoencoder.encoder(frames[:, :, :1])
-    more, past = autoencoder.encoder(frames[:, :, 1:5], past)
+    latents, past = autoencoder.encode_piece(frames[:, :, :1])
+    more, past = autoencoder.encode_piece(frames[:, :, 1:5], past)
 
 The canonical encoding runs piece by piece: frame 0, then `temporal_stride` frames at a time.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -20,6 +23,8 @@ from tokenizer.causal import (
     Activation,
     CausalConv,
     Fold,
+    GroupActivation,
+    MakeActivation,
     Past,
     ResidualBlock,
     SideBySide,
@@ -39,6 +44,8 @@ class CausalAutoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, latent_channels: int) -> None:
         super().__init__()
+        self.config = config
+        self.spatial_stride = config.spatial_stride
         self.temporal_stride = config.temporal_stride
         block = config.temporal_stride, config.spatial_stride
         fold, unfold = Fold(*block, latent_channels), Unfold(*block, latent_channels)
@@ -76,27 +83,42 @@ class CausalAutoencoder(nn.Module):
         """The whole clip in one pass; not clipped to [-1, 1]."""
         return self.decoder(latents)[0]
 
+    def encode_piece(
+        self, frames: Float[Tensor, "b 3 t h w"], past: Past = None
+    ) -> tuple[Float[Tensor, "b c t2 h2 w2"], Past]:
+        """The next frames of a stream, and what to give with those after them.
+
+        A stream begins with 1 + k * stride frames and goes on with multiples of the stride.
+        """
+        return self.encoder(frames, past)
+
+    def decode_piece(
+        self, latents: Float[Tensor, "b c t h w"], past: Past = None
+    ) -> tuple[Float[Tensor, "b 3 t2 h2 w2"], Past]:
+        """The next latent frames of a stream, any number, and what to give with those after."""
+        return self.decoder(latents, past)
+
     def encode_canonically(
         self, frames: Float[Tensor, "b 3 t h w"]
     ) -> Float[Tensor, "b c t2 h2 w2"]:
         """Frame 0, then chunks of `temporal_stride` frames: the encoding that codes are made of."""
-        latents, past = self.encoder(frames[:, :, :1])
-        parts = [latents]
-        for start in range(1, frames.shape[2], self.temporal_stride):
-            latents, past = self.encoder(frames[:, :, start : start + self.temporal_stride], past)
-            parts.append(latents)
-        return torch.cat(parts, dim=2)
+        pieces = [frames[:, :, :1], *frames[:, :, 1:].split(self.temporal_stride, dim=2)]
+        return _joined(self.encoder, [each for each in pieces if each.shape[2]])
 
     def decode_canonically(
         self, latents: Float[Tensor, "b c t h w"]
     ) -> Float[Tensor, "b 3 t2 h2 w2"]:
         """One latent frame after another."""
-        parts = []
-        past: Past = None
-        for index in range(latents.shape[2]):
-            frames, past = self.decoder(latents[:, :, index : index + 1], past)
-            parts.append(frames)
-        return torch.cat(parts, dim=2)
+        return _joined(self.decoder, latents.split(1, dim=2))
+
+
+def _joined(step: nn.Module, pieces: Sequence[Tensor]) -> Tensor:
+    past: Past = None
+    parts = []
+    for piece in pieces:
+        part, past = step(piece, past)
+        parts.append(part)
+    return torch.cat(parts, dim=2)
 
 
 def principal_components(
@@ -117,28 +139,35 @@ def principal_components(
 
 
 def _down(config: AutoencoderConfig, latent_channels: int) -> Stream:
-    widths = config.channels
+    widths, activation = config.channels, _activation(config)
     layers: list[nn.Module] = [Fold(config.temporal_patch, config.patch, widths[0])]
     for index, blocks in enumerate(config.encoder_blocks):
-        layers += [ResidualBlock(widths[index]) for _ in range(blocks)]
+        layers += [ResidualBlock(widths[index], activation) for _ in range(blocks)]
         if index + 1 < len(widths):
             layers.append(CausalConv(widths[index], widths[index + 1], *config.halvings[index]))
     last = CausalConv(widths[-1], latent_channels)
     _begin_as_zero(last.conv)
-    return Stream([*layers, Activation(widths[-1]), last])
+    return Stream([*layers, activation(widths[-1]), last])
 
 
 def _up(config: AutoencoderConfig, latent_channels: int) -> Stream:
-    widths = config.channels
+    widths, activation = config.channels, _activation(config)
     layers: list[nn.Module] = [CausalConv(latent_channels, widths[-1])]
     for index in reversed(range(len(widths))):
-        layers += [ResidualBlock(widths[index]) for _ in range(config.decoder_blocks[index])]
+        blocks = config.decoder_blocks[index]
+        layers += [ResidualBlock(widths[index], activation) for _ in range(blocks)]
         if index > 0:
             layers.append(Upsample(*config.halvings[index - 1]))
             layers.append(CausalConv(widths[index], widths[index - 1]))
     last = Unfold(config.temporal_patch, config.patch, widths[0])
     _begin_as_zero(last.linear)
-    return Stream([*layers, Activation(widths[0]), last])
+    return Stream([*layers, activation(widths[0]), last])
+
+
+def _activation(config: AutoencoderConfig) -> MakeActivation:
+    if config.norm == "group":
+        return partial(GroupActivation, groups=config.norm_groups)
+    return Activation
 
 
 def _begin_as(linear: nn.Linear, weight: Float[Tensor, "n c"]) -> None:

@@ -7,7 +7,7 @@ returns its output and what to keep. The caller holds that state: one model serv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +92,25 @@ class Activation(nn.Module):
         return functional.silu(x * size * self.gain), None
 
 
+class GroupActivation(nn.Module):
+    """GroupNorm of every frame by itself, then SiLU: causal, but a frame cannot be tiled."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], past: Past = None
+    ) -> tuple[Float[Tensor, "b c t h w"], Past]:
+        frames = x.movedim(2, 1)
+        normed = self.norm(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        return functional.silu(normed.movedim(1, 2)), None
+
+
+MakeActivation = Callable[[int], nn.Module]
+"""An activation of so many channels."""
+
+
 class Pointwise(nn.Module):
     """A matrix at every position."""
 
@@ -108,12 +127,12 @@ class Pointwise(nn.Module):
 class ResidualBlock(nn.Module):
     """x + a causal convolution and a matrix, each after an activation; begins as the identity."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, activation: MakeActivation = Activation) -> None:
         super().__init__()
         mix = Pointwise(channels, channels)
         nn.init.zeros_(mix.conv.weight)
         self.branch = Stream(
-            [Activation(channels), CausalConv(channels, channels), Activation(channels), mix]
+            [activation(channels), CausalConv(channels, channels), activation(channels), mix]
         )
 
     def forward(

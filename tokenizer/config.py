@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar, Literal
 
@@ -32,6 +32,11 @@ class AutoencoderConfig:
     channels: tuple[int, ...] = setting((128,), "width of each stage, from fine to coarse")
     encoder_blocks: tuple[int, ...] = setting((0,), "the encoder's residual blocks per stage")
     decoder_blocks: tuple[int, ...] = setting((2,), "the decoder's residual blocks per stage")
+    norm: Literal["rms", "group"] = setting(
+        "rms",
+        "rms: over the channels of one position, frames can be tiled; group: GroupNorm per frame",
+    )
+    norm_groups: int = setting(32, "channel groups of norm `group`; they divide every width")
 
     def __post_init__(self) -> None:
         for name in ("patch", "temporal_patch", "spatial_stride", "temporal_stride"):
@@ -53,6 +58,13 @@ class AutoencoderConfig:
                 )
         if min(self.channels) < 1 or min(self.encoder_blocks + self.decoder_blocks) < 0:
             raise ValueError("channels: widths must be at least 1 and blocks not negative")
+        if self.norm_groups < 1:
+            raise ValueError(f"norm_groups ({self.norm_groups}) must be at least 1")
+        if self.norm == "group" and any(width % self.norm_groups for width in self.channels):
+            raise ValueError(
+                f"norm_groups ({self.norm_groups}) must divide every width of channels "
+                f"({', '.join(map(str, self.channels))})"
+            )
 
     @property
     def halvings(self) -> tuple[tuple[int, int], ...]:
@@ -309,6 +321,24 @@ class TokenizerConfig:
                 )
 
 
+class NotFinite(UserError):
+    """A clip for which a model gave NaN or infinity instead of latents."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(row)
+        self.row = row
+
+    def __str__(self) -> str:
+        return f"clip {self.row} of the batch: {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        return (
+            "its latents are NaN or infinite: the tokenizer's weights are damaged, or its training "
+            "diverged; copy or train it again"
+        )
+
+
 def _fitted(sides: Sequence[int], grid: tuple[int, int]) -> list[tuple[int, int]]:
     finest = sides[-1]
     return [(_share(side, finest, grid[0]), _share(side, finest, grid[1])) for side in sides]
@@ -317,6 +347,13 @@ def _fitted(sides: Sequence[int], grid: tuple[int, int]) -> list[tuple[int, int]
 def _share(side: int, finest: int, cells: int) -> int:
     return max(1, (2 * side * cells + finest) // (2 * finest))
 
+
+_SMALL_CODES = QuantizerConfig(
+    codebook_size=4096, codebook_dim=16, scales=(1, 2, 3, 4, 6, 8), num_phi=4
+)
+_BASE_CODES = QuantizerConfig(
+    codebook_size=16384, codebook_dim=32, scales=(1, 2, 3, 4, 6, 8, 10, 13, 16), num_phi=4
+)
 
 PRESETS: dict[str, TokenizerConfig] = {
     "tiny": TokenizerConfig(),
@@ -328,9 +365,7 @@ PRESETS: dict[str, TokenizerConfig] = {
             encoder_blocks=(1, 1, 2),
             decoder_blocks=(2, 2, 2),
         ),
-        quantizer=QuantizerConfig(
-            codebook_size=4096, codebook_dim=16, scales=(1, 2, 3, 4, 6, 8), num_phi=4
-        ),
+        quantizer=_SMALL_CODES,
     ),
     "base": TokenizerConfig(
         autoencoder=AutoencoderConfig(
@@ -340,9 +375,34 @@ PRESETS: dict[str, TokenizerConfig] = {
             encoder_blocks=(2, 2, 2, 2),
             decoder_blocks=(3, 3, 3, 3),
         ),
-        quantizer=QuantizerConfig(
-            codebook_size=16384, codebook_dim=32, scales=(1, 2, 3, 4, 6, 8, 10, 13, 16), num_phi=4
+        quantizer=_BASE_CODES,
+    ),
+    "tiny-s8": TokenizerConfig(
+        autoencoder=AutoencoderConfig(patch=8, spatial_stride=8),
+        quantizer=QuantizerConfig(scales=(1, 2, 4, 8)),
+    ),
+    "small-s8": TokenizerConfig(
+        autoencoder=AutoencoderConfig(
+            patch=4,
+            temporal_patch=2,
+            spatial_stride=8,
+            channels=(128, 256),
+            encoder_blocks=(1, 2),
+            decoder_blocks=(2, 2),
         ),
+        quantizer=replace(_SMALL_CODES, scales=(1, 2, 3, 4, 6, 8, 10, 13, 16)),
+    ),
+    "base-s8": TokenizerConfig(
+        autoencoder=AutoencoderConfig(
+            patch=2,
+            temporal_patch=1,
+            spatial_stride=8,
+            channels=(128, 256, 512),
+            encoder_blocks=(2, 2, 2),
+            decoder_blocks=(3, 3, 3),
+        ),
+        quantizer=replace(_BASE_CODES, scales=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)),
     ),
 }
-"""tiny: the demo, 64 x 64; small: for 128 x 128; base: for 256 x 256."""
+"""tiny: the demo, 64 x 64; small: for 128 x 128; base: for 256 x 256. A latent frame stands for 4
+frames and a cell for 16 x 16 pixels, or 8 x 8 in those that end in s8."""

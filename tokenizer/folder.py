@@ -43,9 +43,9 @@ def save_tokenizer(
     weights = {name: value.cpu().contiguous() for name, value in tokenizer.weights().items()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _publish(directory / WEIGHTS_FILE, save(weights))
+        publish(directory / WEIGHTS_FILE, save(weights))
         text = json.dumps(description, indent=1) + "\n"
-        _publish(directory / CONFIG_FILE, text.encode())
+        publish(directory / CONFIG_FILE, text.encode())
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error})") from None
 
@@ -129,7 +129,8 @@ def _check_fit(path: Path, expected: dict[str, Tensor], found: dict[str, Tensor]
         )
 
 
-def _publish(path: Path, content: bytes) -> None:
+def publish(path: Path, content: bytes) -> None:
+    """Writes aside, then renames: a reader sees the old file or the new one."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content)
     os.replace(partial, path)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokenizer.causal import Past
 from tokenizer.config import NORM_GROUPS, ImageAutoencoderConfig
 
 FRAME_CHANNELS = 3
@@ -47,6 +48,18 @@ class ImageAutoencoder(nn.Module):
         grids = latents.movedim(2, 1)
         images = self.decoder(self.from_latents(grids.flatten(0, 1)))
         return images.unflatten(0, grids.shape[:2]).movedim(1, 2)
+
+    def encode_piece(
+        self, frames: Float[Tensor, "b 3 t h w"], past: Past = None
+    ) -> tuple[Float[Tensor, "b c t h2 w2"], Past]:
+        """The next frames of a stream; there is nothing to remember."""
+        return self.encode_canonically(frames), past
+
+    def decode_piece(
+        self, latents: Float[Tensor, "b c t h w"], past: Past = None
+    ) -> tuple[Float[Tensor, "b 3 t h2 w2"], Past]:
+        """The next latent frames of a stream; there is nothing to remember."""
+        return self.decode_canonically(latents), past
 
     def encode_canonically(
         self, frames: Float[Tensor, "b 3 t h w"]

@@ -18,12 +18,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from tokenizer.autoencoder3d import CausalAutoencoder
-from tokenizer.config import TokenizerConfig
+from tokenizer.config import NotFinite, TokenizerConfig
 from tokenizer.image import ImageAutoencoder
 from tokenizer.losses import LossOutput, tokenizer_loss
 from tokenizer.quantizer import MultiScaleQuantizer
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError, to_dict
+from tokenizer.tiles import decode_in_tiles, encode_in_tiles
 
 TRAINING_ONLY = ("ema_count", "ema_sum", "observed", "num_observed", "is_initialised")
 """Codebook statistics that training needs and a finished tokenizer does not."""
@@ -61,20 +62,66 @@ class Tokenizer(nn.Module):
         return self.config.schedule_for(num_frames, height, width)
 
     @torch.no_grad()
-    def encode(self, frames: UInt8[Tensor, "b t h w 3"]) -> Int[Tensor, "b l"]:
-        """Codes in the order of `schedule_for(t, h, w)`; UserError on any other kind of frames."""
+    def encode(
+        self, frames: UInt8[Tensor, "b t h w 3"], tile: int | None = None
+    ) -> Int[Tensor, "b l"]:
+        """Codes in the order of `schedule_for(t, h, w)`; UserError on any other kind of frames.
+
+        With `tile` the frames are encoded in squares of so many pixels, for the same codes. Raises
+        NotFinite for the first clip whose latents are not numbers.
+        """
+        self.check_frames(frames)
+        schedule = self.schedule_for(*frames.shape[1:4])
+        return self.quantize(self.encode_latents(signed(frames), tile), schedule)
+
+    @torch.no_grad()
+    def quantize(
+        self, latents: Float[Tensor, "b c t h w"], schedule: Schedule
+    ) -> Int[Tensor, "b l"]:
+        """Codes of latents; raises NotFinite for the first clip whose latents are not numbers."""
+        are_finite = latents.isfinite().flatten(1).all(dim=1)
+        if not are_finite.all():
+            raise NotFinite(int(are_finite.logical_not().nonzero()[0]))
+        return self.quantizer.encode(latents, schedule)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        codes: Int[Tensor, "b l"],
+        schedule: Schedule,
+        num_scales: int | None = None,
+        tile: int | None = None,
+    ) -> UInt8[Tensor, "b t h w 3"]:
+        """Frames of codes, from the first `num_scales` scales of each pyramid (default: all)."""
+        self.check_codes(codes, schedule)
+        latents = self.quantizer.decode(codes, schedule, num_scales)
+        if tile is not None:
+            return unsigned(decode_in_tiles(self.autoencoder, latents, tile))
+        return unsigned(self.autoencoder.decode_canonically(latents))
+
+    @torch.no_grad()
+    def encode_latents(
+        self, frames: Float[Tensor, "b 3 t h w"], tile: int | None = None
+    ) -> Float[Tensor, "b c t2 h2 w2"]:
+        """Latents before the quantizer, of frames in [-1, 1], by the canonical encoding.
+
+        Nothing is drawn: the same frames give the same latents. `tokenizer.latents` measures their
+        channels.
+        """
+        self.config.check_clip_shape(*frames.shape[2:])
+        if tile is not None:
+            return encode_in_tiles(self.autoencoder, frames, tile)
+        return self.autoencoder.encode_canonically(frames)
+
+    def check_frames(self, frames: Tensor) -> None:
+        """UserError unless these are uint8 [b, t, h, w, 3]."""
         if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
             raise UserError(
                 f"frames ({frames.dtype}, shape {list(frames.shape)}) must be uint8 [b, t, h, w, 3]"
             )
-        schedule = self.schedule_for(*frames.shape[1:4])
-        return self.quantizer.encode(self.encode_latents(signed(frames)), schedule)
 
-    @torch.no_grad()
-    def decode(
-        self, codes: Int[Tensor, "b l"], schedule: Schedule, num_scales: int | None = None
-    ) -> UInt8[Tensor, "b t h w 3"]:
-        """Frames of codes, from the first `num_scales` scales of each pyramid (default: all)."""
+    def check_codes(self, codes: Tensor, schedule: Schedule) -> None:
+        """UserError unless these are codes of this codebook, one for each place of the schedule."""
         if codes.ndim != 2 or codes.shape[1] != schedule.num_tokens:
             raise UserError(
                 f"codes of shape {list(codes.shape)} do not fit the schedule: "
@@ -85,14 +132,6 @@ class Tokenizer(nn.Module):
                 f"codes ({int(codes.min())} to {int(codes.max())}) must lie in "
                 f"[0, {self.codebook_size}): they are another tokenizer's"
             )
-        latents = self.quantizer.decode(codes, schedule, num_scales)
-        return unsigned(self.autoencoder.decode_canonically(latents))
-
-    @torch.no_grad()
-    def encode_latents(self, frames: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c t2 h2 w2"]:
-        """Latents before the quantizer, of frames in [-1, 1], by the canonical encoding."""
-        self.config.check_clip_shape(*frames.shape[2:])
-        return self.autoencoder.encode_canonically(frames)
 
     @torch.no_grad()
     def begin(self, frames: Float[Tensor, "b 3 t h w"], generator: torch.Generator) -> None:
