@@ -9,7 +9,8 @@ begins with frames in host memory and ends with codes there, as in a build. Both
 in turns, round by round, so that a slow minute falls on both; the medians of the rounds are shown.
 The quantizer's share is that of a batch's time, by running it alone on the batch's latents. Memory
 is the peak above what the process held with the model loaded: the device's allocator on a GPU, the
-resident set on a CPU. Each case is a process of its own.
+resident set on a CPU. Each case is a process of its own, with the settings of malloc that encoder
+actors have.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pipeline.executor.ray import KEEP_MEMORY
 
 OUT = Path(__file__).parent / "out"
 CLIPS = {"tiny": (9, 64), "small": (17, 128), "base": (17, 256)}
@@ -52,7 +55,9 @@ def main() -> int:
     cases = []
     for preset in arguments.presets:
         command = [sys.executable, __file__, *sys.argv[1:], "--case", preset]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            command, env=os.environ | KEEP_MEMORY, stdout=subprocess.PIPE, text=True, check=True
+        )
         cases.append(json.loads(done.stdout))
         _show(cases[-1])
     result = {

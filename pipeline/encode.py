@@ -24,6 +24,10 @@ from tokenizer.settings import UserError
 ENCODE_VERSION = 1  # raise it when the same clips and tokenizer give other arrays
 
 
+_PLAIN = {"precision": "float32", "compiled": False}
+"""On a CPU, what codes were made with before this could be set; it is left unsaid there."""
+
+
 class Encoder(Protocol):
     """Turns frames into the arrays of `token_set`."""
 
@@ -81,16 +85,17 @@ def code_recipe(directory: Path, settings: TokenizeSettings) -> EncoderRecipe:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory}: tokenizer.json is damaged ({error!r})") from None
-    how = {
+    how: dict[str, Any] = {
         "codes": ENCODE_VERSION,
         "tokenizer": identity,
         "batch_size": settings.batch_size,
         "threads": settings.threads,
         "device": settings.device,
-        "precision": settings.autoencoder_precision,
-        "compiled": settings.is_compiled,
         "torch": version("torch"),
     }
+    running = {"precision": settings.autoencoder_precision, "compiled": settings.is_compiled}
+    if settings.device != "cpu" or running != _PLAIN:
+        how |= running
     return EncoderRecipe("codes", str(directory), settings, fingerprint_of(how), how)
 
 

@@ -257,9 +257,9 @@ def _encoded(
     def flush() -> Iterator[tuple[Clip, np.ndarray | None, str | None]]:
         try:
             arrays = dict(zip(batch, _timed_encode(model, list(batch.values()), log)))
-        except NotFinite as error:
-            clip = unit.clips[list(batch)[error.row]]
-            raise UserError(f"{clip.uri}, clip {clip.clip_id}: {error.reason}") from None
+        except NotFinite as caught:
+            clip = unit.clips[list(batch)[caught.row]]
+            raise UserError(f"{clip.uri}, clip {clip.clip_id}: {caught.reason}") from None
         for place, clip, error in waiting:
             if place in unit.copies:
                 yield clip, copies.read(unit.copies[place]), None

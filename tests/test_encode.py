@@ -95,8 +95,8 @@ def test_precision_and_compilation_are_part_of_what_made_the_codes(folder: Path)
         code_recipe(folder, replace(SETTINGS, **change))
         for change in ({}, {"precision": "bfloat16"}, {"compile": "on"}, {"device": "cuda"})
     ]
-    assert [(each.how["precision"], each.how["compiled"]) for each in recipes] == [
-        ("float32", False),
+    assert [(each.how.get("precision"), each.how.get("compiled")) for each in recipes] == [
+        (None, None),  # as codes were made before this could be set
         ("bfloat16", False),
         ("float32", True),
         ("bfloat16", True),
@@ -116,8 +116,10 @@ def test_latents_that_are_no_numbers_are_refused_with_the_clips_place(folder: Pa
     assert error.value.row == 1
 
 
-@pytest.mark.slow
-def test_a_compiled_encoder_gives_the_same_codes_except_at_ties(folder: Path) -> None:
-    plain = CodeEncoder(folder, SETTINGS).encode(clips(8))
-    compiled = CodeEncoder(folder, replace(SETTINGS, compile="on")).encode(clips(8))
-    assert (plain == compiled).mean() > 0.99
+@pytest.mark.gpu
+def test_on_a_gpu_most_codes_are_those_of_the_cpu(folder: Path) -> None:
+    frames = clips(8)
+    exact = CodeEncoder(folder, SETTINGS).encode(frames)
+    for precision, least in (("float32", 0.99), ("bfloat16", 0.7)):
+        settings = replace(SETTINGS, device="cuda", precision=precision)
+        assert (exact == CodeEncoder(folder, settings).encode(frames)).mean() > least
