@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokenizer.config import AutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.config import (
+    AutoencoderConfig,
+    ImageAutoencoderConfig,
+    QuantizerConfig,
+    TokenizerConfig,
+)
 from tokenizer.model import Tokenizer, signed
 from tokenizer.settings import UserError
 from tokenizer.streaming import (
@@ -154,6 +159,25 @@ def test_an_image_has_the_codes_of_a_videos_first_frame():
     made, frames = tokenizer(), video(9)
     image = made.encode(frames[:, :1])
     assert torch.equal(image, made.encode(frames)[:, : image.shape[1]])
+
+
+def test_an_image_tokenizer_streams_a_pyramid_for_every_frame():
+    config = TokenizerConfig(
+        architecture="image",
+        image=ImageAutoencoderConfig(
+            channels=32, channel_multipliers=(1, 1), num_blocks=1, z_channels=4
+        ),
+        quantizer=QuantizerConfig(codebook_size=64, codebook_dim=4, scales=(1, 2, 4)),
+    )
+    made, frames = tokenizer(config), video(3, side=16)
+    pyramids = list(stream_encode(made, in_chunks(frames, [2, 1])))
+    assert [(each.scales[0].t0, each.scales[0].t1) for each in pyramids] == [(0, 1), (1, 2), (2, 3)]
+    codes, schedule = join_pyramids(pyramids)
+    assert torch.equal(codes, made.encode(frames))
+    decoded = torch.cat(list(stream_decode(made, pyramids)), dim=1)
+    assert torch.equal(decoded, made.decode(codes, schedule))
+    with pytest.raises(UserError, match="cannot be tiled; encode whole frames"):
+        made.encode(frames, tile=8)
 
 
 @pytest.mark.parametrize("changed", [0, 1, 4, 5, 12, 16])
