@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tokenizer.config import ImageAutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.beginning import begin
+from tokenizer.config import (
+    DiscriminatorConfig,
+    ImageAutoencoderConfig,
+    LossConfig,
+    QuantizerConfig,
+    TokenizerConfig,
+)
 from tokenizer.folder import load_tokenizer, save_tokenizer
 from tokenizer.image import ImageAutoencoder
+from tokenizer.learner import Learner
 from tokenizer.model import Tokenizer, signed
 from tokenizer.settings import UserError, from_dict, to_dict
 
@@ -100,10 +110,15 @@ def test_the_fingerprint_covers_what_codes_depend_on_and_nothing_else():
 
 
 def test_a_training_step_reaches_every_parameter():
-    made = tokenizer().train()
-    output = made.training_step(signed(frames_for()), 0.5, torch.Generator().manual_seed(0))
+    critics = DiscriminatorConfig(weight=0.5, channels=8, layers=2, balance="adaptive")
+    config = replace(tokenizer().config, loss=LossConfig(discriminator=critics))
+    made = Learner(tokenizer(config)).train()
+    frames = signed(frames_for())
+    begin(made.tokenizer, [frames], torch.Generator().manual_seed(0))
+    output = made(frames, 0.5, torch.Generator().manual_seed(0))
     output.loss.backward()
     assert bool(output.loss.isfinite())
+    assert output.terms["deception_weight"] > 0
     assert all(each.grad is not None for each in made.parameters())
 
 

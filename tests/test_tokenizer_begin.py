@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from pipeline.digits import render_clips
+from tokenizer import beginning
 from tokenizer.autoencoder3d import principal_components
+from tokenizer.beginning import begin
 from tokenizer.config import TokenizerConfig
 from tokenizer.metrics import psnr
 from tokenizer.model import Tokenizer, signed, unsigned
@@ -33,7 +36,7 @@ def test_before_any_step_the_latents_hold_the_clips_and_the_codes_most_of_them()
     tokenizer = Tokenizer(TokenizerConfig())
     frames = clips(48)
     untouched = psnr(tokenizer.decode(tokenizer.encode(frames), _schedule(tokenizer)), frames)
-    tokenizer.begin(signed(frames), torch.Generator().manual_seed(0))
+    begin(tokenizer, [signed(frames)], torch.Generator().manual_seed(0))
     unquantized = unsigned(tokenizer.autoencoder.decode(tokenizer.encode_latents(signed(frames))))
     coded = tokenizer.decode(tokenizer.encode(frames), _schedule(tokenizer))
     assert psnr(unquantized, frames).mean() > 21
@@ -46,9 +49,25 @@ def test_the_beginning_follows_from_the_frames_and_the_generator() -> None:
     for _ in range(2):
         torch.manual_seed(0)
         tokenizer = Tokenizer(TokenizerConfig())
-        tokenizer.begin(signed(clips(12)), torch.Generator().manual_seed(3))
+        begin(tokenizer, [signed(clips(12))], torch.Generator().manual_seed(3))
         weights.append(tokenizer.fingerprint)
     assert weights[0] == weights[1]
+
+
+def test_a_beginning_in_chunks_and_from_fewer_blocks_is_about_as_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frames = clips(48)
+    found = []
+    for size, most in ((48, 1 << 15), (5, 1 << 15), (5, 800)):
+        monkeypatch.setattr(beginning, "MOST_BLOCKS", most)
+        torch.manual_seed(0)
+        tokenizer = Tokenizer(TokenizerConfig())
+        begin(tokenizer, signed(frames).split(size), torch.Generator().manual_seed(0))
+        decoded = tokenizer.decode(tokenizer.encode(frames), _schedule(tokenizer))
+        found.append(float(psnr(decoded, frames).mean()))
+    assert found[1] == pytest.approx(found[0], abs=0.3)
+    assert found[2] == pytest.approx(found[0], abs=1.0)
 
 
 def _schedule(tokenizer: Tokenizer):

@@ -12,9 +12,14 @@
     autoencoder3d   the causal video autoencoder, by whole clips or by pieces
     image           the image autoencoder of VAR and LlamaGen, frame by frame
     tiles           large frames square by square, without seams
+    similarity      MS-SSIM, differentiable
+    perceptual      LPIPS, from files of weights
     losses          what training minimises
-    model           the tokenizer, whichever its architecture: encode, decode, training step
+    discriminator   critics that tell clips from reconstructions, and their loss
+    model           the tokenizer, whichever its architecture: encode, decode
     streaming       video of any length, pyramid by pyramid
+    beginning       a tokenizer's first weights and codes, from clips
+    learner         a tokenizer while it learns: one step's loss
     folder          a tokenizer's folder: load, save
     latents         mean and standard deviation of each channel of the latents
     checkpoint      other people's checkpoints: tensors by name, nothing executed

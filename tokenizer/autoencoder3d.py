@@ -56,24 +56,42 @@ class CausalAutoencoder(nn.Module):
         self.encoder = SideBySide([fold, _down(config, latent_channels)])
         self.decoder = SideBySide([unfold, _up(config, latent_channels)])
 
-    @torch.no_grad()
-    def begin_linear(self, frames: Float[Tensor, "b 3 t h w"], generator: torch.Generator) -> None:
-        """Sets the linear path to the principal components of the frames' blocks.
+    def blocks(self, frames: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "m n"]:
+        """The pixels behind each latent cell, as the linear path takes them."""
+        return self._linear_path[0].blocks(frames).flatten(0, 3)
 
-        No linear code of as many channels reconstructs these frames better, and distances between
-        latents begin as distances between pixels, which is what the quantizer measures. Latents
-        begin with a mean square of one.
+    @torch.no_grad()
+    def begin_linear(self, blocks: Float[Tensor, "m n"], generator: torch.Generator) -> None:
+        """Sets the linear path to the principal components of these blocks.
+
+        No linear code of as many channels reconstructs them better, and distances between latents
+        begin as distances between pixels, which is what the quantizer measures. Latents begin with
+        a mean square of one.
         """
-        fold, unfold = self.encoder.layers[0], self.decoder.layers[0]
-        assert isinstance(fold, Fold)
-        assert isinstance(unfold, Unfold)
-        blocks = fold.blocks(frames).flatten(0, 3)
+        fold, unfold = self._linear_path
         mean = blocks.mean(dim=0)
         components, size = principal_components(blocks - mean, fold.linear.out_features, generator)
         fold.linear.weight.copy_(components / size / fold.input_scale)
         fold.linear.bias.copy_(-(components @ mean) / size)
         unfold.linear.weight.copy_(components.T * size)
         unfold.linear.bias.copy_(mean)
+
+    @property
+    def last_weights(self) -> list[Tensor]:
+        """The weights that the decoder's pixels come from directly."""
+        _, unfold = self._linear_path
+        up = self.decoder.layers[1]
+        assert isinstance(up, Stream)
+        last = up.layers[-1]
+        assert isinstance(last, Unfold)
+        return [unfold.linear.weight, last.linear.weight]
+
+    @property
+    def _linear_path(self) -> tuple[Fold, Unfold]:
+        fold, unfold = self.encoder.layers[0], self.decoder.layers[0]
+        assert isinstance(fold, Fold)
+        assert isinstance(unfold, Unfold)
+        return fold, unfold
 
     def encode(self, frames: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c t2 h2 w2"]:
         """The whole clip in one pass: what training uses; equals `encode_canonically`."""

@@ -37,6 +37,11 @@ class ImageAutoencoder(nn.Module):
         self.from_latents = nn.Conv2d(latent_channels, config.z_channels, size, padding=size // 2)
         self.decoder = Decoder(config)
 
+    @property
+    def last_weights(self) -> list[Tensor]:
+        """The weights that the decoder's pixels come from directly."""
+        return [self.decoder.leave.weight]
+
     def encode(self, frames: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c t h2 w2"]:
         """All frames in one pass: what training uses."""
         images = frames.movedim(2, 1)

@@ -1,7 +1,12 @@
-"""What training minimises, term by term."""
+"""What training minimises, term by term: how far pixels are off, and how far latents from codes.
+
+Every term is a mean over the clips of a batch, so a mean over ranks is the mean of the whole batch.
+All of it is float32, whatever the autocast.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +15,13 @@ from torch import Tensor
 
 from tokenizer.config import LossConfig
 from tokenizer.quantizer import Quantized
+from tokenizer.similarity import ms_ssim
+
+RECONSTRUCTION = ("l1", "mse", "temporal", "ms_ssim", "lpips")
+"""The terms that say how far a reconstruction is off."""
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Of clips [b, c, t, h, w] in [-1, 1], one by one: [b]."""
 
 
 @dataclass(frozen=True)
@@ -20,27 +32,52 @@ class LossOutput:
     terms: dict[str, Tensor]
 
 
-def tokenizer_loss(
+@dataclass(frozen=True)
+class WeightedTerms:
+    """Terms of a loss, each with its weight."""
+
+    terms: dict[str, tuple[float, Float[Tensor, ""]]]
+
+    def total(self, names: Iterable[str] | None = None) -> Float[Tensor, ""]:
+        """The weighted sum of all terms, or of those of `names` that there are."""
+        chosen = self.terms if names is None else [name for name in names if name in self.terms]
+        return torch.stack([self.terms[name][0] * self.terms[name][1] for name in chosen]).sum()
+
+    def detached(self) -> dict[str, Tensor]:
+        """The terms without their weights, and the reconstruction's PSNR."""
+        found = {name: term.detach() for name, (_, term) in self.terms.items()}
+        return found | {"psnr": 10 * torch.log10(4 / found["mse"])}
+
+
+def tokenizer_losses(
     config: LossConfig,
     frames: Float[Tensor, "b c t h w"],
     reconstruction: Float[Tensor, "b c t h w"],
     latents: Float[Tensor, "b c t h w"],
     quantized: Quantized,
-) -> LossOutput:
-    """The weighted sum of pixel errors, the quantizer's errors and the latents' size."""
-    error = reconstruction - frames
-    mse = error.square().mean()
-    weighted = {
-        "l1": (config.l1, error.abs().mean()),
-        "mse": (config.mse, mse),
-        "quantizer": (config.quantizer, quantized.reconstruction_loss),
-        "commitment": (config.quantizer * config.commitment, quantized.commitment_loss),
-        "latent_size": (config.latent_size, latents.square().mean()),
-    }
-    if frames.shape[2] > 1:
-        weighted["temporal"] = (config.temporal, error.diff(dim=2).abs().mean())
-    weighted |= {name: (config.quantizer, term) for name, term in quantized.extra.items()}
-    loss = torch.stack([weight * term for weight, term in weighted.values()]).sum()
-    terms = {name: term.detach() for name, (_, term) in weighted.items()}
-    terms["psnr"] = 10 * torch.log10(4 / mse.detach())
-    return LossOutput(loss, terms)
+    lpips: Distance | None = None,
+) -> WeightedTerms:
+    """The reconstruction's errors, the quantizer's errors and the latents' size.
+
+    `lpips` is needed when its weight is not 0. An image has no term `temporal`.
+    """
+    with torch.autocast(frames.device.type, enabled=False):
+        reconstruction, latents = reconstruction.float(), latents.float()
+        error = reconstruction - frames
+        mse = error.square().mean()
+        terms = {
+            "l1": (config.l1, error.abs().mean()),
+            "mse": (config.mse, mse),
+            "quantizer": (config.quantizer, quantized.reconstruction_loss),
+            "commitment": (config.quantizer * config.commitment, quantized.commitment_loss),
+            "latent_size": (config.latent_size, latents.square().mean()),
+        }
+        if frames.shape[2] > 1:
+            terms["temporal"] = (config.temporal, error.diff(dim=2).abs().mean())
+        terms |= {name: (config.quantizer, term) for name, term in quantized.extra.items()}
+        if config.ms_ssim:
+            terms["ms_ssim"] = (config.ms_ssim, 1 - ms_ssim(reconstruction, frames).mean())
+        if config.lpips:
+            assert lpips is not None
+            terms["lpips"] = (config.lpips, lpips(reconstruction, frames).mean())
+    return WeightedTerms(terms)

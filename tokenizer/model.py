@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from tokenizer.autoencoder3d import CausalAutoencoder
 from tokenizer.config import NotFinite, TokenizerConfig
 from tokenizer.image import ImageAutoencoder
-from tokenizer.losses import LossOutput, tokenizer_loss
 from tokenizer.quantizer import MultiScaleQuantizer
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError, to_dict
@@ -133,53 +132,6 @@ class Tokenizer(nn.Module):
                 f"[0, {self.codebook_size}): they are another tokenizer's"
             )
 
-    @torch.no_grad()
-    def begin(self, frames: Float[Tensor, "b 3 t h w"], generator: torch.Generator) -> None:
-        """Initialises from data in [-1, 1], before training: the linear path of the autoencoder by
-        principal components, and the codebook by k-means of what the quantizer would be asked
-        (the scales' gains if its codes are fixed). An image autoencoder has no linear path and
-        nothing to begin from."""
-        if isinstance(self.autoencoder, ImageAutoencoder):
-            return
-        self.autoencoder.begin_linear(frames, generator)
-        latents = self.autoencoder.encode(frames)
-        schedule = self.schedule_for(*frames.shape[2:])
-        self.quantizer.begin(latents, schedule, generator)
-
-    def forward(
-        self, frames: Float[Tensor, "b 3 t h w"], progress: float, generator: torch.Generator
-    ) -> LossOutput:
-        return self.training_step(frames, progress, generator)
-
-    def training_step(
-        self, frames: Float[Tensor, "b 3 t h w"], progress: float, generator: torch.Generator
-    ) -> LossOutput:
-        """The loss of a batch in [-1, 1] at `progress` (0 to 1) of the training.
-
-        The codebook follows the data in every step. Unless `begin` made it, the latents pass
-        unquantized until `loss.unquantized_share`, and those seen last make it. `generator` draws
-        which clips are reversed and which vectors replace dead codes. All parameters always get a
-        gradient. Under torch.distributed every rank must call it in every step.
-        """
-        settings = self.config.loss
-        schedule = self.schedule_for(*frames.shape[2:])
-        frames = _reversed_at_random(frames, settings.reversed_share, generator)
-        latents = self.autoencoder.encode(frames)
-        codebook = self.quantizer.codebook
-        is_quantized = bool(codebook.is_initialised) or progress >= settings.unquantized_share
-        if is_quantized and not codebook.is_initialised:
-            vectors = self.quantizer(latents.detach(), schedule, quantize=False).vectors
-            codebook.initialise(vectors, generator)
-        quantized = self.quantizer(latents, schedule, quantize=is_quantized)
-        reconstruction = self.autoencoder.decode(quantized.latents)
-        output = tokenizer_loss(settings, frames, reconstruction, latents, quantized)
-        if quantized.codes is None:
-            codebook.observe(quantized.vectors, generator)
-        else:
-            restarted = codebook.update(quantized.vectors, quantized.codes, generator)
-            output.terms["restarted_codes"] = restarted.to(torch.float32)
-        return output
-
     def weights(self) -> dict[str, Tensor]:
         """The state that a finished tokenizer consists of, by name."""
         return {
@@ -205,13 +157,3 @@ def _autoencoder(config: TokenizerConfig) -> CausalAutoencoder | ImageAutoencode
     if config.architecture == "image":
         return ImageAutoencoder(config.image, channels)
     return CausalAutoencoder(config.autoencoder, channels)
-
-
-def _reversed_at_random(
-    frames: Float[Tensor, "b c t h w"], share: float, generator: torch.Generator
-) -> Float[Tensor, "b c t h w"]:
-    if share == 0 or frames.shape[2] == 1:
-        return frames
-    drawn = torch.rand(len(frames), generator=generator, device=generator.device)
-    chosen = (drawn < share).to(frames.device)
-    return torch.where(chosen[:, None, None, None, None], frames.flip(2), frames)

@@ -7,8 +7,9 @@ Its rooms:
     vocabulary condition        prompts as integers, and as the transformer sees them
     generator partial sampler   the model, a clip in the making, the loop that makes it
     samples pictures            samples as files
+    reconstructions             what a tokenizer in training makes of some clips
     data draws tasks            batches and draws as functions of the step; what is learned
-    optimizer schedule checkpoint metrics trainer
+    optimizer schedule average guard checkpoint metrics trainer
                                 the loop and its parts
     launch                      one process, torchrun, Ray
     run config presets cli      run folders, settings, commands

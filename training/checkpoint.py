@@ -2,6 +2,7 @@
 
     RUN/checkpoints/step_00000400/model.safetensors      the module's parameters and buffers
                                   optimizer.safetensors  `parameter name/state name`
+                                  average.safetensors    the trained part with averaged weights
                                   state.json             step, identity of the run
     RUN/checkpoints/latest                               the name of the newest whole one
 
@@ -24,9 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokenizer.settings import UserError
+from training.average import WeightAverage
 
 FOLDER = "checkpoints"
 _LATEST = "latest"
+_AVERAGE = "average.safetensors"
 
 
 def save_checkpoint(
@@ -36,6 +39,7 @@ def save_checkpoint(
     optimizers: Sequence[torch.optim.Optimizer],
     identity: dict[str, Any],
     keep: int,
+    average: WeightAverage | None = None,
 ) -> Path:
     """Writes the state after `step` steps, makes it the latest, and removes all but `keep`."""
     folder = run / FOLDER
@@ -47,6 +51,10 @@ def save_checkpoint(
     save_file(weights, temporary / "model.safetensors")
     save_file(_optimizer_state(module, optimizers), temporary / "optimizer.safetensors")
     state = {"step": step, "identity": identity}
+    if average is not None:
+        averaged = {key: value.contiguous() for key, value in average.state().items()}
+        save_file(averaged, temporary / _AVERAGE)
+        state["averaged_steps"] = average.num_updates
     (temporary / "state.json").write_text(json.dumps(state, indent=1) + "\n")
     for file in temporary.iterdir():
         _sync(file)
@@ -86,9 +94,28 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
             )
 
 
-def load_weights(checkpoint: Path, module: nn.Module) -> None:
-    """Fills the module; UserError when the checkpoint is of another model."""
-    tensors = _read(checkpoint / "model.safetensors")
+def load_weights(checkpoint: Path, module: nn.Module, averaged: bool = False) -> None:
+    """Fills the module; UserError when the checkpoint is of another model.
+
+    With `averaged` the module is the trained part, and its weights are the averaged ones if the run
+    has them.
+    """
+    path = checkpoint / _AVERAGE
+    if not averaged or not path.exists():
+        path = checkpoint / "model.safetensors"
+    module.load_state_dict(_fitting(path, module))
+
+
+def load_average(checkpoint: Path, average: WeightAverage) -> None:
+    """Goes on averaging where the checkpoint was written, or begins with its weights."""
+    path = checkpoint / _AVERAGE
+    if path.exists():
+        average.load(_fitting(path, average.module), read_state(checkpoint)["averaged_steps"])
+
+
+def _fitting(path: Path, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a file; UserError unless they are those of the module."""
+    tensors = _read(path)
     wanted = module.state_dict()
     problems = [f"missing {key}" for key in sorted(wanted.keys() - tensors.keys())]
     problems += [f"unexpected {key}" for key in sorted(tensors.keys() - wanted.keys())]
@@ -100,9 +127,9 @@ def load_weights(checkpoint: Path, module: nn.Module) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
-            f"{checkpoint}: a checkpoint of another model: {'; '.join(problems[:3])}{more}"
+            f"{path.parent}: a checkpoint of another model: {'; '.join(problems[:3])}{more}"
         )
-    module.load_state_dict(tensors)
+    return tensors
 
 
 def load_optimizers(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenizer.config import TokenizerConfig
+from tokenizer.config import LpipsFiles, TokenizerConfig
 from tokenizer.settings import section, setting
 
 
@@ -123,6 +123,17 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiscriminatorOptimizerConfig(OptimizerConfig):
+    """The critics' own optimizer: a short memory, since what they look at changes."""
+
+    matrices: Literal["muon", "adamw"] = setting("adamw", "optimizer of the convolutions")
+    matrix_learning_rate: float = setting(2e-4, "peak learning rate of the convolutions")
+    learning_rate: float = setting(2e-4, "peak learning rate of everything else (AdamW)")
+    beta1: float = setting(0.5, "AdamW: decay of the gradient's mean")
+    beta2: float = setting(0.9, "AdamW: decay of the gradient's square")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     kind: Literal["constant", "linear", "cosine", "wsd"] = setting(
         "wsd", "learning rate over the steps; wsd: warm-up, stable, linear decay"
@@ -148,6 +159,15 @@ class TrainerConfig:
     checkpoint_every: int = setting(200, "steps between checkpoints; the last step always has one")
     keep_checkpoints: int = setting(2, "checkpoints to keep")
     tensorboard: bool = setting(True, "also write the metrics for TensorBoard")
+    preview_every: int = setting(
+        300, "steps between previews (pictures for TensorBoard, health of the codes); 0: none"
+    )
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32", "bfloat16: automatic mixed precision; quantizer and losses stay in float32"
+    )
+    ema_decay: float = setting(
+        0.0, "decay of the averaged weights, which are then the result; 0 keeps no average"
+    )
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "global_batch_size", "log_every", "checkpoint_every"):
@@ -155,6 +175,10 @@ class TrainerConfig:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
         if self.keep_checkpoints < 1:
             raise ValueError(f"keep_checkpoints ({self.keep_checkpoints}) must be at least 1")
+        if self.preview_every < 0:
+            raise ValueError(f"preview_every ({self.preview_every}) must not be negative")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay ({self.ema_decay}) must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +211,22 @@ class GeneratorRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BeginConfig:
+    """What a tokenizer is before its first step."""
+
+    clips: int = setting(
+        192,
+        "clips whose principal components and clusters of latents it begins with; 0: none, it "
+        "begins at random",
+    )
+    folder: str | None = setting(None, "a trained tokenizer to go on from, instead of from clips")
+
+    def __post_init__(self) -> None:
+        if self.clips < 0:
+            raise ValueError(f"clips ({self.clips}) must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizerRun:
     """Training of a tokenizer on pixel shards: `tessera tokenizer train`."""
 
@@ -195,11 +235,19 @@ class TokenizerRun:
         None, "folder of the finished tokenizer (default: DATA/tokenizer, where a build looks)"
     )
     data: DataConfig = section(DataConfig)
+    reversed_share: float = setting(0.5, "share of clips that are shown backwards in training")
     tokenizer: TokenizerConfig = section(TokenizerConfig)
+    begin: BeginConfig = section(BeginConfig)
+    lpips: LpipsFiles = section(LpipsFiles)
     optimizer: OptimizerConfig = section(OptimizerConfig)
+    discriminator_optimizer: DiscriminatorOptimizerConfig = section(DiscriminatorOptimizerConfig)
     schedule: ScheduleConfig = section(ScheduleConfig)
     trainer: TrainerConfig = section(TrainerConfig)
     launch: LaunchConfig = section(LaunchConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reversed_share <= 1:
+            raise ValueError(f"reversed_share ({self.reversed_share}) must lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

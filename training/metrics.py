@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from jaxtyping import UInt8
+from numpy import ndarray
 
 from training.config import TrainerConfig
 
@@ -34,19 +38,30 @@ class Metrics:
         if self._bar is not None:
             self._bar[0].stop()
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """The values after `step` steps; floats are rounded to six significant digits."""
+    def write(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        pictures: Mapping[str, UInt8[ndarray, "h w 3"]] | None = None,
+    ) -> None:
+        """The values after `step` steps; floats are rounded to six significant digits.
+
+        A terminal shows the values whose names have no slash; pictures are for TensorBoard alone.
+        """
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **rounded}) + "\n")
         self._file.flush()
         if self._writer is not None:
             for name, value in rounded.items():
                 self._writer.add_scalar(name, value, step)
+            for name, picture in (pictures or {}).items():
+                self._writer.add_image(name, picture, step, dataformats="HWC")
         if self._bar is not None:
             progress, task = self._bar
             progress.update(task, completed=step, loss=rounded["loss"])
         else:
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in rounded.items())
+            short = {name: value for name, value in rounded.items() if "/" not in name}
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in short.items())
             print(f"step {step}/{self._num_steps}  {shown}", file=sys.stderr, flush=True)
 
 

@@ -115,7 +115,7 @@ def open_run(run: Path, device: str = "cpu", checkpoint: Path | None = None) -> 
     order = generator.layout_for(generator.schedule).order
     if order.fingerprint != record.order:
         raise UserError(f"{run}: the order {record.method} has changed since this run was trained")
-    load_weights(checkpoint, generator)
+    load_weights(checkpoint, generator, averaged=True)
     return OpenedRun(
         record=record,
         config=config,

@@ -2,14 +2,17 @@
 
 A task brings a module, batches and a loss; a launcher may have initialised `torch.distributed`, in
 which case gradients are averaged by DistributedDataParallel. The loss of a rank is its sum times
-the number of ranks over the *global* count, so that unequal parts weigh as they should. Everything
-that a step draws is a function of the step: an interrupted run, started again, ends bit for bit
-where the undisturbed one does.
+the number of ranks over the *global* count, so that unequal parts weigh as they should. A module
+may have several parts, each with optimizers of its own, and one loss whose terms keep to their
+part. Everything that a step draws is a function of the step: an interrupted run, started again,
+ends bit for bit where the undisturbed one does.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +22,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.shards import Batch
+from training.average import WeightAverage
 from training.checkpoint import (
     check_identity,
     latest_checkpoint,
+    load_average,
     load_optimizers,
     load_weights,
     read_state,
     save_checkpoint,
 )
-from training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
+from training.config import ScheduleConfig, TrainerConfig
 from training.draws import seed_step
+from training.guard import refuse_nonfinite
 from training.metrics import Metrics
 from training.optimizer import make_optimizers
 from training.schedule import learning_rate_factor
-from training.tasks.task import Losses, Task
+from training.tasks.task import Losses, Part, Preview, Task
 
 
 @dataclass(frozen=True)
@@ -43,23 +49,22 @@ class Trained:
     checkpoint: Path
 
 
-def train(
-    task: Task,
-    run: Path,
-    optimizer: OptimizerConfig,
-    schedule: ScheduleConfig,
-    trainer: TrainerConfig,
-) -> Trained:
+def train(task: Task, run: Path, schedule: ScheduleConfig, trainer: TrainerConfig) -> Trained:
     """Trains `task` in the folder `run` up to `trainer.num_steps`, from its latest checkpoint.
 
-    Raises UserError when that checkpoint is of another model, data set or seed.
+    Raises UserError when that checkpoint is of another model, data set or seed, and when a loss is
+    no number.
     """
     rank, world_size = rank_and_world_size()
     is_first = rank == 0
     device = next(task.module.parameters()).device
-    optimizers = make_optimizers(task.module, task.is_matrix, optimizer)
-    first_step = _restored(task, run, optimizers)
-    step_module = _wrapped(task, world_size)
+    optimizers = [
+        each
+        for part in task.parts
+        for each in make_optimizers(part.module, part.is_matrix, part.optimizer)
+    ]
+    first_step, average = _restored(task, run, optimizers, trainer.ema_decay)
+    step_module = _wrapped(task, world_size, trainer.precision)
     if is_first:
         task.prepare(run)
     metrics = Metrics(run, trainer, first_step) if is_first else None
@@ -75,24 +80,29 @@ def train(
             losses: Losses = step_module(batch, step)
             count = _summed(torch.tensor(float(losses.num_units), device=device))
             (losses.loss * (world_size / count)).backward()
-            norm = _clipped(task.module, optimizer.clip_norm)
+            norms = [_clipped(part) for part in task.parts]
+            refuse_nonfinite(norms, losses.loss, batch, step)
             _apply(optimizers, rate)
+            if average is not None:
+                average.update()
             sums.add(losses, waited, time.perf_counter() - started)
             done = step + 1
             is_last = done == trainer.num_steps
-            if done % trainer.log_every == 0 or is_last:
+            is_shown = trainer.preview_every > 0 and (done % trainer.preview_every == 0 or is_last)
+            if done % trainer.log_every == 0 or is_last or is_shown:
                 values = sums.take(task.unit)
                 if metrics is not None:
-                    peak = optimizers[0].param_groups[0]["lr"]
-                    metrics.write(
-                        done, values | {"learning_rate": peak, "gradient_norm": float(norm)}
-                    )
+                    values["learning_rate"] = optimizers[0].param_groups[0]["lr"]
+                    values |= _named(task.parts, norms)
+                    shown = _preview(task, average) if is_shown else Preview()
+                    metrics.write(done, values | dict(shown.values), shown.pictures)
             if is_first and (done % trainer.checkpoint_every == 0 or is_last):
                 keep = trainer.keep_checkpoints
-                save_checkpoint(run, done, task.module, optimizers, task.identity, keep)
+                save_checkpoint(run, done, task.module, optimizers, task.identity, keep, average)
     if metrics is not None:
         metrics.close()
-        task.finish(run)
+        with _averaged(average):
+            task.finish(run)
     barrier()
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None
@@ -112,40 +122,73 @@ def barrier() -> None:
         dist.barrier()
 
 
-def _restored(task: Task, run: Path, optimizers: list[torch.optim.Optimizer]) -> int:
-    """Loads the latest checkpoint and says how many steps it has behind it."""
+def _restored(
+    task: Task, run: Path, optimizers: list[torch.optim.Optimizer], ema_decay: float
+) -> tuple[int, WeightAverage | None]:
+    """Begins, or loads the latest checkpoint: how many steps are done, and the averaged weights."""
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
-        return 0
-    check_identity(checkpoint, task.identity)
-    load_weights(checkpoint, task.module)
-    load_optimizers(checkpoint, task.module, optimizers)
-    return int(read_state(checkpoint)["step"])
+        task.begin()
+    else:
+        check_identity(checkpoint, task.identity)
+        load_weights(checkpoint, task.module)
+        load_optimizers(checkpoint, task.module, optimizers)
+    average = WeightAverage(task.parts[0].module, ema_decay) if ema_decay else None
+    if checkpoint is None:
+        return 0, average
+    if average is not None:
+        load_average(checkpoint, average)
+    return int(read_state(checkpoint)["step"]), average
 
 
 class _Step(nn.Module):
     """The loss of a task as the forward pass of a module, which is what DDP wraps."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, precision: str) -> None:
         super().__init__()
         self.module = task.module
         self._losses = task.losses
+        self._precision = precision
+        self._device = next(task.module.parameters()).device.type
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        return self._losses(batch, step)
+        with torch.autocast(
+            self._device, dtype=torch.bfloat16, enabled=self._precision == "bfloat16"
+        ):
+            return self._losses(batch, step)
 
 
-def _wrapped(task: Task, world_size: int) -> nn.Module:
-    step_module = _Step(task)
+def _wrapped(task: Task, world_size: int, precision: str) -> nn.Module:
+    step_module = _Step(task, precision)
     if world_size == 1:
         return step_module
-    return DistributedDataParallel(step_module)
+    # Buffers are the same on every rank because every rank computes the same ones.
+    return DistributedDataParallel(step_module, broadcast_buffers=False)
 
 
-def _clipped(module: nn.Module, clip_norm: float) -> Tensor:
-    """The norm of the gradient, which is scaled down to `clip_norm` if longer (0: left alone)."""
-    parameters = [each for each in module.parameters() if each.grad is not None]
-    return nn.utils.clip_grad_norm_(parameters, clip_norm or float("inf"))
+def _clipped(part: Part) -> Tensor:
+    """The norm of a part's gradient, which is scaled down to `clip_norm` if longer (0: left)."""
+    parameters = [each for each in part.module.parameters() if each.grad is not None]
+    return nn.utils.clip_grad_norm_(parameters, part.optimizer.clip_norm or float("inf"))
+
+
+def _named(parts: Sequence[Part], norms: Sequence[Tensor]) -> dict[str, float]:
+    """The norms for the log: the first part's is `gradient_norm`."""
+    names = ["gradient_norm", *(f"{part.name}_gradient_norm" for part in parts[1:])]
+    return {name: float(norm) for name, norm in zip(names, norms)}
+
+
+def _averaged(average: WeightAverage | None) -> AbstractContextManager[None]:
+    return nullcontext() if average is None else average.applied()
+
+
+def _preview(task: Task, average: WeightAverage | None) -> Preview:
+    """The first part as it would be if the run ended now."""
+    task.module.eval()
+    with _averaged(average), torch.no_grad():
+        preview = task.preview()
+    task.module.train()
+    return preview
 
 
 def _apply(optimizers: list[torch.optim.Optimizer], rate: float) -> None:

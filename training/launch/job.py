@@ -28,7 +28,6 @@ def run_job(config: RunConfig, local_rank: int = 0) -> Trained:
     return train(
         make_task(config, device, rank, world_size),
         run_folder(config),
-        config.optimizer,
         config.schedule,
         config.trainer,
     )

@@ -23,7 +23,7 @@ from training.draws import numpy_generator
 from training.generator import Generator
 from training.partial import feature_channels, input_features
 from training.run import RunRecord, Shape, write_run
-from training.tasks.task import Losses
+from training.tasks.task import Losses, Part, Preview
 from training.vocabulary import ABSENT, Vocabulary, build_vocabulary
 
 _FIELD = {"none": "caption", "class": "label", "text": "caption"}
@@ -57,6 +57,7 @@ class GeneratorTask:
                 feature_channels(self.tokenizer.quantizer),
             ).to(device)
         self.module: nn.Module = self.generator
+        self.parts = [Part("generator", self.generator, config.optimizer, _is_matrix)]
         for schedule in self._schedules.values():
             self.generator.layout_for(schedule)
         self._device = torch.device(device)
@@ -87,8 +88,8 @@ class GeneratorTask:
         }
         self._encoded: dict[str | None, list[int]] = {}
 
-    def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
-        return parameter.ndim == 2 and name.startswith("transformer.blocks.")
+    def begin(self) -> None:
+        """Nothing: the weights that were drawn are the beginning."""
 
     def losses(self, batch: Batch, step: int) -> Losses:
         schedule = self._schedules[batch.bucket.name]
@@ -100,6 +101,9 @@ class GeneratorTask:
         logits = self.generator(codes, features, prompts, schedule)
         total = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="sum")
         return Losses(total, codes.numel(), {})
+
+    def preview(self) -> Preview:
+        return Preview()
 
     def prepare(self, run: Path) -> None:
         write_run(run, self.config, self.record, self.vocabulary, self.tokenizer_dir)
@@ -122,6 +126,10 @@ class GeneratorTask:
         if prompt not in self._encoded:
             self._encoded[prompt] = self.vocabulary.encode(prompt, cut=True)
         return self._encoded[prompt]
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and name.startswith("transformer.blocks.")
 
 
 def _tokenizer(dataset: Dataset, device: str) -> tuple[Path, Tokenizer]:

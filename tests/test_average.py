@@ -1,0 +1,63 @@
+"""Averaged weights: the formula, what it leaves alone, and going on."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from training.average import WeightAverage
+
+
+def module(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def move(model: nn.Module) -> None:
+    with torch.no_grad():
+        for each in model.parameters():
+            each.add_(torch.randn_like(each))
+
+
+def test_it_is_a_running_mean_whose_decay_begins_small() -> None:
+    model = module()
+    average = WeightAverage(model, decay=0.3)
+    expected = model[0].weight.detach().clone()  # type: ignore[union-attr,operator]
+    for update in range(1, 6):
+        move(model)
+        average.update()
+        decay = min(0.3, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * model[0].weight.detach()  # type: ignore[union-attr,operator]
+    torch.testing.assert_close(average.state()["0.weight"], expected)
+
+
+def test_applied_it_is_the_module_for_a_while_and_buffers_are_the_modules_own() -> None:
+    model = module()
+    average = WeightAverage(model, decay=0.9)
+    move(model)
+    average.update()
+    model[1].running_mean += 1  # type: ignore[operator]
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    with average.applied():
+        inside = {name: each.clone() for name, each in model.state_dict().items()}
+    assert all(torch.equal(inside[name], each) for name, each in average.state().items())
+    assert not torch.equal(inside["0.weight"], before["0.weight"])
+    assert torch.equal(inside["1.running_mean"], before["1.running_mean"])
+    assert all(torch.equal(model.state_dict()[name], each) for name, each in before.items())
+
+
+def test_going_on_from_a_state_is_going_on() -> None:
+    states = []
+    for stops in (False, True):
+        model = module()
+        average = WeightAverage(model, decay=0.9)
+        for update in range(6):
+            if stops and update == 3:
+                kept, count = dict(average.state()), average.num_updates
+                average = WeightAverage(model, decay=0.9)
+                average.load(kept, count)
+            torch.manual_seed(update)
+            move(model)
+            average.update()
+        states.append(average.state())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
