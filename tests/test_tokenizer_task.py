@@ -22,9 +22,9 @@ from tokenizer.config import (
     QuantizerConfig,
     TokenizerConfig,
 )
+from tokenizer.folder import load_tokenizer
 from tokenizer.learner import Learner
 from tokenizer.losses import LossOutput
-from tokenizer.model import load_tokenizer
 from tokenizer.settings import UserError
 from training.config import (
     BeginConfig,
