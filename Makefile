@@ -3,6 +3,7 @@
 # make chaos  builds under kill -9 for minutes (TESSERA_CHAOS_ROUNDS=8), each compared byte by byte
 # make bench-shards   what writing and reading shards costs, beside other formats' readers
 # make bench-encoder  the batched encoder beside the same model run clip by clip
+# make bench-tokenizer   multi-scale beside single-scale codes, and how codebooks are used
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -61,6 +62,9 @@ bench-encoder: export OMP_NUM_THREADS = 1
 
 bench-encoder: install
 	$(BIN)/python benchmarks/encoding.py
+
+bench-tokenizer: install
+	$(BIN)/python benchmarks/rate_distortion.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -279,3 +279,13 @@ def _learn_as_rank(rank, folder):
 def test_settings_that_do_not_fit_each_other_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         QuantizerConfig(**settings)
+
+
+def test_the_plain_way_begins_with_small_random_codes_that_the_generator_draws():
+    books = [VectorLookup(64, 8, first_codes="random") for _ in range(3)]
+    for book, seed in zip(books, (0, 0, 1)):
+        book.initialise(torch.randn(500, 8), torch.Generator().manual_seed(seed))
+    assert bool(books[0].is_initialised)
+    assert torch.equal(books[0].weight, books[1].weight)
+    assert not torch.equal(books[0].weight, books[2].weight)
+    assert 0.9 / 64 < books[0].weight.abs().max() <= 1 / 64

@@ -57,3 +57,16 @@ def test_a_step_that_was_not_quantized_has_no_health():
     tally.add_step(quantizer(torch.randn(2, 4, 3, 4, 4), SCHEDULE, quantize=False))
     assert tally.overall().num_tokens == 0
     assert tally.per_scale()[0].residual_share is None
+
+
+def test_a_level_joins_the_pyramids_and_tallies_of_other_shapes_join_too():
+    tally, image = HealthTally(SCHEDULE, 64), HealthTally(image_and_clip(1, (1, 2)), 64)
+    codes = torch.arange(SCHEDULE.num_tokens)[None] % 32
+    tally.add(codes)
+    image.add(torch.tensor([[40, 41, 42, 43, 44]]))
+    parts = SCHEDULE.split(codes)
+    for level, health in enumerate(tally.per_level()):
+        joint = torch.cat([parts[level].flatten(), parts[level + 3].flatten()])
+        assert health == codebook_health(joint, 64)
+    assert tally.overall([image]).num_used == 32 + 5
+    assert tally.overall().num_used == 32

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tokenizer.metrics import (
-    frechet_distance,
+    frame_psnr,
     mean_color,
     psnr,
     ssim,
+    temporal_psnr,
 )
 
 
@@ -19,15 +20,28 @@ def clips(seed=0, batch=3):
     return torch.randint(256, (batch, 2, 24, 20, 3), dtype=torch.uint8, generator=draw)
 
 
-def test_psnr_is_taken_per_clip_from_its_mean_squared_error():
+def test_psnr_is_the_mean_over_frames_of_the_psnr_of_each():
     frames = clips()
     off = frames.clone()
-    off[0] = frames[0] ^ 1
-    off[1] = torch.where(frames[1] < 128, frames[1] + 10, frames[1] - 10)
+    off[0, 0] = frames[0, 0] ^ 1
+    off[0, 1] = torch.where(frames[0, 1] < 128, frames[0, 1] + 10, frames[0, 1] - 10)
+    expected = [20 * np.log10(255), 20 * np.log10(25.5)]
+    assert frame_psnr(off, frames)[0].tolist() == pytest.approx(expected)
     values = psnr(off, frames)
-    assert values[0] == pytest.approx(20 * np.log10(255))
-    assert values[1] == pytest.approx(20 * np.log10(25.5))
-    assert values[2] == torch.inf
+    assert values[0] == pytest.approx(np.mean(expected))
+    assert values[1] == values[2] == 100
+
+
+def test_temporal_psnr_sees_changes_of_the_error_and_not_the_error():
+    frames = clips()
+    steady = (frames.int() // 2 + 30).byte()
+    assert (temporal_psnr(steady, (steady.int() - 9).byte()) == 100).all()
+    flickering = steady.clone()
+    flickering[:, 1] += 3
+    expected = 20 * np.log10(255 / 3)
+    assert temporal_psnr(flickering, steady).tolist() == pytest.approx([expected] * 3)
+    with pytest.raises(ValueError, match="single frame"):
+        temporal_psnr(frames[:, :1], frames[:, :1])
 
 
 def test_the_mean_color_is_one_color_per_clip_and_the_best_such():
@@ -63,21 +77,3 @@ def test_equal_clips_have_ssim_1_and_noise_lowers_it():
     frames = clips()
     torch.testing.assert_close(ssim(frames, frames), torch.ones(3, dtype=torch.float64))
     assert (ssim(clips(1), frames) < 0.2).all()
-
-
-def test_the_frechet_distance_of_gaussians_with_diagonal_covariances_is_as_computed_by_hand():
-    random = np.random.default_rng(0)
-    a = random.standard_normal((200_000, 2)) * [1, 2] + [0, 0]
-    b = random.standard_normal((200_000, 2)) * [3, 2] + [1, 0]
-    assert frechet_distance(a, b) == pytest.approx(1 + (3 - 1) ** 2, rel=0.02)
-
-
-def test_the_frechet_distance_to_itself_is_zero_even_with_few_samples():
-    features = np.random.default_rng(0).standard_normal((5, 32)).astype(np.float32)
-    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-5)
-    assert frechet_distance(features, features + 1) == pytest.approx(32, rel=1e-4)
-
-
-def test_a_frechet_distance_needs_two_samples():
-    with pytest.raises(ValueError, match="at least two"):
-        frechet_distance(np.zeros((1, 3)), np.zeros((4, 3)))

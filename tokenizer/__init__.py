@@ -12,7 +12,7 @@
     autoencoder3d   the causal video autoencoder, by whole clips or by pieces
     image           the image autoencoder of VAR and LlamaGen, frame by frame
     tiles           large frames square by square, without seams
-    similarity      MS-SSIM, differentiable
+    similarity      SSIM and MS-SSIM, differentiable
     perceptual      LPIPS, from files of weights
     losses          what training minimises
     discriminator   critics that tell clips from reconstructions, and their loss
@@ -27,7 +27,9 @@
     shapes          what a checkpoint's shapes say about the model in it
     published       published checkpoints as tokenizers, whole or not at all
     health          how well the codes of each scale are used
-    metrics         PSNR, SSIM, Frechet distance
+    metrics         PSNR, SSIM and others of reconstructions
+    frechet         the Frechet distance between two sets of features
+    extractors      networks that make such features, each with its name
     cli             the commands
 
 It imports neither `pipeline` nor `training`; the loop that trains a tokenizer is in `training`.

@@ -136,6 +136,9 @@ class QuantizerConfig:
     learned_by: Literal["ema", "gradient"] = setting(
         "ema", "how codes of vq follow the data: by running means, or by the quantizer's loss"
     )
+    first_codes: Literal["data", "random"] = setting(
+        "data", "codes of vq begin as clusters of latents, or at random within 1 / codebook_size"
+    )
     levels: tuple[int, ...] = setting((), "levels of each channel, of fsq; their product is codes")
     codebook_size: int = setting(512, "number of codes")
     codebook_dim: int = setting(12, "channels of a code, and of the latents")
@@ -205,8 +208,11 @@ class QuantizerConfig:
             )
         if (self.levels != ()) != (self.lookup == "fsq"):
             raise ValueError("levels belong to lookup fsq, which needs them, e.g. [8, 8, 8, 5]")
-        if self.lookup != "vq" and (self.metric, self.learned_by) != ("l2", "ema"):
-            raise ValueError(f"metric and learned_by belong to lookup vq, not to {self.lookup}")
+        of_vq = self.metric, self.learned_by, self.first_codes
+        if self.lookup != "vq" and of_vq != ("l2", "ema", "data"):
+            raise ValueError(
+                f"metric, learned_by and first_codes belong to lookup vq, not to {self.lookup}"
+            )
         if self.lookup == "fsq":
             if min(self.levels) < 3:
                 raise ValueError(f"levels ({list(self.levels)}) must be at least 3 each; lfq has 2")

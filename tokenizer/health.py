@@ -11,6 +11,7 @@ codebook: usage cannot exceed tokens / codebook_size, so judge over a fixed set 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import log2
 
@@ -89,12 +90,19 @@ class HealthTally:
             counts.health(self.codebook_size, share) for counts, share in zip(self._counts, shares)
         ]
 
-    def overall(self) -> CodebookHealth:
-        """Health of all scales together."""
-        total = _Counts()
-        for counts in self._counts:
-            total.add(counts.ids, counts.times)
-        return total.health(self.codebook_size)
+    def per_level(self) -> list[CodebookHealth]:
+        """Health at each place in the pyramids, coarse to fine, of all pyramids together."""
+        return [
+            _joint(self._counts[index] for index in level).health(self.codebook_size)
+            for level in self.schedule.levels
+        ]
+
+    def overall(self, others: Iterable[HealthTally] = ()) -> CodebookHealth:
+        """Health of all scales together, with those of `others` of the same codebook."""
+        tallies = [self, *others]
+        return _joint(each for tally in tallies for each in tally._counts).health(
+            self.codebook_size
+        )
 
     def _add(self, parts: list[Tensor], residual_share: Float[Tensor, " s"] | None) -> None:
         batch_size = len(parts[0]) // self.schedule.scales[0].num_tokens
@@ -122,6 +130,13 @@ def codebook_health(codes: Int[Tensor, "..."], codebook_size: int) -> CodebookHe
     ids = codes.flatten().to("cpu", torch.int64)
     counts.add(ids, torch.ones_like(ids))
     return counts.health(codebook_size)
+
+
+def _joint(parts: Iterable[_Counts]) -> _Counts:
+    total = _Counts()
+    for each in parts:
+        total.add(each.ids, each.times)
+    return total
 
 
 class _Counts:

@@ -1,25 +1,51 @@
-"""How good a reconstruction is.
+"""How near a reconstruction is to its source.
 
-Conventions, because figures differ otherwise: PSNR is per clip, from the mean squared error of all
-its uint8 pixels, and then averaged over clips. SSIM is per frame and channel with a Gaussian window
-of 11 pixels (Wang et al. 2004), averaged. A Frechet distance is named by its features.
+Conventions, because figures differ otherwise. Every measure is taken of uint8 pixels, frame by
+frame, averaged over the frames of a clip; what is reported is then the mean over clips.
+
+    psnr            10 log10(255^2 / MSE) of a frame, all three channels together, at most 100 dB
+    temporal_psnr   the same of the error's change from frame to frame: flicker and stutter
+    ssim            Wang et al. (2004), per channel, Gaussian window of 11 pixels
+    ms_ssim         Wang, Simoncelli and Bovik (2003), of as many resolutions as fit: `similarity`
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn import functional
+
+from tokenizer import similarity
+
+BEST_PSNR = 100.0
+"""What an exact frame counts as, in dB."""
 
 
 def psnr(
     frames: UInt8[Tensor, "b t h w c"], reference: UInt8[Tensor, "b t h w c"]
 ) -> Float[Tensor, " b"]:
-    """Peak signal-to-noise ratio of each clip in dB, float64; infinite for equal clips."""
-    error = (frames.double() - reference.double()).square().flatten(1).mean(dim=1)
-    return 10 * torch.log10(255**2 / error)
+    """Peak signal-to-noise ratio in dB, the mean over the frames of each clip; float64."""
+    return frame_psnr(frames, reference).mean(dim=1)
+
+
+def frame_psnr(
+    frames: UInt8[Tensor, "b t h w c"], reference: UInt8[Tensor, "b t h w c"]
+) -> Float[Tensor, "b t"]:
+    """Peak signal-to-noise ratio of each frame in dB, float64, at most `BEST_PSNR`."""
+    return _decibels(frames.double() - reference.double())
+
+
+def temporal_psnr(
+    frames: UInt8[Tensor, "b t h w c"], reference: UInt8[Tensor, "b t h w c"]
+) -> Float[Tensor, " b"]:
+    """PSNR of the differences between consecutive frames, the mean over each clip; float64.
+
+    A reconstruction that is off by a constant has the best there is; one that repeats frames, or
+    flickers, has a bad one. ValueError for single frames, which have no differences.
+    """
+    if frames.shape[1] < 2:
+        raise ValueError("a single frame has no differences between frames")
+    return _decibels((frames.double() - reference.double()).diff(dim=1)).mean(dim=1)
 
 
 def mean_color(frames: UInt8[Tensor, "b t h w c"]) -> UInt8[Tensor, "b t h w c"]:
@@ -31,43 +57,27 @@ def mean_color(frames: UInt8[Tensor, "b t h w c"]) -> UInt8[Tensor, "b t h w c"]
 def ssim(
     frames: UInt8[Tensor, "b t h w c"], reference: UInt8[Tensor, "b t h w c"]
 ) -> Float[Tensor, " b"]:
-    """Structural similarity of each clip, up to 1; sides of at least 11 pixels."""
-    batch_size = len(frames)
-    a, b = (x.permute(0, 1, 4, 2, 3).flatten(0, 2)[:, None].double() for x in (frames, reference))
-    mean_a, mean_b = _windowed(a), _windowed(b)
-    variance_a = _windowed(a * a) - mean_a**2
-    variance_b = _windowed(b * b) - mean_b**2
-    covariance = _windowed(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
-    return (luminance * structure).view(batch_size, -1).mean(dim=1)
+    """Structural similarity, up to 1, the mean over the frames and channels of each clip; float64.
 
-
-def frechet_distance(
-    features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"]
-) -> float:
-    """Squared Frechet distance between Gaussians fitted to two sets of features, in float64.
-
-    The trace of the root of the product of covariances is taken from eigenvalues, so a singular
-    covariance (fewer samples than features) does no harm.
+    ValueError when a side has fewer than 11 pixels.
     """
-    if min(len(features), len(reference)) < 2:
-        raise ValueError("a Frechet distance needs at least two samples of each set")
-    a, b = np.asarray(features, np.float64), np.asarray(reference, np.float64)
-    covariance_a = np.atleast_2d(np.cov(a, rowvar=False))
-    covariance_b = np.atleast_2d(np.cov(b, rowvar=False))
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ covariance_b @ root)
-    distance = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
-    traces = np.trace(covariance_a) + np.trace(covariance_b)
-    return float(max(distance + traces - 2 * np.sqrt(product.clip(min=0)).sum(), 0.0))
+    return similarity.ssim(_signal(frames), _signal(reference), value_range=255.0)
 
 
-def _windowed(images: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h2 w2"]:
-    offsets = torch.arange(-5, 6, dtype=images.dtype, device=images.device)
-    window = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    window = window / window.sum()
-    images = functional.conv2d(images, window.view(1, 1, 11, 1))
-    return functional.conv2d(images, window.view(1, 1, 1, 11))
+def ms_ssim(
+    frames: UInt8[Tensor, "b t h w c"], reference: UInt8[Tensor, "b t h w c"]
+) -> Float[Tensor, " b"]:
+    """Structural similarity over several resolutions, the mean over frames; float64, up to 1.
+
+    ValueError when a side has fewer than 11 pixels.
+    """
+    return similarity.ms_ssim(_signal(frames), _signal(reference), value_range=255.0)
+
+
+def _decibels(error: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t"]:
+    squared = error.square().flatten(2).mean(dim=2)
+    return (10 * torch.log10(255**2 / squared)).clamp(max=BEST_PSNR)
+
+
+def _signal(frames: UInt8[Tensor, "b t h w c"]) -> Float[Tensor, "b c t h w"]:
+    return frames.movedim(-1, 1).double()

@@ -97,6 +97,15 @@ class Schedule:
                 grouped.append([scale])
         return tuple(tuple(pyramid) for pyramid in grouped)
 
+    @cached_property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of the scales at each place of their pyramids, coarse to fine."""
+        places = [place for pyramid in self.pyramids for place in range(len(pyramid))]
+        return tuple(
+            tuple(index for index, place in enumerate(places) if place == level)
+            for level in range(max(places) + 1)
+        )
+
     @property
     def num_latent_frames(self) -> int:
         return self.scales[-1].t1

@@ -48,6 +48,18 @@ def ms_ssim(
     return similarity.view(len(frames), -1).mean(dim=1)
 
 
+def ssim(
+    frames: Float[Tensor, "b c t h w"],
+    reference: Float[Tensor, "b c t h w"],
+    value_range: float = 2.0,
+) -> Float[Tensor, " b"]:
+    """Similarity at full resolution alone (Wang et al. 2004); otherwise as `ms_ssim`."""
+    resolutions(*frames.shape[3:])
+    a, b = (each.movedim(2, 1).flatten(0, 1) for each in (frames, reference))
+    luminance, contrast = _similarities(a, b, value_range)
+    return (luminance * contrast).view(len(frames), -1).mean(dim=1)
+
+
 def resolutions(height: int, width: int) -> int:
     """How many of the five resolutions the window fits into; ValueError when none."""
     side = min(height, width)

@@ -15,4 +15,6 @@ Its rooms:
     run config presets cli      run folders, settings, commands
     evaluate judge likeness real_clips evaluate_config evaluate_cli
                                 what samples are worth
+    tokenizer_eval scoring features rate_distortion reconstruction_sheet tokenizer_eval_cli
+                                what a tokenizer is worth
 """

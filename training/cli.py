@@ -1,4 +1,4 @@
-"""Commands of training: `train`, `sample`, and `tokenizer train`; torch-free until one runs."""
+"""Commands of training, and two on tokenizers: `train`, `eval`; torch-free until one runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenizer.settings import (
     given_flags,
     read_settings,
 )
-from training import evaluate_cli
+from training import evaluate_cli, tokenizer_eval_cli
 from training.config import GeneratorRun, SampleConfig, TokenizerRun
 
 if TYPE_CHECKING:
@@ -66,10 +66,14 @@ def register(
 
     evaluate_cli.register(commands, prepare_pixels)
 
-    name = "train" if tokenizer_commands is not commands else "tokenizer-train"
-    tokenizer = _add(tokenizer_commands, name, "train a tokenizer on pixel shards", _TOKENIZER)
+    prefix = "" if tokenizer_commands is not commands else "tokenizer-"
+    tokenizer = _add(
+        tokenizer_commands, f"{prefix}train", "train a tokenizer on pixel shards", _TOKENIZER
+    )
     _add_training(tokenizer, TokenizerRun, "a build (its pixel shards are made) or pixel shards")
     tokenizer.set_defaults(run=_train_tokenizer, prepare_pixels=prepare_pixels)
+
+    tokenizer_eval_cli.register(tokenizer_commands, f"{prefix}eval", prepare_pixels, _is_build)
 
 
 def _add(

@@ -25,7 +25,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from pipeline.shards import Dataset, open_dataset
-from tokenizer.metrics import frechet_distance, mean_color, psnr
+from tokenizer.frechet import frechet_distance
+from tokenizer.metrics import mean_color, psnr
 from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError, to_dict
 from training.config import SampleConfig
@@ -235,8 +236,7 @@ def _judged(
 
 
 def _mean_psnr(clips: UInt8[Tensor, "n t h w c"], originals: UInt8[Tensor, "n t h w c"]) -> float:
-    """Mean PSNR in dB; a clip that is exact counts as 100."""
-    return float(psnr(clips, originals).clamp(max=100).mean())
+    return float(psnr(clips, originals).mean())
 
 
 def _summary(report: dict[str, Any], run: OpenedRun, samples: Generated) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from tokenizer.config import LpipsFiles
 from tokenizer.settings import section, setting
 from training.config import SampleConfig
 
@@ -45,3 +47,28 @@ class EvaluateConfig:
             raise ValueError(f"num_real ({self.num_real}) must be at least 4")
         if self.num_shown < 1:
             raise ValueError(f"num_shown ({self.num_shown}) must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerEvalConfig:
+    """Evaluation of a tokenizer on clips of pixel shards: `tessera tokenizer eval`."""
+
+    split: str = setting("val", "split to evaluate on; all: every clip there is")
+    max_clips: int | None = setting(
+        None, "most clips of a shape, spread evenly over the split (default: all)"
+    )
+    batch_size: int = setting(16, "clips that are encoded together")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to evaluate")
+    features: tuple[str, ...] = setting(
+        ("random",),
+        "features of Frechet distances: random[:SEED], judge:DIR, inception:FILE; several may be",
+    )
+    lpips: LpipsFiles = section(LpipsFiles, "LPIPS, if its weights are there")
+    num_shown: int = setting(6, "clips in the picture, from the worst to the best")
+
+    def __post_init__(self) -> None:
+        if self.max_clips is not None and self.max_clips < 1:
+            raise ValueError(f"max_clips ({self.max_clips}) must be at least 1")
+        for name in ("batch_size", "num_shown"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")

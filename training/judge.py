@@ -23,11 +23,15 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokenizer.settings import UserError
 from training.evaluate_config import JudgeConfig
 
 VERSION = 1
 """Grows whenever the same clips and settings give another judge."""
+WEIGHTS_FILE = "judge.safetensors"
 SEEN_SIZE = 32
+_DESCRIPTION_FILE = "judge.json"
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 _SOFTENED = ((1, 2), (3, 4))  # (clip of four, side of the squares that are averaged)
 _UNKNOWN = -100  # what cross entropy ignores
 # (channels, kernel t h w, stride t h w): time is halved twice, so nine frames become three.
@@ -169,25 +173,37 @@ def save_judge(judge: Judge, directory: str | Path, made_from: str) -> None:
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / "judge.safetensors.partial"
+    partial = directory / f"{WEIGHTS_FILE}.partial"
     save_file(judge.state_dict(), partial)
-    os.replace(partial, directory / "judge.safetensors")
+    os.replace(partial, directory / WEIGHTS_FILE)
     description = {"values": judge.values, "made_from": made_from}
-    (directory / "judge.json").write_text(json.dumps(description, indent=1) + "\n")
+    (directory / _DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
 
 
 def load_judge(directory: str | Path, made_from: str) -> Judge | None:
     """The judge saved there when it was made from the same clips and settings, else None."""
+    directory = Path(directory)
+    if not (directory / _DESCRIPTION_FILE).exists():
+        return None
+    description = json.loads((directory / _DESCRIPTION_FILE).read_text())
+    return open_judge(directory) if description["made_from"] == made_from else None
+
+
+def open_judge(directory: str | Path) -> Judge:
+    """The judge saved there, whatever it was made from; UserError when there is none that fits."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     directory = Path(directory)
-    if not (directory / "judge.json").exists():
-        return None
-    description = json.loads((directory / "judge.json").read_text())
-    if description["made_from"] != made_from:
-        return None
-    judge = Judge(description["values"])
-    judge.load_state_dict(load_file(directory / "judge.safetensors"))
+    try:
+        description = json.loads((directory / _DESCRIPTION_FILE).read_text())
+        judge = Judge(description["values"])
+        judge.load_state_dict(load_file(directory / WEIGHTS_FILE))
+    except FileNotFoundError:
+        raise UserError(f"{directory}: no judge here; `tessera evaluate RUN` makes one") from None
+    except (*_DAMAGE, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{directory}: a damaged judge ({reason}); remove the folder") from None
     return judge.eval()
 
 

@@ -28,9 +28,9 @@ SHOWN_SIZE = 256
 """Small clips are enlarged by a whole factor to about this many pixels, so that players show them
 sharp."""
 
-_PAPER = (38, 40, 52)
-_INK = (232, 234, 242)
-_FAINT = (150, 155, 172)
+PAPER = (38, 40, 52)
+INK = (232, 234, 242)
+FAINT = (150, 155, 172)
 _MARGIN = 28
 _FRAME_GAP = 2
 _CLIP_GAP = 14
@@ -87,7 +87,7 @@ def contact_sheet(
         for column in range(max(len(cells) for cells in strips))
     ]
     text_size = max(13, frame_size // 5)
-    font, bold, small = _font(text_size), _font(text_size * 2), _font(text_size - 1)
+    font, bold, small = font_of(text_size), font_of(text_size * 2), font_of(text_size - 1)
     label_width = int(max(font.getlength(name) for name, _ in rows))
     label_width += _LABEL_GAP if label_width else 0
     lefts = [_MARGIN + label_width]
@@ -99,21 +99,21 @@ def contact_sheet(
     body_right = lefts[-1] - _CLIP_GAP
     width = max(body_right, _MARGIN + int(max(bold.getlength(title), small.getlength(subtitle))))
     height = head + sum(heights) + _ROW_GAP * (len(rows) - 1) + _MARGIN
-    sheet = Image.new("RGB", (width + _MARGIN, height), _PAPER)
+    sheet = Image.new("RGB", (width + _MARGIN, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _MARGIN
     if title:
-        draw.text((_MARGIN, top), title, fill=_INK, font=bold, anchor="lt")
+        draw.text((_MARGIN, top), title, fill=INK, font=bold, anchor="lt")
         top += text_size * 2 + 14
     if subtitle:
-        draw.text((_MARGIN, top), subtitle, fill=_FAINT, font=small, anchor="lt")
+        draw.text((_MARGIN, top), subtitle, fill=FAINT, font=small, anchor="lt")
         top += text_size + 14
     for left, name in zip(lefts, columns):
-        draw.text((left, top), name, fill=_FAINT, font=small, anchor="lt")
+        draw.text((left, top), name, fill=FAINT, font=small, anchor="lt")
     top = head
     for (name, _), cells, row_height in zip(rows, strips, heights):
         middle = (lefts[0] - _LABEL_GAP, top + row_height // 2)
-        draw.text(middle, name, fill=_INK, font=font, anchor="rm")
+        draw.text(middle, name, fill=INK, font=font, anchor="rm")
         for left, cell in zip(lefts, cells):
             sheet.paste(cell, (left, top))
         top += row_height + _ROW_GAP
@@ -195,14 +195,15 @@ def _strip(clip: np.ndarray, frames_per_clip: int, frame_size: int) -> Image.Ima
     scale = frame_size / clip.shape[1]
     width = max(1, round(clip.shape[2] * scale))
     resample = Image.Resampling.NEAREST if scale == int(scale) else Image.Resampling.LANCZOS
-    strip = Image.new("RGB", (count * (width + _FRAME_GAP) - _FRAME_GAP, frame_size), _PAPER)
+    strip = Image.new("RGB", (count * (width + _FRAME_GAP) - _FRAME_GAP, frame_size), PAPER)
     for index, pixels in enumerate(chosen):
         frame = Image.fromarray(pixels).resize((width, frame_size), resample)
         strip.paste(frame, (index * (width + _FRAME_GAP), 0))
     return strip
 
 
-def _font(size: int) -> Any:
+def font_of(size: int) -> Any:
+    """The font of all pictures, that of Pillow, `size` pixels high."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)

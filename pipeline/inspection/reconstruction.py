@@ -38,7 +38,7 @@ class Comparison:
     reason: str
     """Why there is no original, or ""."""
     psnr: float | None
-    """Of all pixels of the clip, in dB, at most BEST_PSNR."""
+    """The mean over its frames, in dB, each at most BEST_PSNR."""
     flat_psnr: float | None
     """What one flat colour instead of the clip would have."""
     agreement: float | None
@@ -146,8 +146,8 @@ def _compared(
         near = flat = agreement = None
         if original.frames is not None:
             shown = torch.from_numpy(original.frames.copy())[None]
-            near = min(float(psnr(torch.from_numpy(decoded[index])[None], shown)), BEST_PSNR)
-            flat = min(float(psnr(mean_color(shown), shown)), BEST_PSNR)
+            near = float(psnr(torch.from_numpy(decoded[index])[None], shown))
+            flat = float(psnr(mean_color(shown), shown))
             if codes is not None:
                 again = coder.encode(shown)[0]
                 agreement = float((again == codes[index]).double().mean())

@@ -19,6 +19,7 @@ def make_lookup(config: QuantizerConfig) -> Lookup:
             config.codebook_dim,
             metric=config.metric,
             learned_by=config.learned_by,
+            first_codes=config.first_codes,
             ema_decay=config.ema_decay,
             restart_share=config.restart_share,
             entropy_weight=config.entropy_weight,

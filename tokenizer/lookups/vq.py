@@ -47,6 +47,7 @@ class VectorLookup(Lookup):
         *,
         metric: Literal["l2", "cosine", "sphere"] = "l2",
         learned_by: Literal["ema", "gradient"] = "ema",
+        first_codes: Literal["data", "random"] = "data",
         ema_decay: float = 0.98,
         restart_share: float = 0.03,
         entropy_weight: float = 0.0,
@@ -58,6 +59,7 @@ class VectorLookup(Lookup):
         self.metric = metric
         self.has_given_length = metric == "sphere"
         self.learned_by = learned_by
+        self.first_codes = first_codes
         self.ema_decay = ema_decay
         self.restart_share = restart_share
         self.entropy_weight = entropy_weight
@@ -127,7 +129,15 @@ class VectorLookup(Lookup):
 
     @torch.no_grad()
     def initialise(self, vectors: Float[Tensor, "n c"], generator: torch.Generator) -> None:
-        """Codes by k-means of what was observed, or of `vectors` when nothing was."""
+        """Codes by k-means of what was observed, or of `vectors` when nothing was.
+
+        With `first_codes` random they are uniform within 1 / size, as VQGAN begins: the plain way.
+        """
+        if self.first_codes == "random":
+            drawn = torch.rand(self.size, self.dim, generator=generator, device=generator.device)
+            codes = ((2 * drawn - 1) / self.size).to(self.weight.device)
+            self.set_codes(from_first_rank(codes))
+            return
         if not self.num_observed:
             self.observe(vectors, generator)
         data = self.observed[: min(int(self.num_observed), len(self.observed))]
