@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test install lint types contracts unit integration chaos bench-shards bench-tokenize bench-encoder format clean
+.PHONY: demo test install lint types contracts unit integration chaos bench-shards bench-tokenize bench-encoder bench-tokenizer format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
