@@ -10,7 +10,7 @@ from training.order import INNER_ORDERS, Order, ordered
 
 SCHEDULES = [
     image_and_clip(3, (1, 2, 4)),
-    image_and_clip(5, (1, 3), (2, 4), clip_latent_frames=2),
+    image_and_clip(5, (1, 4), (2, 4), clip_latent_frames=2),
     image_and_clip(1, (1, 2, 3)),
     single_grid(2, 3, 4),
 ]

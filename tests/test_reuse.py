@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -195,7 +196,7 @@ def test_a_lost_part_and_a_damaged_commit_are_one_line_each(made: BuildConfig) -
         build(made)
     part.write_bytes(content)
     commit = next((Path(made.out) / "_commits").glob("tokenize-*"))
-    commit.write_text(commit.read_text().replace('"n_kept":4', '"n_kept":3'))
+    commit.write_text(re.sub(r'"n_kept":\d', '"n_kept":9', commit.read_text()))
     with pytest.raises(UserError, match=r"damaged; take it out by `tessera verify"):
         build(made)
 
