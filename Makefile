@@ -1,6 +1,7 @@
 # make demo   environment, installation, the main job (videos in, new videos out)
 # make test   environment, installation, lint, types, import contracts, docs, tests
 # make chaos  builds under kill -9 for minutes (TESSERA_CHAOS_ROUNDS=8), each compared byte by byte
+# make health tokenizers trained for minutes on digits and real films, and how their codes are used
 # make bench-shards   what writing and reading shards costs, beside other formats' readers
 # make bench-encoder  the batched encoder beside the same model run clip by clip
 # make bench-tokenizer   multi-scale beside single-scale codes, and how codebooks are used
@@ -15,7 +16,7 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test install lint types contracts unit integration chaos bench-shards bench-tokenize bench-encoder bench-tokenizer format clean
+.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-tokenize bench-encoder bench-tokenizer format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -42,13 +43,16 @@ contracts: install
 unit integration: export OMP_NUM_THREADS = 1
 
 unit: install
-	$(BIN)/pytest -q -n 2 -m 'not slow and not ray and not multiprocess and not gpu and not chaos'
+	$(BIN)/pytest -q -n 2 -m 'not slow and not ray and not multiprocess and not gpu and not chaos and not health'
 
 integration: install
-	$(BIN)/pytest -q -m '(slow or ray or multiprocess) and not gpu and not chaos'
+	$(BIN)/pytest -q -m '(slow or ray or multiprocess) and not gpu and not chaos and not health'
 
 chaos: install
 	$(BIN)/pytest -q -s -m chaos tests/test_chaos.py
+
+health: install
+	$(BIN)/pytest -q -s -m health tests/test_codebook_use.py
 
 bench-shards: install
 	$(BIN)/python benchmarks/shard_writing.py

@@ -1,6 +1,6 @@
 """A codebook trained from scratch is used, on drawn and on real clips; a plain one is beside it.
 
-    pytest -s -m slow tests/test_codebook_use.py      # prints the figures; minutes
+    make health      # prints the figures; minutes
 
 The same is measured over three seeds by `benchmarks/rate_distortion.py`.
 """
@@ -28,7 +28,7 @@ from training.config import DataConfig, TokenizerRun
 from training.launch.local import launch
 from training.scoring import Score
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.health
 
 PRESET = Path(__file__).parent.parent / "training" / "presets" / "demo-tokenizer.yaml"
 FILMS = ("bbb_480p_30s.mp4", "bikes_multishot.mp4", "carphone_qcif.mp4", "foreman_hevc_720p.mp4")
