@@ -77,6 +77,7 @@ def test_two_workers_of_ray_train_as_one_process_does(code_shards: Path, tmp_pat
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_training_and_sampling_run_where_ray_av_and_webdataset_are_absent(
     code_shards: Path, tmp_path: Path
 ) -> None:

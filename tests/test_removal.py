@@ -160,6 +160,7 @@ def test_no_byte_of_a_name_or_caption_is_left(made: BuildConfig) -> None:
             assert b"films/3.mp4" not in data, path
 
 
+@pytest.mark.slow
 def test_an_erasure_that_is_stopped_at_each_file_ends_the_same(
     made: BuildConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
