@@ -163,8 +163,8 @@ def _randomised(preset: str) -> Any:
     """A tokenizer whose every layer matters: an untrained network's last layer is zero."""
     import torch
 
-    from tokenizer.config import PRESETS
     from tokenizer.model import Tokenizer
+    from tokenizer.presets import PRESETS
 
     torch.manual_seed(0)
     tokenizer = Tokenizer(PRESETS[preset])

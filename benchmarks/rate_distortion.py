@@ -42,9 +42,11 @@ from pipeline.build import build, build_pixels
 from pipeline.config import BuildConfig, ClipSettings, SelectSettings
 from pipeline.corpus import write_corpus
 from pipeline.shards import open_dataset
-from tokenizer.config import AutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.autoencoder_config import AutoencoderConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer
 from tokenizer.health import HealthTally
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError, read_settings, to_dict
 from training.config import DataConfig, TokenizerRun
 from training.evaluate_config import TokenizerEvalConfig

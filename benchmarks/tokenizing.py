@@ -104,9 +104,9 @@ def _prepare(root: Path, num_films: int) -> BuildConfig:
     """Films, their annotations and selection, and a tokenizer with random weights."""
     import torch
 
-    from tokenizer.config import PRESETS
     from tokenizer.folder import save_tokenizer
     from tokenizer.model import Tokenizer
+    from tokenizer.presets import PRESETS
 
     torch.manual_seed(0)
     save_tokenizer(Tokenizer(PRESETS["small"]), root / "tokenizer")

@@ -29,7 +29,7 @@ from pipeline.select import group_for_shards
 from pipeline.shards.format import Bucket, canonical_json
 from pipeline.shards.writer import ShardWriter
 from pipeline.statistics import Tally
-from tokenizer.config import NotFinite
+from tokenizer.finite import NotFinite
 from tokenizer.settings import UserError, to_dict
 
 TOKENIZE_VERSION = 2  # raise it when the bytes of a shard change for the same codes

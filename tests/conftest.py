@@ -127,8 +127,10 @@ def tiny_tokenizer(seed: int = 0) -> Tokenizer:
     """An untrained tokenizer of 16 codes; clips of 5 x 16 x 16 become 10 of them."""
     import torch
 
-    from tokenizer.config import AutoencoderConfig, QuantizerConfig, TokenizerConfig
+    from tokenizer.autoencoder_config import AutoencoderConfig
+    from tokenizer.config import TokenizerConfig
     from tokenizer.model import Tokenizer
+    from tokenizer.quantizer_config import QuantizerConfig
 
     autoencoder = AutoencoderConfig(
         patch=8, temporal_patch=4, spatial_stride=8, temporal_stride=4, channels=(8,)
@@ -203,9 +205,9 @@ def random_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer with random weights: enough to make codes."""
     import torch
 
-    from tokenizer.config import PRESETS
     from tokenizer.folder import save_tokenizer
     from tokenizer.model import Tokenizer
+    from tokenizer.presets import PRESETS
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tokenizer")

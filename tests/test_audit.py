@@ -146,9 +146,9 @@ def test_an_audit_refuses_another_tokenizer(
 ) -> None:
     import torch
 
-    from tokenizer.config import PRESETS
     from tokenizer.folder import save_tokenizer
     from tokenizer.model import Tokenizer
+    from tokenizer.presets import PRESETS
 
     torch.manual_seed(1)
     save_tokenizer(Tokenizer(PRESETS["tiny"]), tmp_path / "other")

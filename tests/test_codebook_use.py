@@ -21,8 +21,10 @@ from pipeline.digits import render_clips
 from pipeline.shards import open_dataset
 from pipeline.shards.dataset_writer import DatasetWriter
 from pipeline.shards.format import Bucket, TokenSet
-from tokenizer.config import AutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.autoencoder_config import AutoencoderConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import read_settings
 from training.config import DataConfig, TokenizerRun
 from training.launch.local import launch

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tokenizer.config import DiscriminatorConfig
 from tokenizer.discriminator import Critic, Discriminator, balance
+from tokenizer.loss_config import DiscriminatorConfig
 
 SMALL = DiscriminatorConfig(weight=1.0, channels=8, layers=2)
 BOTH = DiscriminatorConfig(weight=1.0, channels=8, layers=2, kind="both", lecam=0.1)

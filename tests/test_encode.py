@@ -11,9 +11,12 @@ import torch
 
 from pipeline.config import TokenizeSettings
 from pipeline.encode import CodeEncoder, code_recipe
-from tokenizer.config import AutoencoderConfig, NotFinite, QuantizerConfig, TokenizerConfig
+from tokenizer.autoencoder_config import AutoencoderConfig
+from tokenizer.config import TokenizerConfig
+from tokenizer.finite import NotFinite
 from tokenizer.folder import load_tokenizer, save_tokenizer
 from tokenizer.model import Tokenizer
+from tokenizer.quantizer_config import QuantizerConfig
 
 SETTINGS = TokenizeSettings(batch_size=8)
 CONFIG = TokenizerConfig(

@@ -7,18 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tokenizer.autoencoder_config import ImageAutoencoderConfig
 from tokenizer.beginning import begin
-from tokenizer.config import (
-    DiscriminatorConfig,
-    ImageAutoencoderConfig,
-    LossConfig,
-    QuantizerConfig,
-    TokenizerConfig,
-)
+from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer, save_tokenizer
 from tokenizer.image import ImageAutoencoder
 from tokenizer.learner import Learner
+from tokenizer.loss_config import DiscriminatorConfig, LossConfig
 from tokenizer.model import Tokenizer, signed
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError, from_dict, to_dict
 
 SMALL = TokenizerConfig(

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tokenizer.config import ImageAutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.autoencoder_config import ImageAutoencoderConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.layouts import LAYOUTS, Names
 from tokenizer.model import Tokenizer
 from tokenizer.published import load_published, to_published
+from tokenizer.quantizer_config import QuantizerConfig
 
 
 class Twin:

@@ -29,8 +29,10 @@ def folder(tmp_path, untrained):
 
 @pytest.fixture
 def untrained():
-    from tokenizer.config import AutoencoderConfig, QuantizerConfig, TokenizerConfig
+    from tokenizer.autoencoder_config import AutoencoderConfig
+    from tokenizer.config import TokenizerConfig
     from tokenizer.model import Tokenizer
+    from tokenizer.quantizer_config import QuantizerConfig
 
     torch.manual_seed(0)
     return Tokenizer(

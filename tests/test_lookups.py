@@ -10,12 +10,12 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from tokenizer.config import QuantizerConfig
 from tokenizer.lookups import make_lookup
 from tokenizer.lookups.binary import BinaryLookup
 from tokenizer.lookups.entropy import entropy_over_bits, entropy_over_codes
 from tokenizer.lookups.fsq import ScalarLookup
 from tokenizer.lookups.vq import VectorLookup
+from tokenizer.quantizer_config import QuantizerConfig
 
 FIXED = {
     "fsq": ScalarLookup((8, 5, 4, 3)),

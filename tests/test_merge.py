@@ -215,9 +215,9 @@ def test_another_tokenizer_is_refused_with_both_named(
 ) -> None:
     import torch
 
-    from tokenizer.config import PRESETS
     from tokenizer.folder import save_tokenizer
     from tokenizer.model import Tokenizer
+    from tokenizer.presets import PRESETS
 
     torch.manual_seed(1)
     other = Tokenizer(PRESETS["tiny"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.vgg import cfgs, make_layers
 
-from tokenizer.config import LpipsFiles
+from tokenizer.loss_config import LpipsFiles
 from tokenizer.perceptual import Lpips, head_shapes, load_lpips, vgg_shapes
 from tokenizer.settings import UserError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokenizer.config import PRESETS
 from tokenizer.model import Tokenizer
+from tokenizer.presets import PRESETS
 from tokenizer.tiles import decoder_halo, encoder_halo
 
 README = Path(__file__).parent.parent / "tokenizer" / "README.md"

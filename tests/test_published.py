@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tokenizer.autoencoder_config import ImageAutoencoderConfig
 from tokenizer.cli import main
-from tokenizer.config import ImageAutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer
 from tokenizer.layouts import LAYOUTS, PUBLISHED, Names
 from tokenizer.model import Tokenizer
@@ -27,6 +28,7 @@ from tokenizer.published import (
     load_published,
     to_published,
 )
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError
 
 VAR = TokenizerConfig(

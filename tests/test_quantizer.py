@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tokenizer.config import QuantizerConfig, TokenizerConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.quantizer import MultiScaleQuantizer, phi_of_scale
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import Scale, Schedule, image_and_clip, single_grid
 
 SCHEDULES = {

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.golden import LOSSES, Golden
-from tokenizer.config import QuantizerConfig
 from tokenizer.quantizer import MultiScaleQuantizer, phi_of_scale
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import Schedule, image_and_clip
 
 pytestmark = pytest.mark.golden("var_quant_*")

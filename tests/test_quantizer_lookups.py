@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenizer.config import QuantizerConfig
 from tokenizer.quantizer import MultiScaleQuantizer
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import Scale, Schedule, image_and_clip, single_grid
 from tokenizer.settings import UserError
 

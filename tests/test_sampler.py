@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tokenizer.config import QuantizerConfig
 from tokenizer.quantizer import MultiScaleQuantizer
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import image_and_clip
 from training.config import GuidanceConfig, ModelConfig, SampleConfig
 from training.generator import Generator

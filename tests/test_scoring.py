@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.beginning import begin
-from tokenizer.config import AutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.extractors import RandomFeatures
 from tokenizer.frechet import frechet_distance
 from tokenizer.metrics import mean_color, psnr, ssim
 from tokenizer.model import Tokenizer, signed
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import image_and_clip
 from training.scoring import Score
 

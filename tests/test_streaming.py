@@ -12,13 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokenizer.config import (
-    AutoencoderConfig,
-    ImageAutoencoderConfig,
-    QuantizerConfig,
-    TokenizerConfig,
-)
+from tokenizer.autoencoder_config import AutoencoderConfig, ImageAutoencoderConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer, signed
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError
 from tokenizer.streaming import (
     join_pyramids,

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from tokenizer.autoencoder3d import CausalAutoencoder
-from tokenizer.config import PRESETS, AutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.autoencoder_config import AutoencoderConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
+from tokenizer.presets import PRESETS
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError
 from tokenizer.tiles import (
     decode_in_tiles,

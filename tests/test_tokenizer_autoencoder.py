@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tokenizer.autoencoder3d import CausalAutoencoder
-from tokenizer.config import AutoencoderConfig
+from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.cosines import block_cosines
 
 CONFIGS = {

@@ -14,15 +14,12 @@ from PIL import Image
 from pipeline.cli import main
 from pipeline.shards.dataset_writer import DatasetWriter
 from pipeline.shards.format import Bucket, TokenSet
-from tokenizer.config import (
-    AutoencoderConfig,
-    ImageAutoencoderConfig,
-    QuantizerConfig,
-    TokenizerConfig,
-)
+from tokenizer.autoencoder_config import AutoencoderConfig, ImageAutoencoderConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer, save_tokenizer
 from tokenizer.metrics import psnr
 from tokenizer.model import Tokenizer
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError
 from training.evaluate_config import TokenizerEvalConfig
 from training.pictures import read_metadata

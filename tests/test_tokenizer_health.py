@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenizer.config import QuantizerConfig
 from tokenizer.health import HealthTally, codebook_health, measure_health
 from tokenizer.quantizer import MultiScaleQuantizer
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import image_and_clip
 
 SCHEDULE = image_and_clip(3, (1, 2, 4))

@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.cli import main
-from tokenizer.config import PRESETS, AutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer, save_tokenizer
 from tokenizer.model import Tokenizer, signed, unsigned
+from tokenizer.presets import PRESETS
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError, from_dict, to_dict
 
 SMALL = TokenizerConfig(

@@ -15,16 +15,13 @@ import torch.multiprocessing
 from safetensors.torch import load_file
 
 from pipeline.shards import Loader
-from tokenizer.config import (
-    AutoencoderConfig,
-    DiscriminatorConfig,
-    LossConfig,
-    QuantizerConfig,
-    TokenizerConfig,
-)
+from tokenizer.autoencoder_config import AutoencoderConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer
 from tokenizer.learner import Learner
+from tokenizer.loss_config import DiscriminatorConfig, LossConfig
 from tokenizer.losses import LossOutput
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError
 from training.config import (
     BeginConfig,

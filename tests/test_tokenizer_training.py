@@ -11,18 +11,15 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
+from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.beginning import begin
-from tokenizer.config import (
-    AutoencoderConfig,
-    DiscriminatorConfig,
-    LossConfig,
-    QuantizerConfig,
-    TokenizerConfig,
-)
+from tokenizer.config import TokenizerConfig
 from tokenizer.health import codebook_health
 from tokenizer.learner import Learner, check_size
+from tokenizer.loss_config import DiscriminatorConfig, LossConfig
 from tokenizer.losses import tokenizer_losses
 from tokenizer.model import Tokenizer, signed, unsigned
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError
 from tokenizer.similarity import ms_ssim
 

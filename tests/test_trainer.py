@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.shards import Loader
-from tokenizer.config import AutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.autoencoder_config import AutoencoderConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer, save_tokenizer
 from tokenizer.model import Tokenizer
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError
 from training.checkpoint import latest_checkpoint
 from training.config import (

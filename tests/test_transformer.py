@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizer.config import QuantizerConfig
 from tokenizer.quantizer import MultiScaleQuantizer
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import Schedule, image_and_clip
 from tokenizer.settings import UserError
 from training.config import BlockConfig, ModelConfig

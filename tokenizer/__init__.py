@@ -2,7 +2,10 @@
 
     settings        frozen dataclasses from YAML and flags, for all packages
     scales          schedules: how the codes of a clip are laid out          (no torch)
-    config          settings of a tokenizer, presets                         (no torch)
+    autoencoder_config, quantizer_config, loss_config, config
+                    settings of a tokenizer, part by part and as a whole     (no torch)
+    presets         tokenizers by name                                       (no torch)
+    finite          values that are no numbers                               (no torch)
     lookups         which code stands for a vector: VQ, FSQ, BSQ, LFQ
     precision       float32 as it is written
     reconstruction  the latents of clips as far as their scales are known

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.causal import (
     Activation,
     CausalConv,
@@ -32,7 +33,6 @@ from tokenizer.causal import (
     Unfold,
     Upsample,
 )
-from tokenizer.config import AutoencoderConfig
 from tokenizer.cosines import block_cosines
 
 LATENT_GAIN = 4.0

@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tokenizer.config import ImageAutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.autoencoder_config import ImageAutoencoderConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.layouts import LAYOUTS, PUBLISHED, settings_of
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import PRESETS as SCHEDULES
 from tokenizer.settings import UserError, add_flags, given_flags, parse_override, section, to_dict
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from tokenizer.config import DiscriminatorConfig
 from tokenizer.lookups.ranks import add_over_ranks
+from tokenizer.loss_config import DiscriminatorConfig
 
 _GROUP_CHANNELS = 16
 _SLOPE = 0.2

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokenizer.autoencoder_config import NORM_GROUPS, ImageAutoencoderConfig
 from tokenizer.causal import Past
-from tokenizer.config import NORM_GROUPS, ImageAutoencoderConfig
 
 FRAME_CHANNELS = 3
 

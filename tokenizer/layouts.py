@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tokenizer.config import ImageAutoencoderConfig, QuantizerConfig, TokenizerConfig
+from tokenizer.autoencoder_config import ImageAutoencoderConfig
+from tokenizer.config import TokenizerConfig
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import to_dict
 
 

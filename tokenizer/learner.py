@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokenizer.config import LossConfig
 from tokenizer.discriminator import Discriminator, balance
+from tokenizer.loss_config import LossConfig
 from tokenizer.losses import RECONSTRUCTION, Distance, LossOutput, WeightedTerms, tokenizer_losses
 from tokenizer.model import Tokenizer
 from tokenizer.perceptual import SMALLEST_SIDE

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenizer.config import LossConfig
+from tokenizer.loss_config import LossConfig
 from tokenizer.quantizer import Quantized
 from tokenizer.similarity import ms_ssim
 

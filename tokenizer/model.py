@@ -18,7 +18,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from tokenizer.autoencoder3d import CausalAutoencoder
-from tokenizer.config import NotFinite, TokenizerConfig
+from tokenizer.config import TokenizerConfig
+from tokenizer.finite import NotFinite
 from tokenizer.image import ImageAutoencoder
 from tokenizer.quantizer import MultiScaleQuantizer
 from tokenizer.scales import Schedule

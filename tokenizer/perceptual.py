@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenizer.checkpoint import read_checkpoint
-from tokenizer.config import LpipsFiles
+from tokenizer.loss_config import LpipsFiles
 from tokenizer.settings import UserError
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -26,9 +26,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenizer.config import QuantizerConfig
 from tokenizer.lookups import make_lookup
 from tokenizer.precision import exact_float32
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.reconstruction import PartialReconstruction
 from tokenizer.scales import Scale, Schedule
 

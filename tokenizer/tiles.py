@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokenizer.autoencoder3d import CausalAutoencoder
+from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.causal import Past
-from tokenizer.config import AutoencoderConfig
 from tokenizer.settings import UserError
 
 Step = Callable[[Tensor, Past], tuple[Tensor, Past]]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenizer.config import LpipsFiles, TokenizerConfig
+from tokenizer.config import TokenizerConfig
+from tokenizer.loss_config import LpipsFiles
 from tokenizer.settings import section, setting
 
 

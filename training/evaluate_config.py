@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenizer.config import LpipsFiles
+from tokenizer.loss_config import LpipsFiles
 from tokenizer.settings import section, setting
 from training.config import SampleConfig
 

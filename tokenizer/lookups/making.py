@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tokenizer.config import QuantizerConfig
 from tokenizer.lookups.binary import BinaryLookup
 from tokenizer.lookups.fsq import ScalarLookup
 from tokenizer.lookups.lookup import Lookup
 from tokenizer.lookups.vq import VectorLookup
+from tokenizer.quantizer_config import QuantizerConfig
 
 
 def make_lookup(config: QuantizerConfig) -> Lookup:

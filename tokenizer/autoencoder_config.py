@@ -1,0 +1,109 @@
+"""Settings of the two autoencoders, torch-free: pixels to latents and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from tokenizer.settings import setting
+
+NORM_GROUPS = 32
+"""Groups of the image autoencoder's norms; every width is a multiple of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """The causal 3-D autoencoder: pixels fold into channels, then stages halve the grid."""
+
+    patch: int = setting(16, "side of the pixel squares folded into channels at first")
+    temporal_patch: int = setting(
+        4, "frames folded into channels as well; the first frame of a stream is repeated"
+    )
+    spatial_stride: int = setting(16, "pixels per latent cell in height and width")
+    temporal_stride: int = setting(4, "frames per latent frame after the first, which stands alone")
+    channels: tuple[int, ...] = setting((128,), "width of each stage, from fine to coarse")
+    encoder_blocks: tuple[int, ...] = setting((0,), "the encoder's residual blocks per stage")
+    decoder_blocks: tuple[int, ...] = setting((2,), "the decoder's residual blocks per stage")
+    norm: Literal["rms", "group"] = setting(
+        "rms",
+        "rms: over the channels of one position, frames can be tiled; group: GroupNorm per frame",
+    )
+    norm_groups: int = setting(32, "channel groups of norm `group`; they divide every width")
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "temporal_patch", "spatial_stride", "temporal_stride"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise ValueError(f"{name} ({value}) must be a power of two")
+        if self.patch > self.spatial_stride:
+            raise ValueError(f"patch ({self.patch}) is larger than spatial_stride")
+        if self.temporal_patch > self.temporal_stride:
+            raise ValueError(
+                f"temporal_patch ({self.temporal_patch}) is larger than temporal_stride"
+            )
+        stages = len(self.halvings) + 1
+        for name in ("channels", "encoder_blocks", "decoder_blocks"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(
+                    f"{name} must list {stages} numbers: patch {self.patch} and strides "
+                    f"{self.spatial_stride} and {self.temporal_stride} make {stages} stages"
+                )
+        if min(self.channels) < 1 or min(self.encoder_blocks + self.decoder_blocks) < 0:
+            raise ValueError("channels: widths must be at least 1 and blocks not negative")
+        if self.norm_groups < 1:
+            raise ValueError(f"norm_groups ({self.norm_groups}) must be at least 1")
+        if self.norm == "group" and any(width % self.norm_groups for width in self.channels):
+            raise ValueError(
+                f"norm_groups ({self.norm_groups}) must divide every width of channels "
+                f"({', '.join(map(str, self.channels))})"
+            )
+
+    @property
+    def halvings(self) -> tuple[tuple[int, int], ...]:
+        """(temporal, spatial) factors, 1 or 2, between consecutive stages of the encoder."""
+        spatial = (self.spatial_stride // self.patch).bit_length() - 1
+        temporal = (self.temporal_stride // self.temporal_patch).bit_length() - 1
+        return tuple(
+            (2 if stage < temporal else 1, 2 if stage < spatial else 1)
+            for stage in range(max(spatial, temporal))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAutoencoderConfig:
+    """The 2-D autoencoder of VAR and LlamaGen, frame by frame; the defaults are VAR's."""
+
+    channels: int = setting(160, "width that the multipliers multiply")
+    channel_multipliers: tuple[int, ...] = setting(
+        (1, 1, 2, 2, 4), "width of each level, from fine to coarse; each halves the grid"
+    )
+    decoder_multipliers: tuple[int, ...] | None = setting(
+        None, "the decoder's, from fine to coarse as well (default: the encoder's)"
+    )
+    num_blocks: int = setting(
+        2, "residual blocks per level of the encoder; the decoder has one more"
+    )
+    z_channels: int = setting(32, "channels that the encoder gives and the decoder takes")
+    kernel_size: int = setting(3, "side of the two convolutions between these channels and latents")
+    temporal_stride: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for name in ("channel_multipliers", "decoder_multipliers"):
+            factors = getattr(self, name)
+            if factors is None:
+                continue
+            if not 1 <= len(factors) <= 8 or min(factors) < 1:
+                raise ValueError(f"{name} ({list(factors)}) must be 1 to 8 numbers of at least 1")
+            if len(factors) != len(self.channel_multipliers):
+                raise ValueError(f"{name} must list {len(self.channel_multipliers)} numbers")
+        if self.channels < 1 or self.channels % NORM_GROUPS:
+            raise ValueError(f"channels ({self.channels}) must be a multiple of {NORM_GROUPS}")
+        if self.num_blocks < 1 or self.z_channels < 1:
+            raise ValueError("num_blocks: at least 1 block and 1 of z_channels are needed")
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size ({self.kernel_size}) must be odd")
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per latent cell in height and width."""
+        return 1 << len(self.channel_multipliers) - 1
