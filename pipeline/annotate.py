@@ -40,7 +40,7 @@ from pipeline.plan import PlannedSource
 from pipeline.statistics import Tally
 from tokenizer.settings import to_dict
 
-ANNOTATE_VERSION = 2  # raise it when the rows of an unchanged file change
+ANNOTATE_VERSION = 3  # raise it when the rows of an unchanged file change
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,9 @@ def _scored(clip: Clip, probe: Probe, pts: np.ndarray, frames: np.ndarray) -> Cl
     """The clip with its place in seconds, its scores and its picture hash."""
     numerator, denominator = probe.time_base
     seconds = (pts - pts[0]) * numerator / denominator
-    first, last = np.searchsorted(pts, [clip.start_pts, clip.end_pts])
+    # the frame on screen where the clip starts may have come before it
+    first = max(int(np.searchsorted(pts, clip.start_pts, side="right")) - 1, 0)
+    last = max(int(np.searchsorted(pts, clip.end_pts)), first + 1)
     start, end = (
         round(float((edge - pts[0]) * numerator / denominator), 6)
         for edge in (clip.start_pts, clip.end_pts)

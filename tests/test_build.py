@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,13 @@ import webdataset
 
 from pipeline.build import build, build_pixels
 from pipeline.clip import clips_from_parquet
-from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
+from pipeline.config import (
+    AnnotateSettings,
+    BuildConfig,
+    ClipSettings,
+    SelectSettings,
+    TokenizeSettings,
+)
 from pipeline.shards import open_dataset
 from tokenizer.settings import UserError, read_settings
 
@@ -68,6 +75,19 @@ def test_accounts_add_up_in_every_commit(built: Path) -> None:
     for commit in commits:
         result = commit["result"]
         assert result["n_in"] == result["n_kept"] + result["n_dropped"] + result["n_error"]
+
+
+def test_clips_of_fewer_frames_than_their_target_asks_for_are_scored(
+    write_film: Callable[[Path, int], Path], tmp_path: Path
+) -> None:
+    write_film(tmp_path / "videos" / "slow.mp4", 2)
+    settings = ClipSettings(fps=96.0, buckets=("9x64x64",))  # four times the film's own rate
+    out = tmp_path / "data"
+    build(config(tmp_path / "videos", out, clips=settings), until="select")
+    rows = clips_from_parquet(out / "selection.parquet")
+    tails = [row for row in rows if row.outcome.startswith("dropped")]
+    assert any(row.duration_seconds < 1 / 24 for row in tails)
+    assert all(row.scores["brightness"] for row in rows)
 
 
 def test_three_shots_of_thirty_frames_give_three_clips_and_their_tails(built: Path) -> None:
