@@ -186,6 +186,35 @@ def test_wrong_input_is_one_line(
     assert len(line.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"tokenizer": "/nowhere"}, "/nowhere: no tokenizer here"),
+        ({"features": ("judge:/nowhere",)}, "no judge here"),
+        ({"out": "/proc/nowhere"}, "/proc/nowhere: cannot be written"),
+    ],
+)
+def test_pixels_are_made_when_all_else_is_known_to_be_there(
+    folder: Path, arguments: dict[str, Any], expected: str
+) -> None:
+    def never(data: Path) -> Path:
+        raise AssertionError("pixels were made for nothing")
+
+    config = TokenizerEvalConfig(features=arguments.get("features", ()))
+    tokenizer, out = arguments.get("tokenizer", folder), arguments.get("out")
+    with pytest.raises(UserError, match=expected):
+        evaluate_tokenizer(tokenizer, "/no/data", out, config, pixels_of=never)
+
+
+def test_a_wrong_tokenizer_is_named_before_wrong_data(
+    folder: Path, pixels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tokenizer", "eval", "/nowhere", "--data", "/no/data"]) == 2
+    assert "/nowhere: no tokenizer here" in capsys.readouterr().err
+    assert main(["tokenizer", "eval", str(folder), "--data", "/no/data"]) == 2
+    assert "/no/data" in capsys.readouterr().err
+
+
 def test_codes_and_shapes_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
     bucket = Bucket(name="t4_h32_w32", num_frames=4, height=32, width=32, schedule=None)
     token_set = TokenSet(name="frames", kind="frames", dtype="uint8")

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tokenizer import metrics, similarity
 from tokenizer.metrics import (
     frame_psnr,
     mean_color,
+    ms_ssim,
     psnr,
     ssim,
     temporal_psnr,
@@ -77,3 +79,13 @@ def test_equal_clips_have_ssim_1_and_noise_lowers_it():
     frames = clips()
     torch.testing.assert_close(ssim(frames, frames), torch.ones(3, dtype=torch.float64))
     assert (ssim(clips(1), frames) < 0.2).all()
+
+
+def test_structure_compared_a_few_frames_at_a_time_is_that_of_all_at_once(monkeypatch):
+    frames, reference = clips(), clips(seed=1)
+    signals = [each.movedim(-1, 1).double() for each in (frames, reference)]
+    for at_once in (1, 2 * 24 * 20 * 3, 1 << 30):
+        monkeypatch.setattr(metrics, "VALUES_AT_ONCE", at_once)
+        for measure, definition in ((ssim, similarity.ssim), (ms_ssim, similarity.ms_ssim)):
+            found = measure(frames, reference)
+            assert torch.allclose(found, definition(*signals, value_range=255.0), rtol=1e-12)

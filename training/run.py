@@ -147,9 +147,7 @@ def pick_device(name: str) -> str:
     """`auto` becomes cuda where there is one; UserError for cuda where there is none."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise UserError(
-            "trainer.device is cuda, but this machine has no usable GPU; use cpu or auto"
-        )
+        raise UserError("device is cuda, but this machine has no usable GPU; use cpu or auto")
     return ("cuda" if available else "cpu") if name == "auto" else name
 
 

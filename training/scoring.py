@@ -89,8 +89,10 @@ class Score:
         self.num_clips += len(frames)
         self.tally.add(codes)
         self._add_residuals(latents, codes)
-        for sums, part in zip(self._after, after):
-            _add(sums, _basic(part, frames))
+        by_level = [_basic(part, frames) for part in after]
+        for sums, values in zip(self._after, by_level):
+            _add(sums, values)
+        _add(self._sums, by_level[-1])
         self._add_whole(whole, frames)
         for extractor in self._extractors:
             kinds = {"source": frames, "decoded": whole, "flat": mean_color(frames)}
@@ -197,8 +199,7 @@ class Score:
     ) -> None:
         by_frame = frame_psnr(decoded, frames)
         self._frame_psnr += by_frame.sum(dim=0).cpu()
-        found = _basic(decoded, frames)
-        found["psnr_mean_color"] = frame_psnr(mean_color(frames), frames).mean(dim=1)
+        found = {"psnr_mean_color": frame_psnr(mean_color(frames), frames).mean(dim=1)}
         if min(frames.shape[2:4]) >= WINDOW:
             found["ms_ssim"] = ms_ssim(decoded, frames)
         if frames.shape[1] > 1:

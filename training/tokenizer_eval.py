@@ -54,11 +54,13 @@ def evaluate_tokenizer(
     out: str | Path | None = None,
     config: TokenizerEvalConfig | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    pixels_of: Callable[[Path], Path] = lambda data: data,
 ) -> dict[str, Any]:
     """The report, which is also written into `out`; `progress` hears of clips done and to do.
 
-    `data` is a dataset of pixel shards. UserError when it has none of the split, when its shapes do
-    not fit the tokenizer, or when weights that were asked for are not there.
+    `data` is a dataset of pixel shards, or what `pixels_of` makes one of, which may take long: it
+    comes when all else is known to be there. UserError for what is not, when the split has no
+    clips, and when their shapes do not fit the tokenizer.
     """
     config = config or TokenizerEvalConfig()
     device = pick_device(config.device)
@@ -66,11 +68,11 @@ def evaluate_tokenizer(
     if not isinstance(tokenizer, Tokenizer):
         folder = tokenizer_folder(tokenizer)
         tokenizer = load_tokenizer(folder, device=device)
-    dataset = open_dataset(data)
-    chosen = _chosen(dataset, tokenizer, config)
     extractors = [open_extractor(each, device) for each in config.features]
     lpips = load_lpips(config.lpips, device) if config.lpips.vgg or config.lpips.heads else None
     target = _writable(out) if out is not None else None
+    dataset = open_dataset(pixels_of(Path(data)))
+    chosen = _chosen(dataset, tokenizer, config)
     total = sum(len(places) for _, places in chosen.values())
     scores, shown = {}, []
     done = 0

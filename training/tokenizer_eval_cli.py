@@ -69,14 +69,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from training.tokenizer_eval import evaluate_tokenizer
 
     config = read_settings(TokenizerEvalConfig, None, given_flags(arguments))
-    data = Path(arguments.data)
-    if arguments.prepare_pixels is not None and arguments.is_build(data):
-        data = Path(arguments.prepare_pixels(str(data)))
-    elif (data / "pixels" / "shards.json").is_file():
-        data = data / "pixels"
+
+    def pixels_of(data: Path) -> Path:
+        if arguments.prepare_pixels is not None and arguments.is_build(data):
+            return Path(arguments.prepare_pixels(str(data)))
+        return data / "pixels" if (data / "pixels" / "shards.json").is_file() else data
+
     with _Progress() as progress:
         report = evaluate_tokenizer(
-            arguments.tokenizer, data, arguments.out, config, progress.update
+            arguments.tokenizer, arguments.data, arguments.out, config, progress.update, pixels_of
         )
     if arguments.json:
         print(json.dumps(report, indent=1))
@@ -90,18 +91,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 class _Progress:
-    """A bar on a terminal, a line now and then elsewhere; on stderr."""
+    """A bar on a terminal, a line now and then elsewhere; on stderr, from the first clips on."""
 
     def __enter__(self) -> _Progress:
         self._bar: Any = None
         self._said = time.monotonic()
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("evaluating", total=None)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,11 +103,21 @@ class _Progress:
             self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
-        if self._bar is not None:
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self._start()
             self._bar.update(self._task, completed=done, total=total)
         elif done < total and time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
             print(f"{done} of {total} clips", file=sys.stderr, flush=True)
+
+    def _start(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), transient=True)
+        self._bar.start()
+        self._task = self._bar.add_task("evaluating", total=None)
 
 
 def _print_tables(report: dict[str, Any]) -> None:
