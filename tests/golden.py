@@ -29,12 +29,12 @@ GRADIENT_NORMS = {"rtol": 1e-2, "atol": 1e-4}
 
 def golden_root() -> Path:
     beside = Path(__file__).resolve().parent.parent.parent / "shared" / "golden"
-    return Path(os.environ.get("TESSERA_GOLDEN", beside))
+    return Path(os.environ.get("TESSERA_GOLDEN") or beside)
 
 
 def golden_folders(family: str) -> list[Path]:
     """The folders of a family, e.g. `var_quant_*`."""
-    return sorted(path.parent for path in golden_root().glob(f"{family}/config.json"))
+    return sorted(path for path in golden_root().glob(family) if path.is_dir())
 
 
 def absent(family: str) -> None:
@@ -43,6 +43,17 @@ def absent(family: str) -> None:
     if os.environ.get("TESSERA_REQUIRE_GOLDEN", "") not in ("", "0"):
         pytest.fail(message)
     pytest.skip(message)
+
+
+def phi_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Ours of VAR's convolutions, as many as its `share_quant_resi` says; without a share it has
+    none."""
+    each = settings.get("default_qresi_counts") or len(settings["v_patch_nums"])
+    ratio = abs(settings["quant_resi"])
+    return {
+        "num_phi": settings["share_quant_resi"] or each,
+        "phi_ratio": ratio if ratio > 1e-6 else 0.0,
+    }
 
 
 class Golden:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.golden import LOSSES, Golden
+from tests.golden import LOSSES, Golden, phi_settings
 from tokenizer.published import Published, load_published, to_published
 from tokenizer.scales import Schedule, image_and_clip
 
@@ -45,7 +45,6 @@ def published(golden: Golden) -> Published:
         if settings["decoder_ch_mult"] != settings["encoder_ch_mult"]:
             asked["image.decoder_multipliers"] = settings["decoder_ch_mult"]
     else:
-        num_scales = len(settings["v_patch_nums"])
         asked = {
             "image.channels": settings["ch"],
             "image.channel_multipliers": settings["ch_mult"],
@@ -55,8 +54,7 @@ def published(golden: Golden) -> Published:
             "quantizer.codebook_size": settings["vocab_size"],
             "quantizer.codebook_dim": settings["z_channels"],
             "quantizer.metric": "cosine" if settings["using_znorm"] else "l2",
-            "quantizer.num_phi": settings["share_quant_resi"] or num_scales,
-            "quantizer.phi_ratio": abs(settings["quant_resi"]),
+            **{f"quantizer.{key}": value for key, value in phi_settings(settings).items()},
             "quantizer.scales": [_longer(side) for side in settings["v_patch_nums"]],
             "loss.commitment": settings["beta"],
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -156,6 +157,24 @@ def test_phi_is_chosen_as_var_chooses_it():
     assert [phi_of_scale(i, 3, 3) for i in range(3)] == [0, 1, 2]
     assert [phi_of_scale(i, 5, 1) for i in range(5)] == [0] * 5
     assert phi_of_scale(0, 1, 4) == 0
+
+
+@pytest.mark.parametrize("num_phi", [2, 3, 4, 5, 6, 7, 9, 10, 58])
+def test_half_way_between_ticks_the_rounding_of_evenly_spaced_numbers_decides(num_phi):
+    first = 1 / 3 / num_phi if num_phi == 4 else 1 / 2 / num_phi
+    ticks = np.linspace(first, 1 - first, num_phi)
+    for count in range(2, 120):
+        nearest = [int(np.abs(ticks - i / (count - 1)).argmin()) for i in range(count)]
+        assert [phi_of_scale(i, count, num_phi) for i in range(count)] == nearest
+
+
+@pytest.mark.parametrize("quantize", [True, False])
+def test_where_some_phi_have_no_scale_every_parameter_still_gets_a_gradient(quantize):
+    made, schedule = quantizer(num_phi=6).requires_grad_(True), SCHEDULES["clip"]
+    made(latents_for(schedule), schedule, quantize).reconstruction_loss.backward()
+    assert all(parameter.grad is not None for parameter in made.parameters())
+    used = {phi_of_scale(i, 3, 6) for i in range(3)}
+    assert {i for i, phi in enumerate(made.phi) if phi.weight.grad.any()} == used != set(range(6))
 
 
 def test_the_gradient_passes_straight_through_and_phi_learns_from_the_quantizer_loss():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden import LOSSES, Golden
+from tests.golden import LOSSES, Golden, phi_settings
 from tokenizer.quantizer import MultiScaleQuantizer, phi_of_scale
 from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import Schedule, image_and_clip
@@ -31,17 +31,13 @@ def schedule(golden: Golden) -> Schedule:
 def quantizer(golden: Golden) -> MultiScaleQuantizer:
     """The reference's, codes learned by gradient."""
     settings = golden.config
-    num_scales = len(settings["v_patch_nums"])
-    num_phi = settings["share_quant_resi"] or num_scales
     made = MultiScaleQuantizer(
         QuantizerConfig(
             codebook_size=settings["vocab_size"],
             codebook_dim=settings["z_channels"],
-            scales=tuple(range(1, max(num_scales, num_phi) + 1)),
-            num_phi=num_phi,
-            phi_ratio=abs(settings["quant_resi"]),
             metric="cosine" if settings["using_znorm"] else "l2",
             learned_by="gradient",
+            **phi_settings(settings),
         )
     )
     made.codebook.set_codes(golden.weights["embedding.weight"])

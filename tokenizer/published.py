@@ -215,12 +215,14 @@ def _check_quantizer(
             f"{path}: has {len(usage)} scales, not the published {num_scales}; name them with "
             "--schedule or --quantizer.scales"
         )
+    if "quantizer.num_phi" in asked:
+        return
     if names.sharing == "each" and num_phi != num_scales:
         raise UserError(
             f"{path}: has {num_phi} convolutions, one per scale, for {num_scales} scales"
         )
     published = PUBLISHED["var-vqvae"].quantizer.num_phi
-    if names.sharing == "some" and num_phi != published and "quantizer.num_phi" not in asked:
+    if names.sharing == "some" and num_phi != published:
         raise UserError(
             f"{path}: has {num_phi} shared convolutions, not the published {published}; if that is "
             f"so, ask for them with --quantizer.num_phi {num_phi}"

@@ -115,8 +115,8 @@ class MultiScaleQuantizer(nn.Module):
                     codes.append(step.ids)
                     extra.append(self.codebook.losses(step.sought))
             reconstruction_loss = torch.stack(left).mean()
-            if not quantize:  # every parameter gets a gradient in every phase
-                reconstruction_loss += 0 * sum(each.sum() for each in self.codebook.parameters())
+            for each in self._idle(schedule, quantize):  # every parameter gets a gradient
+                reconstruction_loss += 0 * each.sum()
             straight = latents + (state.latents - latents).detach() if quantize else latents
             return Quantized(
                 latents=straight,
@@ -185,6 +185,19 @@ class MultiScaleQuantizer(nn.Module):
             given = sought.detach() if ids is None else self.codebook.lookup(ids).view_as(sought)
             partial = state.add_vectors(given)
             yield _Step(scale, index, sought.flatten(0, 1), ids, partial)
+
+    def _idle(self, schedule: Schedule, quantize: bool) -> list[nn.Parameter]:
+        """What no scale of the schedule asks for: some `phi`, and codes where nothing is sought."""
+        lengths = {len(pyramid) for pyramid in schedule.pyramids} if self.phi else set()
+        used = {
+            phi_of_scale(index, length, len(self.phi))
+            for length in lengths
+            for index in range(length)
+        }
+        idle: list[nn.Module] = [phi for number, phi in enumerate(self.phi) if number not in used]
+        if not quantize:
+            idle.append(self.codebook)
+        return [parameter for module in idle for parameter in module.parameters()]
 
     @torch.no_grad()
     def decode(
@@ -255,8 +268,9 @@ def phi_of_scale(index: int, num_scales: int, num_phi: int) -> int:
         return 0
     first = 1 / 3 / num_phi if num_phi == 4 else 1 / 2 / num_phi
     step = ((1 - first) - first) / (num_phi - 1)
+    ticks = [*(first + number * step for number in range(num_phi - 1)), 1 - first]
     position = index / (num_scales - 1)
-    return min(range(num_phi), key=lambda tick: abs(first + tick * step - position))
+    return min(range(num_phi), key=lambda number: abs(ticks[number] - position))
 
 
 def _ids(step: _Step) -> Int[Tensor, " n"]:

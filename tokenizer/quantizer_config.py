@@ -75,8 +75,8 @@ class QuantizerConfig:
                 raise ValueError(f"{name} ({list(sides)}) must grow from coarse to fine")
         if self.clip_latent_frames is not None and self.clip_latent_frames < 1:
             raise ValueError(f"clip_latent_frames ({self.clip_latent_frames}) must be at least 1")
-        if not 1 <= self.num_phi <= len(self.scales):
-            raise ValueError(f"num_phi ({self.num_phi}) must be 1 to the number of scales")
+        if self.num_phi < 1:
+            raise ValueError(f"num_phi ({self.num_phi}) must be at least 1; phi_ratio 0: none")
         for name in ("ema_decay", "restart_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must lie in [0, 1)")
