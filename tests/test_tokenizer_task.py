@@ -18,6 +18,7 @@ from pipeline.shards import Loader
 from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer
+from tokenizer.latents import read_statistics
 from tokenizer.learner import Learner
 from tokenizer.loss_config import DiscriminatorConfig, LossConfig
 from tokenizer.losses import LossOutput
@@ -118,6 +119,8 @@ def test_a_killed_run_with_everything_on_ends_where_the_undisturbed_one_does(
         load_tokenizer(tmp_path / name / "tokenizer").fingerprint for name in ("whole", "killed")
     }
     assert len(fingerprints) == 1
+    measured = {read_statistics(tmp_path / name / "tokenizer") for name in ("whole", "killed")}
+    assert len(measured) == 1
 
 
 def test_images_and_clips_take_turns_and_the_critics_come_in_late(
@@ -285,6 +288,9 @@ def test_two_ranks_train_as_one_process_does(pixel_shards: Path, tmp_path: Path)
     assert expected.keys() == found.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4, msg=key)
+    measured = [read_statistics(str(each.result)) for each in (run, two)]
+    assert measured[0].num_values == measured[1].num_values
+    assert measured[1].std == pytest.approx(measured[0].std, rel=1e-3)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
 

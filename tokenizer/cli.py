@@ -88,10 +88,12 @@ def _register_info(group: argparse._SubParsersAction) -> None:
 def _info(arguments: argparse.Namespace) -> int:
     import yaml
 
+    from tokenizer import latents
     from tokenizer.folder import load_tokenizer, read_description
 
     directory = Path(arguments.directory)
-    made_by = read_description(directory).get("made_by", {})
+    description = read_description(directory)
+    made_by = description.get("made_by", {})
     tokenizer = load_tokenizer(directory)
     config = tokenizer.config
     side = config.quantizer.scales[-1] * config.spatial_stride
@@ -100,6 +102,8 @@ def _info(arguments: argparse.Namespace) -> int:
     schedule = tokenizer.schedule_for(num_frames, height, width)
     print(f"fingerprint  {tokenizer.fingerprint}")
     print(f"made by      {', '.join(f'{name} {version}' for name, version in made_by.items())}")
+    measured = latents.read_statistics(directory) if latents.KEY in description else "not measured"
+    print(f"latents      {measured}")
     print("parameters")
     numbers: dict[str, int] = {}
     for name, value in tokenizer.weights().items():

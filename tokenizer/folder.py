@@ -71,6 +71,13 @@ def load_tokenizer(directory: str | Path, device: str | torch.device = "cpu") ->
     return tokenizer.to(device).eval().requires_grad_(False)
 
 
+def find_tokenizer(path: str | Path) -> Path:
+    """`path`, or the tokenizer in it when it is a dataset's or a run's folder."""
+    path = Path(path)
+    inside = path / "tokenizer"
+    return inside if not (path / CONFIG_FILE).is_file() and inside.is_dir() else path
+
+
 def place_weights(tokenizer: Tokenizer, weights: Mapping[str, Tensor]) -> None:
     """Puts a complete set of weights in place of a new tokenizer's."""
     tokenizer.load_state_dict(weights, strict=False)

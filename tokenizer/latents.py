@@ -42,6 +42,14 @@ class LatentStatistics:
     num_values: int
     """Latent cells that each channel was measured over."""
 
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"{len(self.mean)} channels of mean {min(self.mean):.3g} to {max(self.mean):.3g}, "
+            f"standard deviation {min(self.std):.3g} to {max(self.std):.3g}, "
+            f"over {self.num_values:,} cells"
+        )
+
     def normalize(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Latents with channels of mean 0 and standard deviation 1 over the dataset."""
         std = _channels(self.std, latents).clamp(min=SMALLEST_STD)
@@ -126,7 +134,7 @@ def read_statistics(directory: str | Path) -> LatentStatistics:
     if KEY not in description:
         raise UserError(
             f"{directory}: the latents of this tokenizer were not measured; "
-            "use measure_latents and save_statistics of tokenizer.latents"
+            f"run `tessera tokenizer latents {directory} --data DATA`"
         )
     try:
         return _parsed(description[KEY])

@@ -17,4 +17,6 @@ Its rooms:
                                 what samples are worth
     tokenizer_eval scoring features rate_distortion reconstruction_sheet tokenizer_eval_cli
                                 what a tokenizer is worth
+    pixel_clips tokenizer_latents tokenizer_latents_cli
+                                clips to look at one with; the size of its latents
 """

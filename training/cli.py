@@ -1,4 +1,4 @@
-"""Commands of training, and two on tokenizers: `train`, `eval`; torch-free until one runs."""
+"""Commands of training, and some on tokenizers; torch-free until one runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenizer.settings import (
     given_flags,
     read_settings,
 )
-from training import evaluate_cli, tokenizer_eval_cli
+from training import evaluate_cli, tokenizer_eval_cli, tokenizer_latents_cli
 from training.config import GeneratorRun, SampleConfig, TokenizerRun
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def register(
     _add_training(tokenizer, TokenizerRun, "a build (its pixel shards are made) or pixel shards")
     tokenizer.set_defaults(run=_train_tokenizer, prepare_pixels=prepare_pixels)
 
-    tokenizer_eval_cli.register(tokenizer_commands, f"{prefix}eval", prepare_pixels, _is_build)
+    for name, module in (("eval", tokenizer_eval_cli), ("latents", tokenizer_latents_cli)):
+        module.register(tokenizer_commands, f"{prefix}{name}", prepare_pixels, _is_build)
 
 
 def _add(

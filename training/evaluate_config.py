@@ -1,4 +1,4 @@
-"""Settings of the judge and of the evaluation, torch-free."""
+"""Settings of what looks at trained models: judge, evaluation, latents; torch-free."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Literal
 from tokenizer.loss_config import LpipsFiles
 from tokenizer.settings import section, setting
 from training.config import SampleConfig
+
+MEASURED_CLIPS = 256
+"""Most clips of a shape whose latents are measured when nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +75,16 @@ class TokenizerEvalConfig:
         for name in ("batch_size", "num_shown"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsConfig:
+    """Statistics of a tokenizer's latents on clips of pixel shards: `tessera tokenizer latents`."""
+
+    split: str = setting("train", "split to measure on; all: every clip there is")
+    max_clips: int = setting(MEASURED_CLIPS, "most clips of a shape, spread evenly over the split")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to measure")
+
+    def __post_init__(self) -> None:
+        if self.max_clips < 1:
+            raise ValueError(f"max_clips ({self.max_clips}) must be at least 1")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.shards import Dataset, Samples, open_dataset
-from tokenizer.folder import CONFIG_FILE, load_tokenizer
+from pipeline.shards import open_dataset
+from tokenizer.folder import find_tokenizer, load_tokenizer
 from tokenizer.frechet import Moments
 from tokenizer.model import Tokenizer
 from tokenizer.perceptual import load_lpips
@@ -29,6 +29,7 @@ from tokenizer.settings import UserError, to_dict
 from training.evaluate_config import TokenizerEvalConfig
 from training.features import open_extractor
 from training.pictures import save_png
+from training.pixel_clips import batches, choose_clips
 from training.rate_distortion import Curve, Point, draw_curves
 from training.reconstruction_sheet import Shown, draw_reconstructions
 from training.run import pick_device
@@ -66,13 +67,13 @@ def evaluate_tokenizer(
     device = pick_device(config.device)
     folder = None
     if not isinstance(tokenizer, Tokenizer):
-        folder = tokenizer_folder(tokenizer)
+        folder = find_tokenizer(tokenizer)
         tokenizer = load_tokenizer(folder, device=device)
     extractors = [open_extractor(each, device) for each in config.features]
     lpips = load_lpips(config.lpips, device) if config.lpips.vgg or config.lpips.heads else None
     target = _writable(out) if out is not None else None
     dataset = open_dataset(pixels_of(Path(data)))
-    chosen = _chosen(dataset, tokenizer, config)
+    chosen = choose_clips(dataset, tokenizer, config.split, config.max_clips)
     total = sum(len(places) for _, places in chosen.values())
     scores, shown = {}, []
     done = 0
@@ -81,7 +82,7 @@ def evaluate_tokenizer(
         shape = bucket.num_frames, bucket.height, bucket.width
         score = scores[name] = Score(tokenizer, shape, extractors, lpips)
         candidates: list[Shown] = []
-        for frames, batch_places in _batches(samples, places, config.batch_size):
+        for frames, batch_places in batches(samples, places, config.batch_size):
             decoded = score.add(torch.from_numpy(frames))
             candidates = _thinned(candidates + _shown(decoded, batch_places), 4 * config.num_shown)
             done += len(frames)
@@ -118,45 +119,6 @@ def evaluate_tokenizer(
     if target is not None:
         _write(report, scores, shown, target)
     return report
-
-
-def tokenizer_folder(path: str | Path) -> Path:
-    """`path`, or the tokenizer in it when it is a dataset's or a run's folder."""
-    path = Path(path)
-    inside = path / "tokenizer"
-    return inside if not (path / CONFIG_FILE).is_file() and inside.is_dir() else path
-
-
-def _chosen(
-    dataset: Dataset, tokenizer: Tokenizer, config: TokenizerEvalConfig
-) -> dict[str, tuple[Samples, np.ndarray]]:
-    """The samples of each shape and the places of those to take, most frames first."""
-    if dataset.primary.kind != "frames":
-        raise UserError(
-            f"{dataset.root}: holds {dataset.primary.kind}, a tokenizer is judged by pixels; "
-            "give the folder of a build, or its folder `pixels`"
-        )
-    split = None if config.split == "all" else config.split
-    names = {each.bucket for each in dataset.shards if split is None or each.split == split}
-    if not names:
-        known = ", ".join(sorted({str(each.split) for each in dataset.shards}))
-        raise UserError(f"{dataset.root}: no clips in split {split!r}; there are {known}, or all")
-    chosen = {}
-    for name in sorted(names, key=lambda name: -dataset.buckets[name].num_frames):
-        bucket = dataset.buckets[name]
-        tokenizer.schedule_for(bucket.num_frames, bucket.height, bucket.width)
-        samples = dataset.samples(split=split, bucket=name)
-        count = min(len(samples), config.max_clips or len(samples))
-        chosen[name] = samples, np.arange(count) * len(samples) // count
-    return chosen
-
-
-def _batches(
-    samples: Samples, places: np.ndarray, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(places), batch_size):
-        part = places[start : start + batch_size]
-        yield samples.gather(part), part
 
 
 def _shown(decoded: Decoded, places: np.ndarray) -> list[Shown]:

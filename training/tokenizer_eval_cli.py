@@ -66,14 +66,13 @@ def register(
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from training.pixel_clips import find_pixels
     from training.tokenizer_eval import evaluate_tokenizer
 
     config = read_settings(TokenizerEvalConfig, None, given_flags(arguments))
 
     def pixels_of(data: Path) -> Path:
-        if arguments.prepare_pixels is not None and arguments.is_build(data):
-            return Path(arguments.prepare_pixels(str(data)))
-        return data / "pixels" if (data / "pixels" / "shards.json").is_file() else data
+        return find_pixels(data, arguments.prepare_pixels, arguments.is_build)
 
     with _Progress() as progress:
         report = evaluate_tokenizer(

@@ -16,6 +16,7 @@ from pipeline.shards.order import shuffled
 from tokenizer.beginning import begin
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer, save_tokenizer
+from tokenizer.latents import save_statistics
 from tokenizer.learner import Learner, check_size
 from tokenizer.model import Tokenizer, signed
 from tokenizer.perceptual import Lpips, load_lpips
@@ -23,8 +24,11 @@ from tokenizer.settings import UserError, save_settings, to_dict
 from training.config import TokenizerRun
 from training.data import data_order, open_loader, open_sources
 from training.draws import torch_generator
+from training.evaluate_config import MEASURED_CLIPS
+from training.pixel_clips import Chosen, spread
 from training.reconstructions import preview_tokenizer
 from training.tasks.task import Losses, Part, Preview
+from training.tokenizer_latents import measure_on
 
 _CHUNK_PIXELS = 1 << 23  # read together when a tokenizer begins: 100 MB as float32
 _PREVIEW_CLIPS = 64  # of each bucket, whose codes are judged
@@ -109,9 +113,16 @@ class TokenizerTask:
         save_settings(self.config, run / "config.yaml")
 
     def finish(self, run: Path) -> None:
-        """The tokenizer where a build looks for it, frozen from now on."""
+        """The tokenizer where a build looks for it, frozen from now on; its latents measured."""
         if self.config.result is not None:
-            save_tokenizer(self.tokenizer, Path(self.config.result))
+            folder = Path(self.config.result)
+            save_tokenizer(self.tokenizer, folder)
+            chosen = {
+                name: Chosen(each, spread(len(each), MEASURED_CLIPS))
+                for name, each in self._samples.items()
+            }
+            skip_damaged = self.config.data.damaged == "skip"
+            save_statistics(measure_on(self.tokenizer, chosen, skip_damaged), folder)
 
     def _shown(self, bucket: str) -> np.ndarray:
         """uint8 [n, t, h, w, 3]: the same clips each time."""
