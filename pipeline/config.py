@@ -146,7 +146,12 @@ class TokenizeSettings:
         "auto", "of the autoencoder; auto: bfloat16 on cuda, else float32; the quantizer is float32"
     )
     compile: Literal["auto", "off", "on"] = setting(
-        "auto", "torch.compile of the autoencoder; auto: on cuda only"
+        "auto", "torch.compile of the autoencoder; auto: on cuda, unless there are tiles"
+    )
+    tile: int | None = setting(
+        None,
+        "frames are encoded in squares of so many pixels, in their memory; a multiple of the "
+        "tokenizer's spatial_stride, for causal tokenizers with norm rms (default: whole frames)",
     )
     clips_per_decode: int = setting(16, "clips of one file that a decode task takes at most")
     decode_ahead_bytes: int = setting(256 << 20, "decoded frames in flight per encoder, in bytes")
@@ -155,6 +160,8 @@ class TokenizeSettings:
         for name in ("samples_per_shard", "batch_size", "num_encoders", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.tile is not None and self.tile < 1:
+            raise ValueError(f"tile ({self.tile}) must be at least 1")
         if self.clips_per_decode < 1:
             raise ValueError(f"clips_per_decode ({self.clips_per_decode}) must be at least 1")
         if self.decode_ahead_bytes < 1 << 20:
@@ -170,7 +177,8 @@ class TokenizeSettings:
     @property
     def is_compiled(self) -> bool:
         """What `compile` means on this device."""
-        return self.compile == "on" or (self.compile == "auto" and self.device.startswith("cuda"))
+        is_worth_it = self.device.startswith("cuda") and self.tile is None
+        return self.compile == "on" or (self.compile == "auto" and is_worth_it)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ import numpy as np
 from pipeline.commit import fingerprint_of
 from pipeline.config import TokenizeSettings
 from pipeline.shards.format import Bucket, TokenSet
+from tokenizer.config import TokenizerConfig
 from tokenizer.scales import Schedule
-from tokenizer.settings import UserError
+from tokenizer.settings import UserError, from_dict
 
 ENCODE_VERSION = 1  # raise it when the same clips and tokenizer give other arrays
 
@@ -72,7 +73,10 @@ def frame_recipe(settings: TokenizeSettings) -> EncoderRecipe:
 
 
 def code_recipe(directory: Path, settings: TokenizeSettings) -> EncoderRecipe:
-    """Code shards of the tokenizer in `directory`; UserError when there is none."""
+    """Code shards of the tokenizer in `directory`.
+
+    UserError when there is none, and when its frames cannot be encoded in tiles that are asked for.
+    """
     from importlib.metadata import version
 
     try:
@@ -96,7 +100,19 @@ def code_recipe(directory: Path, settings: TokenizeSettings) -> EncoderRecipe:
     running = {"precision": settings.autoencoder_precision, "compiled": settings.is_compiled}
     if settings.device != "cpu" or running != _PLAIN:
         how |= running
+    if settings.tile is not None:
+        _check_tile(declared, directory, settings.tile)
+        how["tile"] = settings.tile
     return EncoderRecipe("codes", str(directory), settings, fingerprint_of(how), how)
+
+
+def _check_tile(declared: Mapping[str, Any], directory: Path, tile: int) -> None:
+    path = directory / "tokenizer.json"
+    config = from_dict(TokenizerConfig, declared.get("config", {}), str(path))
+    try:
+        config.in_use.check_tile(tile)
+    except UserError as error:
+        raise UserError(f"tokenize.tile, with the tokenizer in {directory}: {error}") from None
 
 
 class FrameEncoder:
@@ -127,6 +143,7 @@ class CodeEncoder:
         self.batch_size = settings.batch_size
         self._device = torch.device(settings.device)
         self._precision = settings.autoencoder_precision
+        self._tile = settings.tile
         self._tokenizer = load_tokenizer(directory, device=settings.device)
         if settings.is_compiled:
             self._tokenizer.autoencoder.encoder.compile(dynamic=False)
@@ -150,5 +167,5 @@ class CodeEncoder:
             self._device.type, torch.bfloat16, enabled=self._precision == "bfloat16"
         )
         with torch.inference_mode(), autocast:
-            codes = self._tokenizer.encode(torch.from_numpy(padded).to(self._device))
+            codes = self._tokenizer.encode(torch.from_numpy(padded).to(self._device), self._tile)
         return codes[: len(frames)].cpu().numpy().astype(self.token_set.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tokenizer.finite import NotFinite
 from tokenizer.folder import load_tokenizer, save_tokenizer
 from tokenizer.model import Tokenizer
 from tokenizer.quantizer_config import QuantizerConfig
+from tokenizer.settings import UserError, to_dict
 
 SETTINGS = TokenizeSettings(batch_size=8)
 CONFIG = TokenizerConfig(
@@ -30,6 +32,8 @@ CONFIG = TokenizerConfig(
     ),
     quantizer=QuantizerConfig(codebook_size=64, codebook_dim=4, scales=(1, 2, 4)),
 )
+
+GROUP_NORM = replace(CONFIG, autoencoder=replace(CONFIG.autoencoder, norm="group", norm_groups=4))
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,45 @@ def test_precision_and_compilation_are_part_of_what_made_the_codes(folder: Path)
     assert len({each.fingerprint for each in recipes}) == 4
     spelled_out = replace(SETTINGS, precision="float32", compile="off")
     assert code_recipe(folder, spelled_out).fingerprint == recipes[0].fingerprint
+
+
+def test_tiles_give_the_same_codes_and_are_part_of_what_made_them(folder: Path) -> None:
+    tiled = replace(SETTINGS, tile=16)
+    whole = CodeEncoder(folder, SETTINGS).encode(clips(8))
+    assert (CodeEncoder(folder, tiled).encode(clips(8)) == whole).mean() > 0.999
+    recipes = [code_recipe(folder, each) for each in (SETTINGS, tiled, replace(SETTINGS, tile=24))]
+    assert len({each.fingerprint for each in recipes}) == 3
+    assert ["tile" in each.how for each in recipes] == [False, True, True]
+    with_compile = [replace(tiled, device="cuda", compile=how) for how in ("auto", "on")]
+    assert [each.is_compiled for each in with_compile] == [False, True]
+
+
+def test_encoding_of_whole_frames_has_the_fingerprint_that_it_had_without_tiles(
+    folder: Path,
+) -> None:
+    recipe = code_recipe(folder, SETTINGS)
+    assert set(recipe.how) == {"codes", "tokenizer", "batch_size", "threads", "device", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("config", "tile", "expected"),
+    [
+        (CONFIG, 20, "must be a multiple of 8 pixels; nearest are 16 and 24"),
+        (GROUP_NORM, 16, "norm is group"),
+        (TokenizerConfig(architecture="image"), 16, "cannot be tiled"),
+    ],
+)
+def test_tiles_that_a_tokenizer_cannot_have_are_refused_before_it_is_loaded(
+    tmp_path: Path, config: TokenizerConfig, tile: int, expected: str
+) -> None:
+    description = {"format": 1, "fingerprint": "f", "config": to_dict(config)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=expected) as error:
+        code_recipe(tmp_path, replace(SETTINGS, tile=tile))
+    assert str(error.value).startswith("tokenize.tile")
+    code_recipe(tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match=r"tile \(0\) must be at least 1"):
+        TokenizeSettings(tile=0)
 
 
 def test_latents_that_are_no_numbers_are_refused_with_the_clips_place(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tokenizer.settings import setting
+from tokenizer.settings import UserError, setting
 
 NORM_GROUPS = 32
 """Groups of the image autoencoder's norms; every width is a multiple of it."""
@@ -68,6 +68,21 @@ class AutoencoderConfig:
             for stage in range(max(spatial, temporal))
         )
 
+    def check_tile(self, tile: int) -> None:
+        """UserError unless frames can be coded in squares of so many pixels."""
+        if self.norm != "rms":
+            raise UserError(
+                f"autoencoder.norm is {self.norm}: its statistics are of whole frames, tiles would "
+                "give other latents; encode whole frames, or train with norm rms"
+            )
+        stride = self.spatial_stride
+        if tile < stride or tile % stride:
+            below = max(tile // stride, 1) * stride
+            raise UserError(
+                f"tile ({tile}) must be a multiple of {stride} pixels; "
+                f"nearest are {below} and {below + stride}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAutoencoderConfig:
@@ -107,3 +122,10 @@ class ImageAutoencoderConfig:
     def spatial_stride(self) -> int:
         """Pixels per latent cell in height and width."""
         return 1 << len(self.channel_multipliers) - 1
+
+    def check_tile(self, tile: int) -> None:
+        """Always a UserError: norms and attention see whole frames."""
+        raise UserError(
+            "an image autoencoder has norms and attention over whole frames and cannot be tiled; "
+            "encode whole frames, or use a causal autoencoder with norm rms"
+        )

@@ -29,6 +29,7 @@ class ImageAutoencoder(nn.Module):
 
     def __init__(self, config: ImageAutoencoderConfig, latent_channels: int) -> None:
         super().__init__()
+        self.config = config
         self.temporal_stride = config.temporal_stride
         self.spatial_stride = config.spatial_stride
         size = config.kernel_size

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from itertools import product
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenizer.autoencoder3d import CausalAutoencoder
 from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.causal import Past
-from tokenizer.settings import UserError
+from tokenizer.image import ImageAutoencoder
 
+Autoencoder = CausalAutoencoder | ImageAutoencoder
 Step = Callable[[Tensor, Past], tuple[Tensor, Past]]
 """The next piece of a stream and its past to its output and the new past."""
 
@@ -53,42 +54,36 @@ def decoder_halo(config: AutoencoderConfig) -> int:
     return reach + 1
 
 
-def tiled_encoder(autoencoder: nn.Module, tile: int) -> Step:
+def tiled_encoder(autoencoder: Autoencoder, tile: int) -> Step:
     """`encode_piece` of a stream in tiles of `tile` x `tile` pixels.
 
     A past holds the pasts of all tiles, halos included: somewhat more than that of whole frames.
     Raises UserError for an autoencoder whose frames cannot be tiled and for a tile off the grid.
     """
-    checked = _tileable(autoencoder)
-    cells, stride = _cells(checked.config, tile), checked.spatial_stride
-    return Tiled(checked.encode_piece, cells, encoder_halo(checked.config), stride, 1)
+    checked = _tileable(autoencoder, tile)
+    return _encoding(checked, checked.encode_piece, tile)
 
 
-def tiled_decoder(autoencoder: nn.Module, tile: int) -> Step:
+def tiled_decoder(autoencoder: Autoencoder, tile: int) -> Step:
     """`decode_piece` of a stream in tiles of `tile` x `tile` pixels; raises as `tiled_encoder`."""
-    checked = _tileable(autoencoder)
-    cells, stride = _cells(checked.config, tile), checked.spatial_stride
-    return Tiled(checked.decode_piece, cells, decoder_halo(checked.config), 1, stride)
+    checked = _tileable(autoencoder, tile)
+    return _decoding(checked, checked.decode_piece, tile)
 
 
 def encode_in_tiles(
-    autoencoder: nn.Module, frames: Float[Tensor, "b 3 t h w"], tile: int
+    autoencoder: Autoencoder, frames: Float[Tensor, "b 3 t h w"], tile: int
 ) -> Float[Tensor, "b c t2 h2 w2"]:
     """`encode_canonically`, each tile through the whole clip; raises as `tiled_encoder`."""
-    checked = _tileable(autoencoder)
-    cells, stride = _cells(checked.config, tile), checked.spatial_stride
-    whole_clip = _forgetful(checked.encode_canonically)
-    return Tiled(whole_clip, cells, encoder_halo(checked.config), stride, 1)(frames)[0]
+    checked = _tileable(autoencoder, tile)
+    return _encoding(checked, _forgetful(checked.encode_canonically), tile)(frames)[0]
 
 
 def decode_in_tiles(
-    autoencoder: nn.Module, latents: Float[Tensor, "b c t h w"], tile: int
+    autoencoder: Autoencoder, latents: Float[Tensor, "b c t h w"], tile: int
 ) -> Float[Tensor, "b 3 t2 h2 w2"]:
     """`decode_canonically`, each tile through the whole clip; raises as `tiled_encoder`."""
-    checked = _tileable(autoencoder)
-    cells, stride = _cells(checked.config, tile), checked.spatial_stride
-    whole_clip = _forgetful(checked.decode_canonically)
-    return Tiled(whole_clip, cells, decoder_halo(checked.config), 1, stride)(latents)[0]
+    checked = _tileable(autoencoder, tile)
+    return _decoding(checked, _forgetful(checked.decode_canonically), tile)(latents)[0]
 
 
 class Tiled:
@@ -156,29 +151,20 @@ def spans(num_cells: int, side: int, halo: int) -> list[Span]:
     ]
 
 
-def _tileable(autoencoder: nn.Module) -> CausalAutoencoder:
-    if not isinstance(autoencoder, CausalAutoencoder):
-        raise UserError(
-            "an image autoencoder has norms and attention over whole frames and cannot be tiled; "
-            "encode whole frames, or use a causal autoencoder with norm rms"
-        )
-    if autoencoder.config.norm != "rms":
-        raise UserError(
-            f"autoencoder.norm is {autoencoder.config.norm}: its statistics are of whole frames, "
-            "tiles would give other latents; encode whole frames, or train with norm rms"
-        )
+def _tileable(autoencoder: Autoencoder, tile: int) -> CausalAutoencoder:
+    autoencoder.config.check_tile(tile)
+    assert isinstance(autoencoder, CausalAutoencoder)
     return autoencoder
 
 
-def _cells(config: AutoencoderConfig, tile: int) -> int:
-    stride = config.spatial_stride
-    if tile < stride or tile % stride:
-        below = max(tile // stride, 1) * stride
-        raise UserError(
-            f"tile ({tile}) must be a multiple of {stride} pixels; "
-            f"nearest are {below} and {below + stride}"
-        )
-    return tile // stride
+def _encoding(autoencoder: CausalAutoencoder, step: Step, tile: int) -> Tiled:
+    stride = autoencoder.spatial_stride
+    return Tiled(step, tile // stride, encoder_halo(autoencoder.config), stride, 1)
+
+
+def _decoding(autoencoder: CausalAutoencoder, step: Step, tile: int) -> Tiled:
+    stride = autoencoder.spatial_stride
+    return Tiled(step, tile // stride, decoder_halo(autoencoder.config), 1, stride)
 
 
 def _forgetful(whole_clip: Callable[[Tensor], Tensor]) -> Step:
