@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from tokenizer.presets import PRESETS as MODELS
 from tokenizer.settings import (
     UserError,
     add_flags,
     config_file,
     given_flags,
     read_settings,
+    to_dict,
 )
 from training import evaluate_cli, tokenizer_eval_cli, tokenizer_latents_cli
 from training.config import GeneratorRun, SampleConfig, TokenizerRun
@@ -46,6 +48,8 @@ examples:
   tessera build demo --sources '[videos]' --out DATA --until select
   tessera tokenizer train demo-tokenizer --data DATA
   tessera build demo --sources '[videos]' --out DATA
+  tessera tokenizer train --model small --data DATA --out RUN --result RUN/tokenizer
+  tessera tokenizer train --out RUN                 continue an interrupted run
 """
 
 
@@ -69,6 +73,13 @@ def register(
     prefix = "" if tokenizer_commands is not commands else "tokenizer-"
     tokenizer = _add(
         tokenizer_commands, f"{prefix}train", "train a tokenizer on pixel shards", _TOKENIZER
+    )
+    tokenizer.add_argument(
+        "--model",
+        metavar="NAME",
+        choices=MODELS,
+        help=f"autoencoder and quantizer by name: {', '.join(MODELS)} (see tokenizer/README.md); "
+        "flags of theirs come on top",
     )
     _add_training(tokenizer, TokenizerRun, "a build (its pixel shards are made) or pixel shards")
     tokenizer.set_defaults(run=_train_tokenizer, prepare_pixels=prepare_pixels)
@@ -111,22 +122,54 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _train_tokenizer(arguments: argparse.Namespace) -> int:
-    config = _settings(arguments, TokenizerRun)
+    config = _settings(arguments, TokenizerRun, _of_model(arguments.model))
     if config.data.path is None:
         raise UserError("--data is required: a folder of `tessera build`")
     data = Path(config.data.path)
-    config = replace(
-        config,
-        out=config.out or str(data / "tokenizer_run"),
-        result=config.result or str(data / "tokenizer"),
-    )
+    if _is_build(data):
+        out = config.out or str(data / "tokenizer_run")
+        result = config.result or _where_the_build_looks(data, Path(out), config)
+    elif config.out is None:
+        raise UserError(f"out is required: {data} is no build that would look for a tokenizer")
+    else:
+        out, result = config.out, config.result or str(Path(config.out) / "tokenizer")
+    config = replace(config, out=out, result=result)
     if arguments.prepare_pixels is not None and _is_build(data):
         pixels = arguments.prepare_pixels(str(data))
         config = replace(config, data=replace(config.data, path=str(pixels)))
+    elif (data / "pixels" / "shards.json").is_file():
+        config = replace(config, data=replace(config.data, path=str(data / "pixels")))
     trained = _launch(config, "tokenizer-train")
     if trained is not None:
         print(f"trained {trained.step} steps; tokenizer: {config.result}")
     return 0
+
+
+def _of_model(name: str | None) -> dict[str, Any]:
+    """The settings that a model's name stands for, by dotted key."""
+    if name is None:
+        return {}
+    values = to_dict(MODELS[name])
+    return {
+        f"tokenizer.{section}.{key}": value
+        for section in ("autoencoder", "quantizer")
+        for key, value in values[section].items()
+    } | {"tokenizer.architecture": values["architecture"]}
+
+
+def _where_the_build_looks(data: Path, out: Path, config: TokenizerRun) -> str:
+    """DATA/tokenizer; UserError when codes there need the tokenizer that training would replace."""
+    from training.checkpoint import latest_checkpoint, read_state
+
+    folder = data / "tokenizer"
+    checkpoint = latest_checkpoint(out)
+    is_done = checkpoint is not None and read_state(checkpoint)["step"] >= config.trainer.num_steps
+    if is_done or not (data / "shards.json").is_file():
+        return str(folder)
+    raise UserError(
+        f"{data}: its codes need the tokenizer in {folder}, which would be replaced; name another "
+        f"folder with --result, or --result {folder} to build {data} anew afterwards"
+    )
 
 
 def _sample(arguments: argparse.Namespace) -> int:
@@ -137,9 +180,11 @@ def _sample(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(arguments: argparse.Namespace, cls: type[Config]) -> Config:
-    """The settings of this call: a file or preset, else the run's own, and the flags on top."""
-    overrides = given_flags(arguments)
+def _settings(
+    arguments: argparse.Namespace, cls: type[Config], chosen: Mapping[str, Any] | None = None
+) -> Config:
+    """What to run: a file or preset, else the run's own settings; then `chosen`, then flags."""
+    overrides = {**(chosen or {}), **given_flags(arguments)}
     if arguments.data is not None:
         overrides["data.path"] = json.dumps(arguments.data)
     path = config_file(arguments.config, PRESETS) if arguments.config else None

@@ -231,9 +231,13 @@ class BeginConfig:
 class TokenizerRun:
     """Training of a tokenizer on pixel shards: `tessera tokenizer train`."""
 
-    out: str | None = setting(None, "folder of the run (default: DATA/tokenizer_run)")
+    out: str | None = setting(
+        None, "folder of the run (default: DATA/tokenizer_run when DATA is a build)"
+    )
     result: str | None = setting(
-        None, "folder of the finished tokenizer (default: DATA/tokenizer, where a build looks)"
+        None,
+        "folder of the finished tokenizer (default: DATA/tokenizer, where a build looks, unless its "
+        "codes need the one that is there; OUT/tokenizer when DATA is no build)",
     )
     data: DataConfig = section(DataConfig)
     reversed_share: float = setting(0.5, "share of clips that are shown backwards in training")
