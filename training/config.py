@@ -236,8 +236,8 @@ class TokenizerRun:
     )
     result: str | None = setting(
         None,
-        "folder of the finished tokenizer (default: DATA/tokenizer, where a build looks, unless its "
-        "codes need the one that is there; OUT/tokenizer when DATA is no build)",
+        "folder of the finished tokenizer (default: DATA/tokenizer, where a build looks, unless "
+        "its codes need the one that is there; OUT/tokenizer when DATA is no build)",
     )
     data: DataConfig = section(DataConfig)
     reversed_share: float = setting(0.5, "share of clips that are shown backwards in training")
