@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from tokenizer.finite import NotFinite
 from tokenizer.folder import load_tokenizer, save_tokenizer
 from tokenizer.latents import (
     LatentMoments,
@@ -128,7 +129,7 @@ def test_damaged_statistics_are_refused_in_one_line(folder, damage):
 
 
 def test_what_is_no_number_is_not_counted():
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(NotFinite, match="clip 0 of the batch: its latents are NaN or infinite"):
         LatentMoments(1).add(torch.full((1, 1, 1, 1, 1), torch.nan))
 
 

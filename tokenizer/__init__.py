@@ -5,7 +5,8 @@
     autoencoder_config, quantizer_config, loss_config, config
                     settings of a tokenizer, part by part and as a whole     (no torch)
     presets         tokenizers by name                                       (no torch)
-    finite          values that are no numbers                               (no torch)
+    finite          values that are no numbers, as an error                  (no torch)
+    door            what a tokenizer takes, and what it refuses
     lookups         which code stands for a vector: VQ, FSQ, BSQ, LFQ
     precision       float32 as it is written
     reconstruction  the latents of clips as far as their scales are known

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from tokenizer.door import check_finite, check_pixels
 from tokenizer.folder import CONFIG_FILE, publish, read_description
 from tokenizer.model import Tokenizer, signed
 from tokenizer.settings import UserError
@@ -73,10 +74,9 @@ class LatentMoments:
         self._squares = torch.zeros(num_channels, dtype=torch.float64)
 
     def add(self, latents: Float[Tensor, "b c t h w"]) -> None:
-        """Counts every cell; ValueError when one is not a finite number."""
+        """Counts every cell; NotFinite for the first clip with one that is no number."""
+        check_finite(latents)
         values = latents.detach().movedim(1, 0).flatten(1).to("cpu", torch.float64)
-        if not values.isfinite().all():
-            raise ValueError("latents hold NaN or infinity: the tokenizer's weights are damaged")
         mean = values.mean(dim=1)
         squares = (values - mean[:, None]).square().sum(dim=1)
         self._merge(values.shape[1], mean, squares)
@@ -112,7 +112,7 @@ def measure_latents(
     """The statistics over batches of clips, of any shapes; UserError when there are none."""
     moments = LatentMoments(tokenizer.quantizer.codebook_dim)
     for frames in batches:
-        tokenizer.check_frames(frames)
+        check_pixels(frames)
         moments.add(tokenizer.encode_latents(signed(frames)))
     if moments.num_values == 0:
         raise UserError("no clips: the statistics of latents need at least one")
@@ -158,4 +158,9 @@ def _parsed(record: Mapping[str, Any]) -> LatentStatistics:
 
 
 def _channels(values: tuple[float, ...], like: Float[Tensor, "b c t h w"]) -> Tensor:
+    if like.ndim != 5 or like.shape[1] != len(values):
+        raise UserError(
+            f"latents of shape {list(like.shape)} do not fit the statistics: "
+            f"[b, {len(values)}, t, h, w] is needed"
+        )
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None, None]

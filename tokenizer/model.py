@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from tokenizer.autoencoder3d import CausalAutoencoder
 from tokenizer.config import TokenizerConfig
-from tokenizer.finite import NotFinite
+from tokenizer.door import check_codes, check_frames, check_latents, check_num_scales, check_pixels
 from tokenizer.image import ImageAutoencoder
 from tokenizer.quantizer import MultiScaleQuantizer
 from tokenizer.scales import Schedule
-from tokenizer.settings import UserError, to_dict
+from tokenizer.settings import to_dict
 from tokenizer.tiles import decode_in_tiles, encode_in_tiles
 
 TRAINING_ONLY = ("ema_count", "ema_sum", "observed", "num_observed", "is_initialised")
@@ -42,6 +42,11 @@ class Tokenizer(nn.Module):
     @property
     def codebook_size(self) -> int:
         return self.quantizer.codebook_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights: float32, unless someone changed it."""
+        return next(self.parameters()).dtype
 
     @property
     def fingerprint(self) -> str:
@@ -70,18 +75,19 @@ class Tokenizer(nn.Module):
         With `tile` the frames are encoded in squares of so many pixels, for the same codes. Raises
         NotFinite for the first clip whose latents are not numbers.
         """
-        self.check_frames(frames)
+        check_pixels(frames)
         schedule = self.schedule_for(*frames.shape[1:4])
-        return self.quantize(self.encode_latents(signed(frames), tile), schedule)
+        return self.quantize(self._encode_latents(signed(frames), tile), schedule)
 
     @torch.no_grad()
     def quantize(
         self, latents: Float[Tensor, "b c t h w"], schedule: Schedule
     ) -> Int[Tensor, "b l"]:
-        """Codes of latents; raises NotFinite for the first clip whose latents are not numbers."""
-        are_finite = latents.isfinite().flatten(1).all(dim=1)
-        if not are_finite.all():
-            raise NotFinite(int(are_finite.logical_not().nonzero()[0]))
+        """Codes of latents; UserError unless they are this tokenizer's, on the schedule's grid.
+
+        Raises NotFinite for the first clip whose latents are not numbers.
+        """
+        check_latents(latents, self.quantizer.codebook_dim, schedule)
         return self.quantizer.encode(latents, schedule)
 
     @torch.no_grad()
@@ -92,8 +98,12 @@ class Tokenizer(nn.Module):
         num_scales: int | None = None,
         tile: int | None = None,
     ) -> UInt8[Tensor, "b t h w 3"]:
-        """Frames of codes, from the first `num_scales` scales of each pyramid (default: all)."""
-        self.check_codes(codes, schedule)
+        """Frames of codes, from the first `num_scales` scales of each pyramid (default: all).
+
+        UserError unless these are codes of this codebook, one for each place of the schedule.
+        """
+        check_codes(codes, schedule, self.codebook_size)
+        check_num_scales(num_scales)
         latents = self.quantizer.decode(codes, schedule, num_scales)
         if tile is not None:
             return unsigned(decode_in_tiles(self.autoencoder, latents, tile))
@@ -106,32 +116,19 @@ class Tokenizer(nn.Module):
         """Latents before the quantizer, of frames in [-1, 1], by the canonical encoding.
 
         Nothing is drawn: the same frames give the same latents. `tokenizer.latents` measures their
-        channels.
+        channels. UserError on any other kind of frames, NotFinite for the first clip that is not
+        all numbers.
         """
+        check_frames(frames, self.dtype)
         self.config.check_clip_shape(*frames.shape[2:])
+        return self._encode_latents(frames, tile)
+
+    def _encode_latents(
+        self, frames: Float[Tensor, "b 3 t h w"], tile: int | None
+    ) -> Float[Tensor, "b c t2 h2 w2"]:
         if tile is not None:
             return encode_in_tiles(self.autoencoder, frames, tile)
         return self.autoencoder.encode_canonically(frames)
-
-    def check_frames(self, frames: Tensor) -> None:
-        """UserError unless these are uint8 [b, t, h, w, 3]."""
-        if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
-            raise UserError(
-                f"frames ({frames.dtype}, shape {list(frames.shape)}) must be uint8 [b, t, h, w, 3]"
-            )
-
-    def check_codes(self, codes: Tensor, schedule: Schedule) -> None:
-        """UserError unless these are codes of this codebook, one for each place of the schedule."""
-        if codes.ndim != 2 or codes.shape[1] != schedule.num_tokens:
-            raise UserError(
-                f"codes of shape {list(codes.shape)} do not fit the schedule: "
-                f"[b, {schedule.num_tokens}] is needed"
-            )
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
-            raise UserError(
-                f"codes ({int(codes.min())} to {int(codes.max())}) must lie in "
-                f"[0, {self.codebook_size}): they are another tokenizer's"
-            )
 
     def weights(self) -> dict[str, Tensor]:
         """The state that a finished tokenizer consists of, by name."""

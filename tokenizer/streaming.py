@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from tokenizer.causal import Past
+from tokenizer.door import check_codes, check_num_scales, check_pixels, check_places
 from tokenizer.model import Tokenizer, signed, unsigned
 from tokenizer.scales import Scale, Schedule
 from tokenizer.settings import UserError
@@ -87,13 +88,15 @@ def stream_decode(
 ) -> Iterator[UInt8[Tensor, "b t h w 3"]]:
     """The frames of a stream of pyramids: the first alone, then a stride at a time.
 
-    Each pyramid is decoded from its first `num_scales` scales (default: all).
+    Each pyramid is decoded from its first `num_scales` scales (default: all). UserError for codes
+    of another codebook, and for a pyramid that does not continue the stream.
     """
+    check_num_scales(num_scales)
     step = _decoding_step(tokenizer, tile)
     past: Past = None
-    for pyramid in pyramids:
+    for pyramid in _in_order(pyramids):
         schedule = _by_itself(pyramid.scales)
-        tokenizer.check_codes(pyramid.codes, schedule)
+        check_codes(pyramid.codes, schedule, tokenizer.codebook_size)
         with torch.no_grad():
             latents = tokenizer.quantizer.decode(pyramid.codes, schedule, num_scales)
         for index in range(latents.shape[2]):
@@ -103,7 +106,8 @@ def stream_decode(
 
 
 def split_pyramids(codes: Int[Tensor, "b l"], schedule: Schedule) -> Iterator[CodedPyramid]:
-    """A clip's codes as the pyramids that `stream_decode` takes."""
+    """A clip's codes as the pyramids that `stream_decode` takes; UserError when they do not fit."""
+    check_places(codes, schedule)
     start = 0
     for scales in schedule.pyramids:
         stop = start + sum(scale.num_tokens for scale in scales)
@@ -112,10 +116,31 @@ def split_pyramids(codes: Int[Tensor, "b l"], schedule: Schedule) -> Iterator[Co
 
 
 def join_pyramids(pyramids: Iterable[CodedPyramid]) -> tuple[Int[Tensor, "b l"], Schedule]:
-    """The codes and the schedule of a whole clip: the inverse of `split_pyramids`."""
-    parts = list(pyramids)
+    """The codes and the schedule of a whole clip: the inverse of `split_pyramids`.
+
+    UserError when there are none, and when one does not continue those before it.
+    """
+    parts = list(_in_order(pyramids))
+    if not parts:
+        raise UserError("no pyramids to join; a stream has at least that of its first frame")
     scales = tuple(scale for part in parts for scale in part.scales)
     return torch.cat([part.codes for part in parts], dim=1), Schedule(scales)
+
+
+def _in_order(pyramids: Iterable[CodedPyramid]) -> Iterator[CodedPyramid]:
+    """The pyramids as they come; UserError for one that does not continue those before it."""
+    expected: tuple[int, ...] | None = None
+    for pyramid in pyramids:
+        finest = pyramid.scales[-1]
+        grid = len(pyramid.codes), finest.h, finest.w
+        found = (finest.t0, *grid)
+        if found != (expected or (0, *grid)):
+            raise UserError(
+                f"a pyramid of {_shown(grid)} codes from latent frame {finest.t0} does not "
+                "continue the stream; give all pyramids of one stream in their order"
+            )
+        expected = (finest.t1, *grid)
+        yield pyramid
 
 
 def _coded(tokenizer: Tokenizer, held: list[Tensor], t0: int) -> CodedPyramid:
@@ -143,7 +168,7 @@ def _pieces(
     waiting: Tensor | None = None
     num_frames, wanted = 0, 1
     for chunk in chunks:
-        tokenizer.check_frames(chunk)
+        check_pixels(chunk)
         found = (len(chunk), *chunk.shape[2:])
         if shape is None:
             tokenizer.schedule_for(1, *chunk.shape[2:4])
