@@ -139,7 +139,7 @@ def test_a_shape_that_does_not_fit_is_refused(shape, message):
         ({"image": {"channel_multipliers": []}}, r"image.channel_multipliers .* 1 to 8 numbers"),
         ({"image": {"decoder_multipliers": [1]}}, "image.decoder_multipliers must list 5 numbers"),
         ({"image": {"kernel_size": 2}}, r"image.kernel_size \(2\) must be odd"),
-        ({"image": {"num_blocks": 0}}, "image.num_blocks: at least 1"),
+        ({"image": {"num_blocks": 0}}, r"image.num_blocks \(0\) must be 1 to 64"),
         ({"architecture": "2d"}, "architecture .* must be one of causal, image"),
         (
             {"architecture": "image", "quantizer": {"clip_latent_frames": 4}},

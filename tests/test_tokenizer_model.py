@@ -200,6 +200,18 @@ def change_description(key, value):
     return change
 
 
+def change_config(section, key, value):
+    """Settings that ask for another model than the weights are, up to one beyond any memory."""
+
+    def change(folder):
+        path = folder / "tokenizer.json"
+        description = json.loads(path.read_text())
+        description["config"][section][key] = value
+        path.write_text(json.dumps(description))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -212,6 +224,14 @@ def change_description(key, value):
         (change_description("format", 2), r"format 2 is unknown; this version reads format 1"),
         (change_description("config", {"quantiser": {}}), r"unknown key 'quantiser'"),
         (change_description("config", 3), r"tokenizer.json: damaged"),
+        (change_description("made_by", 3), r"tokenizer.json: damaged"),
+        (change_config("quantizer", "codebook_size", 2**32), r"codebook.weight is .*4294967296, 4"),
+        (change_config("quantizer", "codebook_dim", 10**9), r"codebook_dim \(1000000000\) must be"),
+        (change_config("quantizer", "num_phi", 10**9), r"num_phi \(1000000000\) must be 1 to"),
+        (change_config("autoencoder", "channels", [2**14]), r"does not fit tokenizer.json"),
+        (change_config("autoencoder", "channels", [10**12]), r"channels .* must be 1 to 16384"),
+        (change_config("autoencoder", "decoder_blocks", [10**7]), r"decoder_blocks .* 0 to 64"),
+        (change_config("autoencoder", "spatial_stride", 2**20), r"a power of two up to 64"),
     ],
 )
 def test_a_damaged_folder_is_refused_in_one_line(folder, damage, message):
@@ -227,8 +247,19 @@ def test_info_prints_settings_sizes_and_the_schedule(folder, capsys):
     assert tokenizer().fingerprint in printed
     assert "63 codes" in printed
     assert "codebook_size: 32" in printed
+    assert "32 different codes: 315 bits a clip, 0.0085 a pixel, 585 pixels a code" in printed
+    assert "scale 6   latent frames [1, 3)  2 x 4 x 4 = 32 codes" in printed
+    assert "z_channels" not in printed
     assert main(["info", str(folder), "--shape", "17", "64", "96"]) == 0
     assert "17 frames of 64 x 96" in capsys.readouterr().out
+
+
+def test_info_finds_the_tokenizer_of_a_run_and_lets_no_file_steer_the_terminal(folder, capsys):
+    change_description("made_by", {"\x1b[31mred": "\x1b]0;title\x07"})(folder)
+    assert main(["info", str(folder.parent)]) == 0
+    printed = capsys.readouterr().out
+    assert tokenizer().fingerprint in printed
+    assert "\x1b" not in printed
 
 
 def test_info_on_a_folder_without_tokenizer_is_one_line_and_exit_2(tmp_path, capsys):
@@ -255,6 +286,21 @@ def test_presets_can_be_built_and_survive_plain_form(name):
         (lambda: QuantizerConfig(scales=(4, 2)), "must grow from coarse to fine"),
         (lambda: QuantizerConfig(ema_decay=1.0), r"ema_decay \(1.0\) must lie in \[0, 1\)"),
         (lambda: QuantizerConfig(codebook_size=1), "at least 2 codes"),
+        (
+            lambda: TokenizerConfig(
+                autoencoder=AutoencoderConfig(
+                    patch=1, temporal_patch=1, spatial_stride=1, temporal_stride=1
+                )
+            ),
+            r"codebook_dim \(12\) is more than the 3 values",
+        ),
+        (
+            lambda: TokenizerConfig(
+                autoencoder=AutoencoderConfig(patch=64, spatial_stride=64),
+                quantizer=QuantizerConfig(codebook_dim=400),
+            ),
+            "must be at most 16777216",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(make, message):

@@ -7,6 +7,10 @@ from typing import ClassVar, Literal
 
 from tokenizer.settings import UserError, setting
 
+MAX_STRIDE = 64
+MAX_WIDTH = 1 << 14
+MAX_BLOCKS = 64
+"""Settings come with files from elsewhere: beyond these, no model is built."""
 NORM_GROUPS = 32
 """Groups of the image autoencoder's norms; every width is a multiple of it."""
 
@@ -33,8 +37,8 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         for name in ("patch", "temporal_patch", "spatial_stride", "temporal_stride"):
             value = getattr(self, name)
-            if value < 1 or value & (value - 1):
-                raise ValueError(f"{name} ({value}) must be a power of two")
+            if not 1 <= value <= MAX_STRIDE or value & (value - 1):
+                raise ValueError(f"{name} ({value}) must be a power of two up to {MAX_STRIDE}")
         if self.patch > self.spatial_stride:
             raise ValueError(f"patch ({self.patch}) is larger than spatial_stride")
         if self.temporal_patch > self.temporal_stride:
@@ -48,8 +52,11 @@ class AutoencoderConfig:
                     f"{name} must list {stages} numbers: patch {self.patch} and strides "
                     f"{self.spatial_stride} and {self.temporal_stride} make {stages} stages"
                 )
-        if min(self.channels) < 1 or min(self.encoder_blocks + self.decoder_blocks) < 0:
-            raise ValueError("channels: widths must be at least 1 and blocks not negative")
+        if not all(1 <= width <= MAX_WIDTH for width in self.channels):
+            raise ValueError(f"channels ({list(self.channels)}) must be 1 to {MAX_WIDTH} each")
+        for name in ("encoder_blocks", "decoder_blocks"):
+            if not all(0 <= number <= MAX_BLOCKS for number in getattr(self, name)):
+                raise ValueError(f"{name} ({list(getattr(self, name))}) must be 0 to {MAX_BLOCKS}")
         if self.norm_groups < 1:
             raise ValueError(f"norm_groups ({self.norm_groups}) must be at least 1")
         if self.norm == "group" and any(width % self.norm_groups for width in self.channels):
@@ -109,14 +116,18 @@ class ImageAutoencoderConfig:
                 continue
             if not 1 <= len(factors) <= 8 or min(factors) < 1:
                 raise ValueError(f"{name} ({list(factors)}) must be 1 to 8 numbers of at least 1")
+            if max(factors) * self.channels > MAX_WIDTH:
+                raise ValueError(f"{name} ({list(factors)}) make levels wider than {MAX_WIDTH}")
             if len(factors) != len(self.channel_multipliers):
                 raise ValueError(f"{name} must list {len(self.channel_multipliers)} numbers")
         if self.channels < 1 or self.channels % NORM_GROUPS:
             raise ValueError(f"channels ({self.channels}) must be a multiple of {NORM_GROUPS}")
-        if self.num_blocks < 1 or self.z_channels < 1:
-            raise ValueError("num_blocks: at least 1 block and 1 of z_channels are needed")
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size ({self.kernel_size}) must be odd")
+        if not 1 <= self.num_blocks <= MAX_BLOCKS:
+            raise ValueError(f"num_blocks ({self.num_blocks}) must be 1 to {MAX_BLOCKS}")
+        if not 1 <= self.z_channels <= MAX_WIDTH:
+            raise ValueError(f"z_channels ({self.z_channels}) must be 1 to {MAX_WIDTH}")
+        if not 1 <= self.kernel_size < MAX_STRIDE or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size ({self.kernel_size}) must be odd and below {MAX_STRIDE}")
 
     @property
     def spatial_stride(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
+from math import log2, prod
 from typing import Any
 
 from tokenizer.autoencoder_config import ImageAutoencoderConfig
@@ -74,7 +74,9 @@ def _register_info(group: argparse._SubParsersAction) -> None:
         epilog=_INFO_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", metavar="DIR", help="folder with tokenizer.json")
+    parser.add_argument(
+        "directory", metavar="TOKENIZER", help="its folder, or a dataset's or run's"
+    )
     parser.add_argument(
         "--shape",
         nargs=3,
@@ -89,9 +91,9 @@ def _info(arguments: argparse.Namespace) -> int:
     import yaml
 
     from tokenizer import latents
-    from tokenizer.folder import load_tokenizer, read_description
+    from tokenizer.folder import find_tokenizer, load_tokenizer, read_description
 
-    directory = Path(arguments.directory)
+    directory = find_tokenizer(arguments.directory)
     description = read_description(directory)
     made_by = description.get("made_by", {})
     tokenizer = load_tokenizer(directory)
@@ -101,7 +103,7 @@ def _info(arguments: argparse.Namespace) -> int:
     num_frames, height, width = arguments.shape or default
     schedule = tokenizer.schedule_for(num_frames, height, width)
     print(f"fingerprint  {tokenizer.fingerprint}")
-    print(f"made by      {', '.join(f'{name} {version}' for name, version in made_by.items())}")
+    print(f"made by      {_printable(', '.join(f'{name} {made_by[name]}' for name in made_by))}")
     measured = latents.read_statistics(directory) if latents.KEY in description else "not measured"
     print(f"latents      {measured}")
     print("parameters")
@@ -112,18 +114,30 @@ def _info(arguments: argparse.Namespace) -> int:
     for part, number in {**numbers, "total": sum(numbers.values())}.items():
         print(f"  {part:<25} {number:>12,}")
     print(f"schedule of {num_frames} frames of {height} x {width}: {schedule.num_tokens} codes")
-    for index, scale in enumerate(schedule.scales):
+    bits, pixels = (
+        schedule.num_tokens * log2(tokenizer.codebook_size),
+        prod((num_frames, height, width)),
+    )
+    print(
+        f"  {tokenizer.codebook_size:,} different codes: {bits:,.0f} bits a clip, "
+        f"{bits / pixels:.4f} a pixel, {pixels / schedule.num_tokens:,.0f} pixels a code"
+    )
+    for number, scale in enumerate(schedule.scales, start=1):
         print(
-            f"  scale {index:<3} latent frames [{scale.t0}, {scale.t1})  "
+            f"  scale {number:<3} latent frames [{scale.t0}, {scale.t1})  "
             f"{scale.t} x {scale.h} x {scale.w} = {scale.num_tokens} codes"
         )
     print("settings")
-    print(
-        "\n".join(
-            f"  {line}" for line in yaml.safe_dump(to_dict(config), sort_keys=False).splitlines()
-        )
-    )
+    settings = to_dict(config)
+    del settings["image" if config.in_use is config.autoencoder else "autoencoder"]
+    lines = yaml.safe_dump(settings, sort_keys=False).splitlines()
+    print("\n".join(f"  {line}" for line in lines))
     return 0
+
+
+def _printable(text: str) -> str:
+    """Text of a file from elsewhere, which must not steer the terminal."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def _register_convert(group: argparse._SubParsersAction) -> None:

@@ -17,6 +17,9 @@ from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import Schedule, image_and_clip
 from tokenizer.settings import UserError, section, setting
 
+MAX_LINEAR = 1 << 24
+"""Entries of the matrix between a block of pixels and a latent cell."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
@@ -39,6 +42,17 @@ class TokenizerConfig:
         if self.architecture == "image" and (settings.clip_scales or settings.clip_latent_frames):
             raise ValueError(
                 "quantizer.clip_scales: an image tokenizer codes every frame by `scales` alone"
+            )
+        block = 3 * self.autoencoder.temporal_stride * self.autoencoder.spatial_stride**2
+        if self.architecture == "causal" and settings.codebook_dim > block:
+            raise ValueError(
+                f"quantizer.codebook_dim ({settings.codebook_dim}) is more than the {block} values "
+                "of the block of pixels that a latent cell stands for"
+            )
+        if self.architecture == "causal" and settings.codebook_dim * block > MAX_LINEAR:
+            raise ValueError(
+                f"quantizer.codebook_dim ({settings.codebook_dim}) times the {block} values of a "
+                f"block of pixels must be at most {MAX_LINEAR}"
             )
 
     @property

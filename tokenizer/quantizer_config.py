@@ -10,6 +10,8 @@ from tokenizer.settings import setting
 
 MAX_CODEBOOK_SIZE = 1 << 32
 """Ids are stored as uint32 at most."""
+MAX_CODEBOOK_DIM = 1 << 12
+MAX_PHI = 1 << 10
 MAX_ENTROPY_GROUP = 14
 
 
@@ -65,8 +67,12 @@ class QuantizerConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.codebook_size < 2 or self.codebook_dim < 1:
-            raise ValueError("codebook_size: at least 2 codes of at least 1 channel are needed")
+        if self.codebook_size < 2:
+            raise ValueError(f"codebook_size ({self.codebook_size}) must be at least 2 codes")
+        if not 1 <= self.codebook_dim <= MAX_CODEBOOK_DIM:
+            raise ValueError(
+                f"codebook_dim ({self.codebook_dim}) must be 1 to {MAX_CODEBOOK_DIM} channels"
+            )
         for name in ("scales", "clip_scales"):
             sides = getattr(self, name)
             if sides is None:
@@ -75,8 +81,8 @@ class QuantizerConfig:
                 raise ValueError(f"{name} ({list(sides)}) must grow from coarse to fine")
         if self.clip_latent_frames is not None and self.clip_latent_frames < 1:
             raise ValueError(f"clip_latent_frames ({self.clip_latent_frames}) must be at least 1")
-        if self.num_phi < 1:
-            raise ValueError(f"num_phi ({self.num_phi}) must be at least 1; phi_ratio 0: none")
+        if not 1 <= self.num_phi <= MAX_PHI:
+            raise ValueError(f"num_phi ({self.num_phi}) must be 1 to {MAX_PHI}; phi_ratio 0: none")
         for name in ("ema_decay", "restart_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must lie in [0, 1)")
