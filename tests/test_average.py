@@ -46,6 +46,22 @@ def test_applied_it_is_the_module_for_a_while_and_buffers_are_the_modules_own() 
     assert all(torch.equal(model.state_dict()[name], each) for name, each in before.items())
 
 
+def test_rows_that_were_put_somewhere_new_begin_there() -> None:
+    model = module()
+    average = WeightAverage(model, decay=0.9)
+    other = WeightAverage(model, decay=0.9)
+    move(model)
+    weight = model[0].weight
+    assert isinstance(weight, nn.Parameter)
+    rows = torch.tensor([False, True, False, True])
+    average.update({weight: rows})
+    other.update()
+    found, usual = (each.state()["0.weight"] for each in (average, other))
+    assert torch.equal(found[rows], weight.detach()[rows])
+    assert torch.equal(found[~rows], usual[~rows])
+    assert torch.equal(average.state()["0.bias"], other.state()["0.bias"])
+
+
 def test_going_on_from_a_state_is_going_on() -> None:
     states = []
     for stops in (False, True):

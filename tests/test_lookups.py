@@ -209,8 +209,14 @@ def test_a_code_that_nobody_uses_moves_to_where_data_is(learned_by):
     restarted = 0
     for _ in range(10):
         vectors = torch.randn(256, 2, generator=draw)
+        before = lookup.weight.detach().clone()
         restarted += int(lookup.update(vectors, lookup.nearest(vectors), draw))
+        moved = (lookup.weight != before).any(dim=1)
+        for parameter, rows in lookup.renewed().items():
+            assert parameter is lookup.weight
+            assert torch.equal(rows, moved)
     assert restarted >= 4
+    assert len(lookup.renewed()) == (learned_by == "gradient")
     assert lookup.weight.abs().max() < 5
     assert (torch.bincount(lookup.nearest(vectors), minlength=8) > 0).all()
 
@@ -231,6 +237,7 @@ def test_ranks_that_see_other_vectors_keep_the_same_codes(tmp_path):
     torch.multiprocessing.spawn(_learn_as_rank, (str(tmp_path),), nprocs=2)
     states = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert set(states[0]) >= {"gradient.weight", "ema.weight", "ema.ema_sum", "ema.observed"}
+    assert states[0]["restarted"].any()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -241,17 +248,20 @@ def _learn_as_rank(rank, folder):
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
     draw = torch.Generator().manual_seed(rank)
-    lookups = torch.nn.ModuleDict()
+    lookups, restarted = torch.nn.ModuleDict(), []
     for kind in ("ema", "gradient"):
-        lookup = VectorLookup(16, 4, metric="sphere", learned_by=kind, restart_share=0.5)
+        settings = {"learned_by": kind, "restart_share": 0.5, "ema_decay": 0.5}
+        lookup = VectorLookup(16, 4, metric="sphere", **settings)
         for _ in range(3):
             lookup.observe(torch.randn(40, 4, generator=draw), draw)
         lookup.initialise(torch.randn(40, 4, generator=draw), draw)
         for _ in range(5):
             vectors = torch.randn(40, 4, generator=draw)
             lookup.update(vectors, lookup.nearest(vectors), draw)
+            restarted += lookup.renewed().values()
         lookups[kind] = lookup
-    torch.save(lookups.state_dict(), f"{folder}/rank{rank}.pt")
+    state = lookups.state_dict() | {"restarted": torch.stack(restarted)}
+    torch.save(state, f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 
@@ -31,12 +32,20 @@ class WeightAverage:
         }
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Moves the averages towards the parameters as they are now."""
+    def update(self, renewed: Mapping[nn.Parameter, Bool[Tensor, " n"]] | None = None) -> None:
+        """Moves the averages towards the parameters as they are now.
+
+        Rows in `renewed` were put somewhere new: their averages begin there.
+        """
         self.num_updates += 1
         decay = min(self._decay, (1 + self.num_updates) / (10 + self.num_updates))
         current = [each.detach().float() for each in self.module.parameters()]
         torch._foreach_lerp_(list(self._averages.values()), current, 1 - decay)
+        renewed = renewed or {}
+        for name, parameter in self.module.named_parameters():
+            if parameter in renewed:
+                rows = renewed[parameter]
+                self._averages[name][rows] = parameter.detach()[rows].float()
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -9,11 +9,11 @@ AdamW's typical size (0.2 per entry, Moonlight, arXiv 2502.16982), so learning r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from training.config import OptimizerConfig
@@ -45,6 +45,20 @@ def make_optimizers(
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
+
+
+@torch.no_grad()
+def forget(
+    optimizers: Iterable[torch.optim.Optimizer],
+    rows: Mapping[nn.Parameter, Bool[Tensor, " n"]],
+) -> None:
+    """Clears the gradients and moments of rows of parameters, which begin anew where they are."""
+    for parameter, chosen in rows.items():
+        known = [each.state[parameter].values() for each in optimizers if parameter in each.state]
+        mask = chosen.view(-1, *[1] * (parameter.ndim - 1))
+        for value in (parameter.grad, *(each for values in known for each in values)):
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value.masked_fill_(mask, 0.0)
 
 
 class Muon(torch.optim.Optimizer):

@@ -36,7 +36,7 @@ from training.config import ScheduleConfig, TrainerConfig
 from training.draws import seed_step
 from training.guard import refuse_nonfinite
 from training.metrics import Metrics
-from training.optimizer import make_optimizers
+from training.optimizer import forget, make_optimizers
 from training.schedule import learning_rate_factor
 from training.tasks.task import Losses, Part, Preview, Task
 
@@ -80,11 +80,13 @@ def train(task: Task, run: Path, schedule: ScheduleConfig, trainer: TrainerConfi
             losses: Losses = step_module(batch, step)
             count = _summed(torch.tensor(float(losses.num_units), device=device))
             (losses.loss * (world_size / count)).backward()
+            renewed = {key: rows for part in task.parts for key, rows in part.renewed().items()}
+            forget(optimizers, renewed)
             norms = [_clipped(part) for part in task.parts]
             refuse_nonfinite(norms, losses.loss, batch, step)
             _apply(optimizers, rate)
             if average is not None:
-                average.update()
+                average.update(renewed)
             sums.add(losses, waited, time.perf_counter() - started)
             done = step + 1
             is_last = done == trainer.num_steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -58,6 +58,13 @@ class Lookup(nn.Module):
         Under torch.distributed every rank must call it in every step.
         """
         return torch.zeros((), dtype=torch.int64, device=ids.device)
+
+    def renewed(self) -> dict[nn.Parameter, Bool[Tensor, " k"]]:
+        """By parameter, which rows the last `update` put somewhere new.
+
+        Their gradients, and what an optimizer remembers of them, are of another place.
+        """
+        return {}
 
 
 class FixedLookup(Lookup):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -75,6 +75,7 @@ class VectorLookup(Lookup):
         self.register_buffer("observed", torch.zeros(self.capacity * size, dim))
         self.register_buffer("num_observed", torch.zeros((), dtype=torch.int64))
         self.register_buffer("is_initialised", torch.zeros((), dtype=torch.bool))
+        self._restarted: Bool[Tensor, " k"] | None = None
 
     def prepared(self, latents: Float[Tensor, "b c *grid"]) -> Float[Tensor, "b c *grid"]:
         return functional.normalize(latents, dim=1) if self.metric == "sphere" else latents
@@ -173,7 +174,13 @@ class VectorLookup(Lookup):
         self.ema_count.copy_(torch.where(dead, average, self.ema_count))
         if self.learned_by == "ema":
             self.ema_sum.copy_(torch.where(dead[:, None], picks * average, self.ema_sum))
+        self._restarted = dead
         return dead.sum()
+
+    def renewed(self) -> dict[nn.Parameter, Bool[Tensor, " k"]]:
+        if self._restarted is None or not isinstance(self.weight, nn.Parameter):
+            return {}
+        return {self.weight: self._restarted}
 
     def _placed(self, vectors: Float[Tensor, "... c"]) -> Float[Tensor, "... c"]:
         return functional.normalize(vectors, dim=-1) if self.metric == "sphere" else vectors

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
 from pipeline.shards import Batch, Loader
 from training.config import OptimizerConfig
+
+Renewed = Mapping[nn.Parameter, Bool[Tensor, " n"]]
+"""Rows of parameters that no gradient has moved: what is remembered of them is of another place."""
 
 
 class Losses(NamedTuple):
@@ -30,6 +33,7 @@ class Part(NamedTuple):
     module: nn.Module
     optimizer: OptimizerConfig
     is_matrix: Callable[[str, nn.Parameter], bool]  # whether the optimizer for matrices takes it
+    renewed: Callable[[], Renewed] = dict  # what the last loss put somewhere new, by itself
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,8 @@ class TokenizerTask:
             self.tokenizer = Tokenizer(config.tokenizer)
             self.learner = Learner(self.tokenizer, lpips).to(device)
         self.module: nn.Module = self.learner
-        self.parts = [Part("tokenizer", self.tokenizer, config.optimizer, _is_matrix)]
+        renewed = self.tokenizer.quantizer.codebook.renewed
+        self.parts = [Part("tokenizer", self.tokenizer, config.optimizer, _is_matrix, renewed)]
         critics = self.learner.discriminator
         if critics is not None:
             optimizer = config.discriminator_optimizer
