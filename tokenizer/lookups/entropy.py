@@ -2,7 +2,7 @@
 the entropy of the mean choice (Jansen et al. 2020; Yu et al. 2023, MAGVIT-v2, equation 5).
 
 The choice of a vector is the softmax of minus its squared distances to the codes over a
-temperature. Means are over the vectors of this rank.
+temperature. The mean choice is that of the vectors of all ranks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+
+from tokenizer.lookups.ranks import mean_over_ranks
 
 FLOOR = 1e-5
 """Added inside the logarithm of the mean choice, as LlamaGen does."""
@@ -21,7 +23,7 @@ def entropy_over_codes(logits: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
     log_share = logits.log_softmax(dim=-1)
     share = log_share.exp()
     of_each = -(share * log_share).sum(dim=-1).mean()
-    return of_each - _entropy_of_mean(share.mean(dim=0))
+    return of_each - _entropy_of_mean(mean_over_ranks(share.mean(dim=0), len(logits)))
 
 
 def entropy_over_bits(logits: Float[Tensor, "n d"], group: int) -> Float[Tensor, ""]:
@@ -33,7 +35,9 @@ def entropy_over_bits(logits: Float[Tensor, "n d"], group: int) -> Float[Tensor,
     """
     size = logits.abs()
     of_each = (functional.softplus(-size) + size * torch.sigmoid(-size)).sum(dim=-1).mean()
-    of_mean = [_entropy_of_mean(_joint(part)) for part in logits.split(group, dim=-1)]
+    joints = [_joint(part) for part in logits.split(group, dim=-1)]
+    whole = mean_over_ranks(torch.cat(joints), len(logits)).split([len(each) for each in joints])
+    of_mean = [_entropy_of_mean(each) for each in whole]
     return of_each - torch.stack(of_mean).sum()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -18,6 +20,20 @@ def from_first_rank(values: Tensor) -> Tensor:
     if _is_distributed():
         torch.distributed.broadcast(values, src=0)
     return values
+
+
+def mean_over_ranks(mean: Float[Tensor, " n"], count: int) -> Float[Tensor, " n"]:
+    """The mean over the vectors of all ranks, from this rank's over `count` of them.
+
+    The gradient is this rank's part: where a rank's loss counts by its share of the vectors, as the
+    training loop sees to, the ranks' gradients together are that of the mean. Every rank must call
+    it; without a gradient nothing is exchanged, so one rank alone may look at its own clips.
+    """
+    if not mean.requires_grad or not _is_distributed():
+        return mean
+    totals = torch.cat([mean.detach() * count, mean.new_tensor([count])])
+    add_over_ranks(totals)
+    return totals[:-1] / totals[-1] + (mean - mean.detach())
 
 
 def _is_distributed() -> bool:
