@@ -87,6 +87,14 @@ def test_an_error_names_the_file_the_key_and_what_is_allowed(tmp_path, text, mes
     assert "\n" not in str(error.value)
 
 
+def test_a_wrong_flag_is_not_blamed_on_the_file(tmp_path):
+    path = written(tmp_path, "name: a")
+    for key, value in (("inner.rate", "abc"), ("inner.mode", "fest"), ("sizes", "[1, x]")):
+        with pytest.raises(UserError, match=rf"^flags: {key}") as error:
+            read_settings(Outer, path, {key: value})
+        assert str(path) not in str(error.value)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_settings(Outer, tmp_path / "absent.yaml")

@@ -250,7 +250,7 @@ def test_learning_rate_schedules() -> None:
 def test_a_folder_with_another_run_is_refused(code_shards: Path, tmp_path: Path) -> None:
     run = generator_run(code_shards, tmp_path / "run", num_steps=2)
     local.launch(run)
-    with pytest.raises(UserError, match="made with another model"):
+    with pytest.raises(UserError, match=r"made with another model\.width \(\d+\) than this .*32"):
         local.launch(replace(run, model=ModelConfig(width=32, depth=2, heads=2)))
     with pytest.raises(UserError, match="made with another method"):
         local.launch(replace(run, method=MethodConfig(name="raster")))

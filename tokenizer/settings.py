@@ -171,18 +171,27 @@ def parse_override(cls: type, dotted: str, raw: Any) -> Any:
         raise UserError(f"--{dotted}: {raw!r} is not a valid value") from None
     if _wants_text(cls, dotted) and value is not None and not isinstance(value, str):
         return raw
+    annotation = _annotation(cls, dotted)
+    if annotation is not None:
+        _convert(annotation, value, "flags", dotted)
     return value
 
 
 def _wants_text(cls: Any, dotted: str) -> bool:
+    annotation = _annotation(cls, dotted)
+    return annotation is str or (
+        typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        and set(typing.get_args(annotation)) <= {str, type(None)}
+    )
+
+
+def _annotation(cls: Any, dotted: str) -> Any:
+    """The type of the value at a dotted key; None when there is no such key."""
     for key in dotted.split("."):
         if not dataclasses.is_dataclass(cls):
-            return False
+            return None
         cls = typing.get_type_hints(cls).get(key)
-    return cls is str or (
-        typing.get_origin(cls) in (typing.Union, types.UnionType)
-        and set(typing.get_args(cls)) <= {str, type(None)}
-    )
+    return cls
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any, dotted: str) -> None:

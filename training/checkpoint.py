@@ -88,9 +88,10 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
     saved = read_state(checkpoint)["identity"]
     for key, value in identity.items():
         if saved.get(key) != value:
+            place, before, now = _difference(key, saved.get(key), value)
             raise UserError(
-                f"{checkpoint}: made with another {key} ({_short(saved.get(key))}) than this run "
-                f"({_short(value)}); use the settings and data it was made with, or a new folder"
+                f"{checkpoint}: made with another {place} ({_short(before)}) than this run "
+                f"({_short(now)}); use the settings and data it was made with, or a new folder"
             )
 
 
@@ -181,6 +182,15 @@ def _replace(path: Path, text: str) -> None:
 def _sync(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def _difference(key: str, saved: Any, value: Any) -> tuple[str, Any, Any]:
+    """The dotted key of the first thing in which two settings differ, and both."""
+    if isinstance(saved, dict) and isinstance(value, dict):
+        for name in {**value, **saved}:
+            if saved.get(name) != value.get(name):
+                return _difference(f"{key}.{name}", saved.get(name), value.get(name))
+    return key, saved, value
 
 
 def _short(value: Any) -> str:

@@ -202,7 +202,8 @@ def _launch(config: RunConfig, command: str) -> Trained | None:
         trained = torchrun.join(config)
         return trained if torchrun.is_first() else None
     if config.launch.kind == "torchrun":
-        return torchrun.start(config, command)
+        torchrun.start(config, command)
+        return None  # its first process speaks for it
     if config.launch.kind == "ray":
         try:
             from training.launch import ray

@@ -11,6 +11,7 @@ ends bit for bit where the undisturbed one does.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -165,7 +166,9 @@ def _wrapped(task: Task, world_size: int, precision: str) -> nn.Module:
     if world_size == 1:
         return step_module
     # Buffers are the same on every rank because every rank computes the same ones.
-    return DistributedDataParallel(step_module, broadcast_buffers=False)
+    with warnings.catch_warnings():  # torch 2.15 renames the setting; 2.11 knows this name only
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(step_module, broadcast_buffers=False)
 
 
 def _clipped(part: Part) -> Tensor:
