@@ -69,12 +69,14 @@ class Golden:
 
     def check(self, name: str, found: Tensor, tolerance: dict[str, float] = LATENTS) -> None:
         """`found` is the recorded tensor `name`: ids exactly, other values within tolerance."""
+        assert name in self.recorded, f"{self.folder}/io.safetensors: has no {name}"
         expected = self.recorded[name]
-        if not expected.is_floating_point():
-            assert torch.equal(found, expected), name
-            return
+        exactly = {} if expected.is_floating_point() else {"rtol": 0, "atol": 0}
         torch.testing.assert_close(
-            found, expected, **tolerance, msg=lambda text: f"{self.folder.name}/{name}: {text}"
+            found,
+            expected,
+            **(exactly or tolerance),
+            msg=lambda text: f"{self.folder.name}/{name}: {text}",
         )
 
     def check_gradient_norms(self, gradients: dict[str, Tensor | None]) -> None:
