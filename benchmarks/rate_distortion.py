@@ -350,7 +350,7 @@ def _spread(values: list[float]) -> float:
 
 
 def _print(name: str, arms: dict[str, Any]) -> None:
-    console = Console(width=max(Console().width, 110))
+    console = Console(width=max(Console().width, 132))
     table = Table(title=f"{name}: held-out clips, mean of seeds", title_justify="left")
     for column in ("", "scales", "nominal bits", "effective bits", "PSNR, dB", "SSIM"):
         table.add_column(column, justify="left" if not column else "right")

@@ -23,6 +23,25 @@ def test_health_counts_codes_and_their_evenness():
     assert one_code.num_dead == 15
 
 
+@pytest.mark.parametrize("num_codes", [16, 512, 8192])
+def test_effective_bits_allow_for_codes_that_have_not_come_yet(num_codes):
+    generator = torch.Generator().manual_seed(0)
+    share = torch.rand(num_codes, generator=generator, dtype=torch.float64)
+    share /= share.sum()
+    entropy = -float((share * share.log2()).sum())
+    drawn = torch.multinomial(share, 4000, replacement=True, generator=generator)
+    health = codebook_health(drawn, num_codes)
+    assert health.effective_bits == pytest.approx(entropy, rel=0.01)
+    if num_codes == 8192:
+        assert health.entropy_bits < entropy - 1
+
+
+def test_effective_bits_lie_between_nothing_and_the_codebook():
+    assert codebook_health(torch.zeros(100).long(), 8).effective_bits == 0
+    assert codebook_health(torch.arange(8), 8).effective_bits == 3
+    assert codebook_health(torch.zeros(1).long(), 8).effective_bits == 0
+
+
 def test_batches_add_up_scale_by_scale_even_with_a_codebook_that_no_memory_holds():
     schedule = image_and_clip(1, (1, 2))
     tally = HealthTally(schedule, 1 << 32)

@@ -32,7 +32,9 @@ class CodebookHealth:
     num_used: int
     """Codes that occur."""
     entropy_bits: float
-    """Of the frequencies of the codes: the bits that a token really carries."""
+    """Of the frequencies of the codes; of few tokens it is too small."""
+    effective_bits: float
+    """The bits that a token really carries, by `effective_bits`."""
     residual_share: float | None = None
     """The share of the latents' mean square that is left after this scale; None: not measured."""
 
@@ -132,6 +134,22 @@ def codebook_health(codes: Int[Tensor, "..."], codebook_size: int) -> CodebookHe
     return counts.health(codebook_size)
 
 
+def effective_bits(times: Int[Tensor, " n"], codebook_size: int) -> float:
+    """The entropy in bits of codes that occurred so many `times`, each at least once.
+
+    By the estimator of Chao and Shen (2003), which allows for the codes that have not come yet: the
+    entropy of the frequencies alone would make a large codebook look cheap on few tokens.
+    """
+    num_tokens = int(times.sum())
+    if num_tokens < 2:
+        return 0.0
+    num_once = min(int((times == 1).sum()), num_tokens - 1)
+    share = (1 - num_once / num_tokens) * times.double() / num_tokens
+    chance_to_occur = 1 - (1 - share) ** num_tokens
+    bits = abs(float((share * share.log2() / chance_to_occur).sum()))
+    return min(bits, log2(codebook_size))
+
+
 def _joint(parts: Iterable[_Counts]) -> _Counts:
     total = _Counts()
     for each in parts:
@@ -158,5 +176,6 @@ class _Counts:
             num_tokens=int(self.times.sum()),
             num_used=len(self.ids),
             entropy_bits=abs(float((share * share.log2()).sum())),
+            effective_bits=effective_bits(self.times, codebook_size),
             residual_share=residual_share,
         )

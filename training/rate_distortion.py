@@ -3,9 +3,9 @@
     curve = Curve("multi-scale", points)             # a point per scale that is decoded
     draw_curves([curve, other], "rate_distortion.png", title="Held-out clips")
 
-Bits are *nominal* (log2 of the codebook per code) or *effective*: the entropy of the codes that
-occur, scale by scale, which is what an ideal coder without context would need. A codebook that is
-not used has many nominal bits and few effective ones.
+Bits are *nominal* (log2 of the codebook per code) or *effective*: the entropy of the codes by
+scale (`tokenizer.health`), which is what an ideal coder without context would need. A codebook that
+is not used has many nominal bits and few effective ones.
 """
 
 from __future__ import annotations

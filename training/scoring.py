@@ -139,7 +139,7 @@ class Score:
         for level, sums in enumerate(self._after):
             tokens = sum(self.schedule.scales[each].num_tokens for each in self._levels[level])
             nominal += tokens * math.log2(self._tokenizer.codebook_size)
-            effective += tokens * health[level].entropy_bits
+            effective += tokens * health[level].effective_bits
             points.append(
                 Point(
                     num_scales=level + 1,

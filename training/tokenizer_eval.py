@@ -44,7 +44,8 @@ CONVENTIONS = {
     "ssim": "per frame and channel, Gaussian window of 11 pixels, mean over clips",
     "ms_ssim": "per frame, up to five resolutions (as many as fit), mean over clips",
     "nominal_bits_per_pixel": "log2(codebook size) per code, over t * h * w pixels of a clip",
-    "effective_bits_per_pixel": "entropy of the codes of each level, over these clips",
+    "effective_bits_per_pixel": "entropy of the codes of each level, estimated from these clips "
+    "(Chao and Shen 2003)",
     "residual": "squared error of the latents after a level, as a share of their square",
 }
 
