@@ -202,6 +202,19 @@ def test_another_number_of_scales_or_convolutions_must_be_asked_for(var):
         load_published(var(other_codes))
 
 
+def test_more_convolutions_than_scales_load_where_they_are_asked_for(tmp_path):
+    made = Tokenizer(replace(VAR, quantizer=replace(VAR.quantizer, num_phi=6)))
+    made.quantizer.codebook.set_codes(torch.randn(32, 4))
+    torch.save(
+        to_published(names_of("var", made.config, "each"), made.weights()), tmp_path / "a.pt"
+    )
+    asked = {"quantizer.scales": [1, 2, 4]}
+    with pytest.raises(UserError, match="has 6 convolutions, one per scale, for 3 scales"):
+        load_published(tmp_path / "a.pt", asked)
+    published = load_published(tmp_path / "a.pt", {**asked, "quantizer.num_phi": 6})
+    assert len(published.tokenizer.quantizer.phi) == 6
+
+
 def test_a_training_checkpoint_has_parts_and_says_which_was_taken(tmp_path):
     first, second = state_of("llamagen", seed=1)[0], state_of("llamagen", seed=2)[0]
     content = {
