@@ -116,6 +116,16 @@ def test_a_checkpoint_becomes_a_folder_with_the_same_codes(layout, kind, tmp_pat
     assert ("steps" in published.left_out) == (kind == "model")
 
 
+def test_converting_again_is_the_same_folder_and_another_tokenizer_is_not_replaced(var, tmp_path):
+    out = tmp_path / "out"
+    convert(var(), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    convert(var(), out)
+    with pytest.raises(UserError, match=r"out: holds another tokenizer .* name another folder"):
+        convert(var(), out, {"quantizer.scales": (1, 16)})
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 @pytest.mark.parametrize("sharing", ["one", "some", "each"])
 def test_every_way_of_sharing_convolutions_is_read(sharing, tmp_path):
     count = {"one": 1, "some": 4, "each": 10}[sharing]

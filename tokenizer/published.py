@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tokenizer.checkpoint import Checkpoint, read_checkpoint
 from tokenizer.config import TokenizerConfig
-from tokenizer.folder import place_weights, save_tokenizer
+from tokenizer.folder import CONFIG_FILE, place_weights, read_description, save_tokenizer
 from tokenizer.layouts import PUBLISHED, TRAINING_ONLY, Names, settings_of
 from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError, from_dict
@@ -65,8 +65,18 @@ def convert(
     layout: str | None = None,
     part: str | None = None,
 ) -> Published:
-    """Loads a checkpoint as `load_published` does and writes it as a tokenizer's folder."""
+    """Loads a checkpoint as `load_published` does and writes it as a tokenizer's folder.
+
+    UserError as well when another tokenizer is there: codes may need it.
+    """
     published = load_published(path, asked, layout=layout, part=part)
+    if (Path(directory) / CONFIG_FILE).is_file():
+        found = read_description(Path(directory))["fingerprint"]
+        if found != published.tokenizer.fingerprint:
+            raise UserError(
+                f"{directory}: holds another tokenizer ({found[:12]}), which codes may need; name "
+                "another folder, or remove that one"
+            )
     save_tokenizer(published.tokenizer, directory, published.source)
     return published
 

@@ -122,6 +122,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _train_tokenizer(arguments: argparse.Namespace) -> int:
+    from training.pixel_clips import find_pixels
+
     config = _settings(arguments, TokenizerRun, _of_model(arguments.model))
     if config.data.path is None:
         raise UserError("--data is required: a folder of `tessera build`")
@@ -133,12 +135,8 @@ def _train_tokenizer(arguments: argparse.Namespace) -> int:
         raise UserError(f"out is required: {data} is no build that would look for a tokenizer")
     else:
         out, result = config.out, config.result or str(Path(config.out) / "tokenizer")
-    config = replace(config, out=out, result=result)
-    if arguments.prepare_pixels is not None and _is_build(data):
-        pixels = arguments.prepare_pixels(str(data))
-        config = replace(config, data=replace(config.data, path=str(pixels)))
-    elif (data / "pixels" / "shards.json").is_file():
-        config = replace(config, data=replace(config.data, path=str(data / "pixels")))
+    pixels = find_pixels(data, arguments.prepare_pixels, _is_build)
+    config = replace(config, out=out, result=result, data=replace(config.data, path=str(pixels)))
     trained = _launch(config, "tokenizer-train")
     if trained is not None:
         print(f"trained {trained.step} steps; tokenizer: {config.result}")

@@ -38,6 +38,7 @@ from training.scoring import Decoded, Score, distances, use_of
 REPORT_FILE = "evaluation.json"
 CURVE_FILE = "rate_distortion.png"
 SHEET_FILE = "reconstructions.png"
+WRITTEN = REPORT_FILE, CURVE_FILE, SHEET_FILE
 CONVENTIONS = {
     "psnr": "dB, uint8 RGB, mean over clips of the mean over frames of each frame's PSNR",
     "temporal_psnr": "the same of differences between consecutive frames",

@@ -67,7 +67,7 @@ def register(
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from training.pixel_clips import find_pixels
-    from training.tokenizer_eval import evaluate_tokenizer
+    from training.tokenizer_eval import WRITTEN, evaluate_tokenizer
 
     config = read_settings(TokenizerEvalConfig, None, given_flags(arguments))
 
@@ -83,9 +83,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         return 0
     _print_tables(report)
     if arguments.out is not None:
-        for file in sorted(Path(arguments.out).iterdir()):
-            if file.suffix in (".json", ".png"):
-                print(file)
+        for name in WRITTEN:
+            print(Path(arguments.out) / name)
     return 0
 
 
