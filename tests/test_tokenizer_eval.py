@@ -225,7 +225,7 @@ def test_codes_and_shapes_that_do_not_fit_are_refused(folder: Path, tmp_path: Pa
 
 
 def test_an_image_tokenizer_is_judged_by_the_same_command(pixels: Path, tmp_path: Path) -> None:
-    config = TokenizerConfig(
+    made_of = TokenizerConfig(
         architecture="image",
         image=ImageAutoencoderConfig(
             channels=32, channel_multipliers=(1, 1), num_blocks=1, z_channels=4
@@ -233,10 +233,11 @@ def test_an_image_tokenizer_is_judged_by_the_same_command(pixels: Path, tmp_path
         quantizer=QuantizerConfig(codebook_size=16, codebook_dim=4, scales=(1, 4, 16), num_phi=1),
     )
     torch.manual_seed(0)
-    tokenizer = Tokenizer(config)
+    tokenizer = Tokenizer(made_of)
     tokenizer.quantizer.codebook.set_codes(torch.randn(16, 4))
     save_tokenizer(tokenizer, tmp_path / "image")
-    report = evaluate_tokenizer(tmp_path / "image", pixels, tmp_path / "out")
+    config = TokenizerEvalConfig(max_clips=2)
+    report = evaluate_tokenizer(tmp_path / "image", pixels, tmp_path / "out", config)
     clip = report["buckets"]["t5_h32_w32"]
     assert [each["tokens_per_clip"] for each in clip["levels"]] == [5, 5 * 16, 5 * 256]
     assert len(clip["after_levels"]) == 3
