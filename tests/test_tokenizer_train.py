@@ -7,10 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.cli import main
-from tokenizer.folder import load_tokenizer
+from tokenizer.autoencoder_config import ImageAutoencoderConfig
+from tokenizer.config import TokenizerConfig
+from tokenizer.folder import load_tokenizer, save_tokenizer
+from tokenizer.model import Tokenizer
 from tokenizer.presets import PRESETS
+from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import read_settings
 from training.config import TokenizerRun
 
@@ -96,9 +101,30 @@ def test_a_model_by_name_is_the_preset_with_the_flags_on_top(
     assert launched[1].tokenizer != read_settings(TokenizerRun, path).tokenizer
 
 
+def test_a_tokenizer_that_is_there_trains_on_with_its_own_settings(
+    pixel_shards: Path, tmp_path: Path
+) -> None:
+    """As a converted VAR or LlamaGen does."""
+    torch.manual_seed(0)
+    image = ImageAutoencoderConfig(
+        channels=32, channel_multipliers=(1, 1), num_blocks=1, z_channels=4
+    )
+    codes = QuantizerConfig(codebook_size=16, codebook_dim=4, scales=(1, 2), num_phi=1)
+    made = Tokenizer(TokenizerConfig(architecture="image", image=image, quantizer=codes))
+    made.quantizer.codebook.set_codes(torch.randn(16, 4))
+    save_tokenizer(made, tmp_path / "var" / "tokenizer")
+    folder, run = str(tmp_path / "var"), str(tmp_path / "run")
+    words = ["--model", folder, "--begin.folder", folder, "--data", str(pixel_shards)]
+    assert main(["tokenizer", "train", *words, "--out", run, *SHORT[:10]]) == 0
+    found = load_tokenizer(tmp_path / "run" / "tokenizer")
+    assert (found.config.image, found.config.quantizer) == (image, codes)
+    before, after = (dict(each.autoencoder.named_parameters()) for each in (made, found))
+    for name, value in before.items():  # one step, warming up
+        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-3, check_stride=False)
+
+
 def test_an_unknown_model_is_one_line_with_the_names(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["tokenizer", "train", "--model", "huge"])
+    assert main(["tokenizer", "train", "--model", "huge"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "base-s8" in error

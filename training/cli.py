@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tokenizer.config import TokenizerConfig
 from tokenizer.presets import PRESETS as MODELS
 from tokenizer.settings import (
     UserError,
     add_flags,
     config_file,
+    from_dict,
     given_flags,
     read_settings,
     to_dict,
@@ -50,6 +52,7 @@ examples:
   tessera build demo --sources '[videos]' --out DATA
   tessera tokenizer train --model small --data DATA --out RUN --result RUN/tokenizer
   tessera tokenizer train --out RUN                 continue an interrupted run
+  tessera tokenizer train --model tokenizers/var --begin.folder tokenizers/var --data DATA --out RUN
 """
 
 
@@ -77,9 +80,8 @@ def register(
     tokenizer.add_argument(
         "--model",
         metavar="NAME",
-        choices=MODELS,
-        help=f"autoencoder and quantizer by name: {', '.join(MODELS)} (see tokenizer/README.md); "
-        "flags of theirs come on top",
+        help=f"autoencoder and quantizer by name: {', '.join(MODELS)} (see tokenizer/README.md), "
+        "or those of a tokenizer's folder; flags of theirs come on top",
     )
     _add_training(tokenizer, TokenizerRun, "a build (its pixel shards are made) or pixel shards")
     tokenizer.set_defaults(run=_train_tokenizer, prepare_pixels=prepare_pixels)
@@ -144,15 +146,30 @@ def _train_tokenizer(arguments: argparse.Namespace) -> int:
 
 
 def _of_model(name: str | None) -> dict[str, Any]:
-    """The settings that a model's name stands for, by dotted key."""
+    """The settings that a model's name, or the folder of a tokenizer, stands for, by dotted key."""
     if name is None:
         return {}
-    values = to_dict(MODELS[name])
+    values = to_dict(MODELS[name] if name in MODELS else _config_in(name))
+    of_pixels = "image" if values["architecture"] == "image" else "autoencoder"
     return {
         f"tokenizer.{section}.{key}": value
-        for section in ("autoencoder", "quantizer")
+        for section in (of_pixels, "quantizer")
         for key, value in values[section].items()
     } | {"tokenizer.architecture": values["architecture"]}
+
+
+def _config_in(name: str) -> TokenizerConfig:
+    """The settings of the tokenizer in a folder; UserError when there is none."""
+    from tokenizer.folder import CONFIG_FILE, find_tokenizer, read_description
+
+    folder = find_tokenizer(name)
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"--model {name}: neither a tokenizer's folder nor a model's name; names: "
+            f"{', '.join(MODELS)}"
+        )
+    where = str(folder / CONFIG_FILE)
+    return from_dict(TokenizerConfig, read_description(folder)["config"], where)
 
 
 def _where_the_build_looks(data: Path, out: Path, config: TokenizerRun) -> str:

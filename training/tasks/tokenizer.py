@@ -15,7 +15,7 @@ from pipeline.shards import Batch, Samples
 from pipeline.shards.order import shuffled
 from tokenizer.beginning import begin
 from tokenizer.config import TokenizerConfig
-from tokenizer.folder import load_tokenizer, save_tokenizer
+from tokenizer.folder import find_tokenizer, load_tokenizer, save_tokenizer
 from tokenizer.latents import save_statistics
 from tokenizer.learner import Learner, check_size
 from tokenizer.model import Tokenizer, signed
@@ -164,7 +164,7 @@ def _lpips(config: TokenizerRun, device: torch.device) -> Lpips | None:
 
 def _copy(folder: Path, tokenizer: Tokenizer) -> None:
     """The weights of a trained tokenizer; UserError when it is made differently."""
-    trained = load_tokenizer(folder)
+    trained = load_tokenizer(find_tokenizer(folder))
     theirs, ours = _made_of(trained.config), _made_of(tokenizer.config)
     differing = [key for key in ours if theirs.get(key) != ours[key]]
     if differing:
