@@ -17,16 +17,13 @@ from pipeline.shards.format import Bucket, TokenSet
 from tokenizer.autoencoder_config import AutoencoderConfig, ImageAutoencoderConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer, save_tokenizer
-from tokenizer.health import codebook_health
 from tokenizer.metrics import psnr
 from tokenizer.model import Tokenizer
 from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError
 from training.evaluate_config import TokenizerEvalConfig
 from training.pictures import read_metadata
-from training.scoring import use_of
 from training.tokenizer_eval import evaluate_tokenizer
-from training.tokenizer_eval_cli import scales_of_few_tokens
 
 SHAPES = {"t5_h32_w32": (5, 32, 32), "t1_h32_w32": (1, 32, 32)}
 NUM_VAL = {"t5_h32_w32": 5, "t1_h32_w32": 3}
@@ -161,19 +158,9 @@ def test_the_command_prints_tables_or_json(
         "perplexity",
     ):
         assert word in shown, word
-    assert "effective bits of t5_h32_w32 are too low: few tokens at scale" in shown
     assert "FVD" not in shown
     assert "FID" not in shown
     assert (tmp_path / "out" / "reconstructions.png").exists()
-
-
-def test_an_entropy_of_few_tokens_is_said_to_be_too_low() -> None:
-    draw = np.random.default_rng(0)
-    size = 256
-    for num_tokens in (100, 1_000, 100_000):
-        health = codebook_health(torch.from_numpy(draw.integers(size, size=num_tokens)), size)
-        is_low = health.entropy_bits < 0.95 * np.log2(size)
-        assert (scales_of_few_tokens([use_of(health)], size) == [1]) == is_low
 
 
 @pytest.mark.parametrize(

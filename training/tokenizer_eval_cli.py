@@ -6,8 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from math import log
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,29 +126,8 @@ def _print_tables(report: dict[str, Any]) -> None:
     for name, bucket in report["buckets"].items():
         console.print(_pictures(name, bucket))
         console.print(_codes(name, bucket))
-        few = scales_of_few_tokens(bucket["levels"], report["tokenizer"]["codebook_size"])
-        if few:
-            console.print(
-                f"effective bits of {name} are too low: few tokens at scale "
-                f"{', '.join(map(str, few))}; evaluate more clips"
-            )
     for each in report["features"]:
         console.print(f"FD-{each['name']}: {each['about']}; weights {each['sha256'][:12]}")
-
-
-def scales_of_few_tokens(levels: Sequence[dict[str, Any]], codebook_size: int) -> list[int]:
-    """The scales, from 1, whose entropy is expected to be too low by a twentieth of it or more.
-
-    The entropy of the frequencies of m codes among n tokens is too low by about (m - 1) / 2n nats
-    (Miller 1955).
-    """
-    few = []
-    for number, level in enumerate(levels, start=1):
-        num_used = codebook_size - level["num_dead"]
-        missing_bits = (num_used - 1) / (2 * level["num_tokens"] * log(2))
-        if missing_bits > 0.05 * level["entropy_bits"]:
-            few.append(number)
-    return few
 
 
 def _quality(report: dict[str, Any]) -> Any:
