@@ -123,7 +123,13 @@ def pixel_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_shards(tmp_path_factory.mktemp("pixels") / "data", "frames")
 
 
-def tiny_tokenizer(seed: int = 0) -> Tokenizer:
+@pytest.fixture(scope="session")
+def grid_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random codes of a tokenizer with one scale: each latent frame is a grid of 2 x 2."""
+    return write_random_shards(tmp_path_factory.mktemp("grid") / "data", "codes", scales=(2,))
+
+
+def tiny_tokenizer(seed: int = 0, scales: tuple[int, ...] = (1, 2)) -> Tokenizer:
     """An untrained tokenizer of 16 codes; clips of 5 x 16 x 16 become 10 of them."""
     import torch
 
@@ -135,7 +141,7 @@ def tiny_tokenizer(seed: int = 0) -> Tokenizer:
     autoencoder = AutoencoderConfig(
         patch=8, temporal_patch=4, spatial_stride=8, temporal_stride=4, channels=(8,)
     )
-    quantizer = QuantizerConfig(codebook_size=16, codebook_dim=4, scales=(1, 2), num_phi=1)
+    quantizer = QuantizerConfig(codebook_size=16, codebook_dim=4, scales=scales, num_phi=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = Tokenizer(TokenizerConfig(autoencoder=autoencoder, quantizer=quantizer))
@@ -143,13 +149,15 @@ def tiny_tokenizer(seed: int = 0) -> Tokenizer:
     return tokenizer.eval()
 
 
-def write_random_shards(root: Path, kind: str, num_clips: int = 20) -> Path:
+def write_random_shards(
+    root: Path, kind: str, num_clips: int = 20, scales: tuple[int, ...] = (1, 2)
+) -> Path:
     """A dataset as `tessera build` leaves it, of `kind` codes or frames."""
     from pipeline.shards.dataset_writer import DatasetWriter
     from pipeline.shards.format import Bucket, TokenSet
     from tokenizer.folder import save_tokenizer
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(scales=scales)
     token_set = TokenSet(name="frames", kind="frames", dtype="uint8")
     if kind == "codes":
         save_tokenizer(tokenizer, root / "tokenizer")

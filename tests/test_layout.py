@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from tokenizer.scales import image_and_clip
+from tests.generators import VARIANTS, Variant
 from training.attention import dense_mask, visible
 from training.layout import Embedding, Layout, Role
 from training.methods import METHODS
 
-SCHEDULE = image_and_clip(3, (1, 2))
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.name)
+either = pytest.mark.parametrize("training", [True, False], ids=["training", "sampling"])
 
 
-def slow_visible(step_i: int, role_i: int, step_j: int, role_j: int) -> bool:
+def make_layout(variant: Variant, num_prefix: int, training: bool = True) -> Layout:
+    make = METHODS[variant.method.name]
+    return make(variant.schedule, num_prefix, variant.method, training)
+
+
+def slow_visible(step_i: int, role_i: int, step_j: int, role_j: int, queries_meet: bool) -> bool:
     if role_i == Role.CONTEXT:
         return role_j == Role.CONTEXT and step_j <= step_i
     if role_j == Role.CONTEXT:
         return step_j < step_i
-    return step_j == step_i
+    return queries_meet and step_j == step_i
 
 
-def test_the_rule_is_the_definition_for_every_pair_of_steps_and_roles() -> None:
+@pytest.mark.parametrize("queries_meet", [True, False])
+def test_the_rule_is_the_definition_for_every_pair_of_steps_and_roles(queries_meet: bool) -> None:
     rows = [(step, role) for step in range(4) for role in (Role.CONTEXT, Role.QUERY)]
     step = torch.tensor([each[0] for each in rows])
     role = torch.tensor([int(each[1]) for each in rows])
-    found = visible(step[:, None], role[:, None], step[None], role[None])
+    found = visible(step[:, None], role[:, None], step[None], role[None], queries_meet)
     for i, (step_i, role_i) in enumerate(rows):
         for j, (step_j, role_j) in enumerate(rows):
-            assert bool(found[i, j]) == slow_visible(step_i, role_i, step_j, role_j)
+            expected = slow_visible(step_i, role_i, step_j, role_j, queries_meet)
+            assert bool(found[i, j]) == expected
 
 
 def test_a_dense_mask_of_the_last_rows_is_the_end_of_the_whole_mask() -> None:
-    layout = METHODS["next_scale"](SCHEDULE, 3)
+    layout = make_layout(VARIANTS[0], 3)
     step, role = torch.from_numpy(layout.step), torch.from_numpy(layout.role)
     whole = dense_mask(step, role, layout.num_rows)
     assert torch.equal(dense_mask(step, role, 4), whole[:, :, -4:])
@@ -45,55 +55,71 @@ def test_padded_keys_are_unseen() -> None:
     assert dense_mask(step, role, 3, valid)[0, 0].tolist() == [[True, False, True]] * 3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@either
+@every_variant
 @pytest.mark.parametrize("num_prefix", [0, 3])
-def test_a_cell_is_predicted_only_from_what_comes_before_it(method: str, num_prefix: int) -> None:
-    layout = METHODS[method](SCHEDULE, num_prefix)
-    order = layout.order
-    for cell in range(SCHEDULE.num_tokens):
-        (row,) = layout.source[cell]
-        for other in range(layout.num_rows):
-            if not slow_visible(
-                layout.step[row], layout.role[row], layout.step[other], layout.role[other]
-            ):
-                continue
-            assert latest_step_behind(layout, other) < order.step[cell]
+def test_a_place_is_predicted_only_from_what_comes_before_it(
+    variant: Variant, num_prefix: int, training: bool
+) -> None:
+    layout = make_layout(variant, num_prefix, training)
+    for place, sources in enumerate(layout.source):
+        for row in sources[sources >= 0]:
+            for other in range(layout.num_rows):
+                if slow_visible(
+                    layout.step[row],
+                    layout.role[row],
+                    layout.step[other],
+                    layout.role[other],
+                    layout.queries_meet,
+                ):
+                    assert latest_step_behind(layout, other) < layout.order.step[place]
 
 
 def latest_step_behind(layout: Layout, row: int) -> int:
-    """The step of the latest cell whose code can be in this row's embedding."""
-    cell = layout.index[row]
+    """The step of the latest place whose code can be in this row's embedding."""
+    place = layout.index[row]
     if layout.embedding[row] == Embedding.TOKEN:
-        return int(layout.order.step[cell])
-    if layout.embedding[row] == Embedding.FEATURE:
+        return int(layout.order.step[place])
+    if layout.embedding[row] in (Embedding.FEATURE, Embedding.MASKED_FEATURE):
         scale_of = layout.order.schedule.scale_of_token
-        return int(layout.order.step[scale_of < scale_of[cell]].max())
+        before = layout.order.step[scale_of < scale_of[place]]
+        return int(before.max()) if len(before) else 0
     return 0
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_loop_step_feeds_what_its_cells_need(method: str) -> None:
-    layout = METHODS[method](SCHEDULE, 2)
+@either
+@every_variant
+def test_every_loop_step_has_what_its_places_need(variant: Variant, training: bool) -> None:
+    layout = make_layout(variant, 2, training)
     fed: set[int] = set()
     due: list[int] = []
     for loop_step in range(layout.order.num_steps):
         fed |= set(layout.fed(loop_step).tolist())
-        cells = layout.due(loop_step)
-        assert set(layout.source[cells].ravel().tolist()) <= fed
-        due += cells.tolist()
+        places = layout.due(loop_step)
+        needed = layout.source[places]
+        assert set(needed[needed >= 0].tolist()) <= fed
+        due += places.tolist()
     assert fed == set(range(layout.num_rows))
-    assert sorted(due) == list(range(SCHEDULE.num_tokens))
+    assert sorted(due) == list(range(variant.schedule.num_tokens))
+
+
+@every_variant
+def test_a_row_is_seen_by_others_or_predicts(variant: Variant) -> None:
+    layout = make_layout(variant, 1, training=False)
+    predicts = np.isin(np.arange(layout.num_rows), layout.source)
+    last = layout.feed.max()
+    asks = bool((layout.role == Role.QUERY).any())  # then contexts of the same call are seen
+    assert (predicts | (layout.feed < last) | (asks & (layout.role == Role.CONTEXT))).all()
+
+
+def test_par_on_a_grid_of_one_group_generates_all_cells_alone() -> None:
+    (variant,) = (each for each in VARIANTS if each.name == "par-all")
+    layout = make_layout(variant, 0)
+    assert layout.order.sizes == (1,) * variant.schedule.num_tokens
 
 
 def test_a_layout_that_predicts_from_the_future_is_refused() -> None:
-    layout = METHODS["raster"](SCHEDULE, 0)
+    (variant,) = (each for each in VARIANTS if each.name == "raster")
+    layout = make_layout(variant, 0)
     with pytest.raises(ValueError, match="after its step"):
-        Layout(
-            order=layout.order,
-            step=layout.step,
-            role=layout.role,
-            embedding=layout.embedding,
-            index=layout.index,
-            position=layout.position,
-            source=np.roll(layout.source, -1, axis=0),
-        )
+        replace(layout, source=np.roll(layout.source, -1, axis=0))

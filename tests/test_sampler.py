@@ -8,92 +8,87 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tokenizer.quantizer import MultiScaleQuantizer
-from tokenizer.quantizer_config import QuantizerConfig
-from tokenizer.scales import image_and_clip
-from training.config import GuidanceConfig, ModelConfig, SampleConfig
-from training.generator import Generator
-from training.methods import METHODS
+from tests.generators import (
+    BLOCKS,
+    SETTINGS,
+    VARIANTS,
+    Variant,
+    encoded,
+    known_of,
+    make_generator,
+    make_quantizer,
+)
+from training.config import GuidanceConfig, SampleConfig
+from training.generator import Known
 from training.partial import input_features
 from training.sampler import Moment, draw, filtered, guidance_scale, sample_codes
-from training.vocabulary import build_vocabulary
 
-SCHEDULE = image_and_clip(3, (1, 2))
-CODEBOOK_SIZE = 16
-PROMPTS = {"none": [], "class": ["seven", "three"], "text": ["a red seven", "three moving left"]}
 GUIDED = SampleConfig(guidance=GuidanceConfig(kind="constant", scale=2.0))
 UNGUIDED = SampleConfig(guidance=GuidanceConfig(scale=1.0))
+BY_NAME = {variant.name: variant for variant in VARIANTS}
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.name)
 
 
-@pytest.fixture(scope="module")
-def quantizer() -> MultiScaleQuantizer:
-    torch.manual_seed(0)
-    quantizer = MultiScaleQuantizer(
-        QuantizerConfig(codebook_size=CODEBOOK_SIZE, codebook_dim=4, num_phi=1)
-    )
-    quantizer.codebook.set_codes(torch.randn(CODEBOOK_SIZE, 4))
-    return quantizer.eval()
-
-
-def make_case(method: str, kind: str, num_samples: int) -> tuple[Generator, torch.Tensor]:
-    torch.manual_seed(1)
-    vocabulary = build_vocabulary(kind, PROMPTS[kind], max_pieces=8)
-    config = ModelConfig(width=16, depth=2, heads=2)
-    generator = Generator(config, method, SCHEDULE, vocabulary, CODEBOOK_SIZE, 8)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.5)
-    prompts = (PROMPTS[kind] or [None]) * num_samples
-    encoded = torch.tensor([vocabulary.encode(each) for each in prompts[:num_samples]])
-    return generator.eval(), encoded.view(num_samples, vocabulary.length).long()
-
-
-@pytest.mark.parametrize("settings", [GUIDED, UNGUIDED], ids=["guided", "unguided"])
-@pytest.mark.parametrize("kind", PROMPTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("kind", "block"), SETTINGS)
+@every_variant
 def test_samples_with_a_cache_are_those_of_a_full_pass_per_step(
-    method: str, kind: str, settings: SampleConfig, quantizer: MultiScaleQuantizer
+    variant: Variant, kind: str, block: str
 ) -> None:
-    generator, prompts = make_case(method, kind, 6)
+    generator, prompts = make_generator(variant, kind, BLOCKS[block]), encoded(kind)
+    settings = UNGUIDED if kind == "none" else GUIDED
+    quantizer = make_quantizer()
     fast, slow = (
-        sample_codes(generator, prompts, SCHEDULE, settings, range(6), quantizer, cached=cached)
+        sample_codes(
+            generator, prompts, variant.schedule, settings, range(3), quantizer, cached=cached
+        )
         for cached in (True, False)
     )
     assert torch.equal(fast, slow)
     assert len(fast.unique()) > 2
 
 
-@pytest.mark.parametrize("kind", PROMPTS)
-@pytest.mark.parametrize("method", METHODS)
+@every_variant
 @torch.no_grad()
-def test_greedy_samples_are_what_teacher_forcing_on_them_finds_likeliest(
-    method: str, kind: str, quantizer: MultiScaleQuantizer
-) -> None:
-    generator, prompts = make_case(method, kind, 4)
+def test_greedy_samples_are_what_teacher_forcing_on_them_finds_likeliest(variant: Variant) -> None:
+    method = replace(variant.method, num_steps=None)  # as in training: a cell a step
+    variant = replace(variant, method=method)
+    generator, prompts = make_generator(variant, "text"), encoded("text")
+    quantizer = make_quantizer()
     settings = replace(UNGUIDED, temperature=0.0)
-    codes = sample_codes(generator, prompts, SCHEDULE, settings, range(4), quantizer)
-    features = input_features(quantizer, codes, SCHEDULE)
-    assert torch.equal(generator(codes, features, prompts, SCHEDULE).argmax(dim=-1), codes)
+    sequence = known_of(generator, torch.zeros(3, variant.schedule.num_tokens).long()).sequence
+    codes = sample_codes(
+        generator, prompts, variant.schedule, settings, range(3), quantizer, sequence=sequence
+    )
+    features = None
+    if generator.num_features:
+        features = input_features(quantizer, codes, variant.schedule, generator.num_features)
+    logits = generator(Known(sequence, codes, features), prompts, variant.schedule)
+    assert torch.equal(logits.argmax(dim=-1), codes)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_sample_does_not_depend_on_its_batch(method: str, quantizer: MultiScaleQuantizer) -> None:
-    generator, prompts = make_case(method, "text", 8)
-    whole = sample_codes(generator, prompts, SCHEDULE, GUIDED, range(8), quantizer)
+@every_variant
+def test_a_sample_does_not_depend_on_its_batch(variant: Variant) -> None:
+    generator, prompts = make_generator(variant, "text"), encoded("text").repeat(2, 1)
+    quantizer = make_quantizer()
+    whole = sample_codes(generator, prompts, variant.schedule, GUIDED, range(6), quantizer)
     parts = [
         sample_codes(
-            generator, prompts[start:stop], SCHEDULE, GUIDED, range(start, stop), quantizer
+            generator, prompts[start:stop], variant.schedule, GUIDED, range(start, stop), quantizer
         )
-        for start, stop in ((0, 1), (1, 6), (6, 8))
+        for start, stop in ((0, 1), (1, 4), (4, 6))
     ]
     assert torch.equal(whole, torch.cat(parts))
 
 
-def test_another_seed_or_number_gives_another_sample(quantizer: MultiScaleQuantizer) -> None:
-    generator, prompts = make_case("raster", "none", 1)
+@pytest.mark.parametrize("name", ["raster", "arpg"])
+def test_another_seed_or_number_gives_another_sample(name: str) -> None:
+    variant = BY_NAME[name]
+    generator, prompts = make_generator(variant, "none"), encoded("none")[:1]
     settings = replace(UNGUIDED, temperature=5.0)
     samples = [
-        sample_codes(generator, prompts, SCHEDULE, replace(settings, seed=seed), [number], None)
+        sample_codes(
+            generator, prompts, variant.schedule, replace(settings, seed=seed), [number], None
+        )
         for seed, number in ((0, 0), (0, 1), (1, 0), (0, 0))
     ]
     assert torch.equal(samples[0], samples[3])

@@ -158,10 +158,10 @@ def test_a_mixture_of_different_datasets_is_refused(code_shards: Path, pixel_sha
 @pytest.mark.parametrize("kind", ["none", "class", "text"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trained_run_can_be_opened_and_sampled(
-    method: str, kind: str, code_shards: Path, tmp_path: Path
+    method: str, kind: str, code_shards: Path, grid_shards: Path, tmp_path: Path
 ) -> None:
     run = generator_run(
-        code_shards,
+        code_shards if method == "next_scale" else grid_shards,
         tmp_path / "run",
         num_steps=2,
         method=MethodConfig(name=method),  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ def test_a_trained_run_can_be_opened_and_sampled(
     assert generated.frames.shape == (1, 5, 16, 16, 3)
     assert (
         generated.num_steps
-        == opened.generator.layout_for(opened.schedule("t5_h16_w16")).order.num_steps
+        == opened.generator.layout_for(opened.schedule("t5_h16_w16"), False).order.num_steps
     )
 
 

@@ -2,168 +2,151 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from tokenizer.quantizer import MultiScaleQuantizer
-from tokenizer.quantizer_config import QuantizerConfig
-from tokenizer.scales import Schedule, image_and_clip
+from tests.generators import (
+    BLOCKS,
+    CODEBOOK_SIZE,
+    SETTINGS,
+    VARIANTS,
+    Variant,
+    encoded,
+    known_of,
+    make_generator,
+    make_quantizer,
+    make_vocabulary,
+    random_codes,
+)
+from tokenizer.scales import image_and_clip
 from tokenizer.settings import UserError
-from training.config import BlockConfig, ModelConfig
-from training.generator import FedRows, Generator
-from training.methods import METHODS
+from training.config import ModelConfig
+from training.fed_rows import FedRows
+from training.generator import Generator, Known
+from training.layout import Role
 from training.partial import input_features
-from training.vocabulary import Vocabulary, build_vocabulary
+from training.sampler import Outputs
 
-SCHEDULE = image_and_clip(3, (1, 2))
-CODEBOOK_SIZE = 16
-PROMPTS = {
-    "none": [None, None, None],
-    "class": ["seven", None, "three"],
-    "text": ["a red seven", None, "three moving left"],
-}
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.name)
+BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
-@pytest.fixture(scope="module")
-def quantizer() -> MultiScaleQuantizer:
-    torch.manual_seed(0)
-    quantizer = MultiScaleQuantizer(
-        QuantizerConfig(codebook_size=CODEBOOK_SIZE, codebook_dim=4, num_phi=1)
-    )
-    quantizer.codebook.set_codes(torch.randn(CODEBOOK_SIZE, 4))
-    return quantizer.eval()
-
-
-def make_vocabulary(kind: str) -> Vocabulary:
-    prompts = [each for each in PROMPTS[kind] if each] or ["unused"]
-    return build_vocabulary(kind, prompts, max_pieces=8)
-
-
-def make_generator(
-    method: str, kind: str, block: BlockConfig | None = None, schedule: Schedule = SCHEDULE
-) -> Generator:
-    """A small generator whose weights are all random (zero ones would hide mistakes)."""
-    torch.manual_seed(1)
-    config = ModelConfig(width=16, depth=2, heads=2, block=block or BlockConfig())
-    vocabulary = make_vocabulary(kind)
-    generator = Generator(config, method, schedule, vocabulary, CODEBOOK_SIZE, 8)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.5)
-    return generator.eval()
-
-
-def encoded(kind: str) -> torch.Tensor:
-    vocabulary = make_vocabulary(kind)
-    rows = [vocabulary.encode(each) for each in PROMPTS[kind]]
-    return torch.tensor(rows, dtype=torch.int64).view(len(rows), vocabulary.length)
-
-
-def random_codes(seed: int = 2) -> torch.Tensor:
-    drawn = torch.Generator().manual_seed(seed)
-    return torch.randint(CODEBOOK_SIZE, (3, SCHEDULE.num_tokens), generator=drawn)
-
-
-BLOCKS = [
-    BlockConfig(),
-    BlockConfig(norm="rms", mlp="gelu_tanh", qk_norm=False, bias=True, dropout=0.1),
-]
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=["default", "other"])
-@pytest.mark.parametrize("kind", PROMPTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("kind", "block"), SETTINGS)
+@every_variant
 @torch.no_grad()
 def test_rows_fed_step_by_step_with_a_cache_give_the_logits_of_one_pass(
-    method: str, kind: str, block: BlockConfig, quantizer: MultiScaleQuantizer
+    variant: Variant, kind: str, block: str
 ) -> None:
-    generator, codes, prompts = make_generator(method, kind, block), random_codes(), encoded(kind)
-    features = input_features(quantizer, codes, SCHEDULE)
-    whole = generator(codes, features, prompts, SCHEDULE)
-    layout = generator.layout_for(SCHEDULE)
+    generator = make_generator(variant, kind, BLOCKS[block])
+    codes, prompts = random_codes(variant.schedule), encoded(kind)
+    known = known_of(generator, codes)
+    whole = generator(known, prompts, variant.schedule)
+    layout = generator.layout_for(variant.schedule)
     cache = generator.transformer.new_cache(len(codes), layout.num_rows)
-    condition = generator.condition(prompts)
-    seen = np.empty(0, dtype=np.int64)
+    condition, outputs = generator.condition(prompts), Outputs(layout)
+    kept = np.empty(0, dtype=np.int64)
     for loop_step in range(layout.order.num_steps):
         fed = layout.fed(loop_step)
-        seen = np.concatenate([seen, fed])
-        rows, known = (FedRows.of(layout, each, codes.device) for each in (fed, seen))
-        hidden = generator.hidden(rows, known, condition, codes, features, cache)
-        cells = layout.due(loop_step)
-        places = np.searchsorted(fed, layout.source[cells])
-        torch.testing.assert_close(
-            generator.logits(hidden, places), whole[:, cells], atol=1e-4, rtol=1e-4
+        rows, seen = (
+            FedRows.of(layout, each, codes.device) for each in (fed, np.concatenate([kept, fed]))
         )
-    assert cache.length == layout.num_rows
+        hidden = generator.hidden(rows, seen, condition, known, cache)
+        places = layout.due(loop_step)
+        found = generator.logits(*outputs.of(places, hidden, fed, loop_step))
+        cells = known.sequence[:, places][..., None].expand_as(found)
+        torch.testing.assert_close(found, whole.gather(1, cells), atol=1e-4, rtol=1e-4)
+        kept = np.concatenate([kept, fed[layout.role[fed] == Role.CONTEXT]])
+    assert cache.length == layout.num_context
 
 
-@pytest.mark.parametrize("kind", PROMPTS)
-@pytest.mark.parametrize("method", METHODS)
+@every_variant
 @torch.no_grad()
-def test_changing_a_code_changes_no_logit_up_to_its_own_step(
-    method: str, kind: str, quantizer: MultiScaleQuantizer
-) -> None:
-    generator, codes, prompts = make_generator(method, kind), random_codes(), encoded(kind)
-    order = generator.layout_for(SCHEDULE).order
-
-    def logits(codes: torch.Tensor) -> torch.Tensor:
-        return generator(codes, input_features(quantizer, codes, SCHEDULE), prompts, SCHEDULE)
-
-    before = logits(codes)
+def test_changing_a_code_changes_no_logit_up_to_its_own_step(variant: Variant) -> None:
+    generator = make_generator(variant, "text")
+    codes, prompts = random_codes(variant.schedule), encoded("text")
+    known = known_of(generator, codes)
+    order = generator.layout_for(variant.schedule).order
+    step_of = torch.empty_like(codes)
+    step_of.scatter_(1, known.sequence, torch.from_numpy(order.step).expand_as(codes))
+    before = generator(known, prompts, variant.schedule)
     changes_later = 0
-    for cell in range(SCHEDULE.num_tokens):
-        changed = codes.clone()
-        changed[:, cell] = (changed[:, cell] + 1) % CODEBOOK_SIZE
-        moved = (logits(changed) - before).abs().amax(dim=(0, 2)) > 1e-5
-        assert not moved[torch.from_numpy(order.step <= order.step[cell])].any()
+    for place in range(variant.schedule.num_tokens):
+        cells = known.sequence[:, place : place + 1]
+        changed = codes.scatter(1, cells, (codes.gather(1, cells) + 1) % CODEBOOK_SIZE)
+        again = replace(known, codes=changed)
+        if known.features is not None:
+            again.features = input_features(
+                make_quantizer(), changed, variant.schedule, generator.num_features
+            )
+        moved = (generator(again, prompts, variant.schedule) - before).abs().amax(dim=2) > 1e-5
+        assert not moved[step_of <= order.step[place]].any()
         changes_later += int(moved.any())
     # Only the last step's codes are seen by nothing.
-    assert changes_later == SCHEDULE.num_tokens - len(order.cells(order.num_steps))
+    assert changes_later == variant.schedule.num_tokens - order.sizes[-1]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_variant
 @torch.no_grad()
-def test_padding_of_a_caption_changes_nothing(method: str, quantizer: MultiScaleQuantizer) -> None:
-    generator, codes, prompts = make_generator(method, "text"), random_codes(), encoded("text")
-    features = input_features(quantizer, codes, SCHEDULE)
-    before = generator(codes, features, prompts, SCHEDULE)
+def test_padding_of_a_caption_changes_nothing(variant: Variant) -> None:
+    generator, prompts = make_generator(variant, "text"), encoded("text")
+    known = known_of(generator, random_codes(variant.schedule))
+    before = generator(known, prompts, variant.schedule)
     generator.condition.pieces.weight[0] += 100.0  # what padding is looked up as
     generator.condition.pooled.weight[0] += 100.0
-    after = generator(codes, features, prompts, SCHEDULE)
+    after = generator(known, prompts, variant.schedule)
     unaffected = ~(prompts == 0).any(dim=1)
     assert unaffected.any()
     assert torch.equal(before[unaffected], after[unaffected])
 
 
-@pytest.mark.parametrize("kind", ["class", "text"])
+@pytest.mark.parametrize(("kind", "block"), SETTINGS[1:])
+@every_variant
 @torch.no_grad()
-def test_the_condition_matters(kind: str, quantizer: MultiScaleQuantizer) -> None:
-    generator, codes, prompts = make_generator("next_scale", kind), random_codes(), encoded(kind)
-    features = input_features(quantizer, codes, SCHEDULE)
-    with_prompt = generator(codes, features, prompts, SCHEDULE)
-    without = generator(codes, features, torch.full_like(prompts, -1), SCHEDULE)
+def test_the_condition_matters(variant: Variant, kind: str, block: str) -> None:
+    generator, prompts = make_generator(variant, kind, BLOCKS[block]), encoded(kind)
+    known = known_of(generator, random_codes(variant.schedule))
+    with_prompt = generator(known, prompts, variant.schedule)
+    without = generator(known, torch.full_like(prompts, -1), variant.schedule)
     assert not torch.allclose(with_prompt[0], without[0])
     assert torch.allclose(with_prompt[1], without[1])
 
 
+@pytest.mark.parametrize("block", ["default", "rope"])
+@pytest.mark.parametrize("name", ["next_scale", "raster", "raster-pyramid", "par", "nar", "arpg"])
 @torch.no_grad()
-def test_the_images_of_a_video_generator_are_the_beginning_of_its_videos(
-    quantizer: MultiScaleQuantizer,
+def test_the_images_of_a_video_generator_are_made_by_the_same_weights(
+    name: str, block: str
 ) -> None:
-    generator, codes, prompts = (
-        make_generator("next_scale", "text"),
-        random_codes(),
-        encoded("text"),
-    )
-    image = image_and_clip(1, (1, 2))
-    features = input_features(quantizer, codes, SCHEDULE)
-    video = generator(codes, features, prompts, SCHEDULE)
-    still = generator(codes[:, : image.num_tokens], features[:, : image.num_tokens], prompts, image)
-    torch.testing.assert_close(still, video[:, : image.num_tokens], atol=1e-5, rtol=1e-5)
+    variant = BY_NAME[name]
+    generator, prompts = make_generator(variant, "text", BLOCKS[block]), encoded("text")
+    codes = random_codes(variant.schedule)
+    sizes = [(2, 4)] if variant.schedule.grid else [1, 2]
+    image = image_and_clip(1, sizes)
+    order = generator.layout_for(image).order
+    features = None
+    if generator.num_features:
+        features = input_features(
+            make_quantizer(), codes, variant.schedule, generator.num_features
+        )[:, : image.num_tokens]
+    known = Known(torch.from_numpy(order.sequence)[None], codes[:, : image.num_tokens], features)
+    found = generator(known, prompts, image)
+    assert found.shape == (3, image.num_tokens, CODEBOOK_SIZE)
+    if variant.method.name in ("next_scale", "raster", "par"):  # frame 0 comes first in a video
+        video = generator(known_of(generator, codes), prompts, variant.schedule)
+        torch.testing.assert_close(found, video[:, : image.num_tokens], atol=1e-5, rtol=1e-5)
 
 
 def test_a_schedule_that_is_no_beginning_of_the_generators_is_refused() -> None:
-    generator = make_generator("raster", "none")
+    generator = make_generator(BY_NAME["raster-pyramid"], "none")
     with pytest.raises(UserError, match="is not the beginning"):
         generator.layout_for(image_and_clip(3, (1, 3)))
+
+
+def test_a_number_of_blocks_is_needed_for_each_further_head() -> None:
+    variant = BY_NAME["nar"]
+    config = ModelConfig(width=16, depth=1, heads=2, head_blocks=(1,))
+    with pytest.raises(UserError, match="3 heads need a number"):
+        Generator(config, variant.method, variant.schedule, make_vocabulary("none"), 16, 4)

@@ -43,6 +43,12 @@ class PartialReconstruction:
         self._partial = self._blank()
 
     @property
+    def last(self) -> Float[Tensor, "b c t h w"]:
+        """The pyramid of the scale that came last, as far as it is known."""
+        _, index, pyramid = self.places[self._next - 1]
+        return self._finished[-1] if index + 1 == len(pyramid) else self._partial
+
+    @property
     def latents(self) -> Float[Tensor, "b c t h w"]:
         """The finished pyramids."""
         return torch.cat(self._finished, dim=2)

@@ -111,6 +111,13 @@ class Schedule:
         return self.scales[-1].t1
 
     @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """The t, h, w of codes that have one scale everywhere; None for a pyramid."""
+        if any(scale.t != scale.t1 - scale.t0 for scale in self.scales):
+            return None
+        return None if len(self.levels) > 1 else (self.num_latent_frames, *self.scales[0].shape[1:])
+
+    @property
     def num_tokens(self) -> int:
         return self.offsets[-1]
 

@@ -2,8 +2,12 @@
 
 Its rooms:
 
-    order layout methods        in which step a cell is generated, what is fed, who predicts it
-    attention transformer       the one mask rule, the one block, its cache
+    order step_sizes method_config
+                                in which step a cell is generated
+    layout fed_rows methods     what is fed for that, who predicts it
+    attention rotary transformer block_config
+                                the one mask rule, positions, the one block, its cache
+    compat                      published weights under our names
     vocabulary condition        prompts as integers, and as the transformer sees them
     generator partial sampler   the model, a clip in the making, the loop that makes it
     samples pictures            samples as files

@@ -12,6 +12,8 @@ from typing import Literal
 from tokenizer.config import TokenizerConfig
 from tokenizer.loss_config import LpipsFiles
 from tokenizer.settings import section, setting
+from training.block_config import BlockConfig
+from training.method_config import MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,40 +56,26 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodConfig:
-    name: Literal["next_scale", "raster"] = setting(
-        "next_scale", "the order of generation: a scale a step, or a cell a step"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockConfig:
-    norm: Literal["layer", "rms"] = setting("layer", "normalisation before attention and MLP")
-    mlp: Literal["swiglu", "gelu_tanh"] = setting("swiglu", "kind of MLP")
-    mlp_ratio: float = setting(
-        4.0, "parameters of the MLP: those of two matrices width x ratio*width"
-    )
-    qk_norm: bool = setting(True, "normalise queries and keys per head")
-    bias: bool = setting(False, "biases in the linear layers")
-    dropout: float = setting(0.0, "dropout behind attention and MLP")
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"mlp_ratio ({self.mlp_ratio}) must be positive")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     width: int = setting(192, "width of the transformer")
     depth: int = setting(6, "number of blocks")
     heads: int = setting(3, "attention heads; must divide the width")
+    second_stack: int | None = setting(
+        None, "arpg: how many of the blocks are the queries' own (default: half of them)"
+    )
+    head_blocks: tuple[int, ...] = setting(
+        (1, 1), "nar: further blocks before the heads along h and t"
+    )
+    head_bias: bool = setting(True, "a bias per code in the last layer")
     block: BlockConfig = section(BlockConfig, "what a block is made of")
 
     def __post_init__(self) -> None:
         if min(self.width, self.depth, self.heads) < 1:
             raise ValueError("width: width, depth and heads must be at least 1")
+        if not 0 <= (self.second_stack or 0) <= self.depth:
+            raise ValueError(f"second_stack ({self.second_stack}) must be at most depth")
+        if min(self.head_blocks, default=0) < 0:
+            raise ValueError(f"head_blocks ({list(self.head_blocks)}) must not be negative")
         if self.width % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
 

@@ -1,4 +1,4 @@
-"""The generator: embeds the rows of a layout, runs the transformer, reads logits at cells.
+"""The generator: embeds the rows of a layout, runs the transformer, reads logits at places.
 
 It is the same for every method; what differs is the layout. Teacher forcing (`forward`) feeds all
 rows of a clip at once, the sampler feeds them step by step through the same `hidden`.
@@ -7,7 +7,6 @@ rows of a clip at once, the sampler feeds them step by step through the same `hi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -19,174 +18,235 @@ from tokenizer.settings import UserError
 from training.attention import dense_mask
 from training.condition import Condition, ConditionEncoder
 from training.config import ModelConfig
+from training.fed_rows import FedRows, Run
 from training.layout import Embedding, Layout
+from training.method_config import MethodConfig
 from training.methods import METHODS
-from training.transformer import Cache, Transformer
+from training.rotary import Rotation, angles
+from training.transformer import Cache, Stacks, Transformer
 from training.vocabulary import Vocabulary
+
+
+@dataclass
+class Known:
+    """What is known of clips: their orders, their codes so far and features made from these."""
+
+    sequence: Int[Tensor, "#b l"]
+    """The cell at each place."""
+    codes: Int[Tensor, "b l"]
+    """By cell; anything where they are not known yet."""
+    features: Float[Tensor, "b l c"] | None = None
+
+    def doubled(self) -> Known:
+        """Twice, for guidance."""
+        both = self.sequence if len(self.sequence) == 1 else self.sequence.repeat(2, 1)
+        features = None if self.features is None else self.features.repeat(2, 1, 1)
+        return Known(both, self.codes.repeat(2, 1), features)
 
 
 class Generator(nn.Module):
     """Predicts codes of clips of `schedule`, or of a beginning of it (an image of a video's)."""
 
+    cosines: Tensor
+    sines: Tensor
+
     def __init__(
         self,
         config: ModelConfig,
-        method: str,
+        method: MethodConfig,
         schedule: Schedule,
         vocabulary: Vocabulary,
         codebook_size: int,
         feature_channels: int,
     ) -> None:
         super().__init__()
+        self.config = config
         self.method = method
         self.schedule = schedule
         self.codebook_size = codebook_size
-        self.condition = ConditionEncoder(vocabulary, config.width)
-        self._layouts: dict[Schedule, Layout] = {}
+        width, block = config.width, config.block
+        self.condition = ConditionEncoder(vocabulary, width)
+        self._layouts: dict[tuple[Schedule, bool], Layout] = {}
         layout = self.layout_for(schedule)
-        kinds = set(layout.embedding.tolist())
-        self.positions = nn.Embedding(layout.num_positions, config.width)
-        self.start = nn.Parameter(torch.zeros(config.width))
-        self.codes = nn.Embedding(codebook_size, config.width) if Embedding.TOKEN in kinds else None
-        self.features = (
-            nn.Linear(feature_channels, config.width) if Embedding.FEATURE in kinds else None
+        kinds = {Embedding(kind) for kind in layout.embedding.tolist()}
+        self.start = nn.Parameter(torch.zeros(width)) if block.condition == "add" else None
+        self.codes = _table(codebook_size, width) if Embedding.TOKEN in kinds else None
+        self.transitions = None
+        if Embedding.TRANSITION in kinds:
+            self.transitions = _table(_count(layout, Embedding.TRANSITION), width)
+        self.features = None
+        if kinds & {Embedding.FEATURE, Embedding.MASKED_FEATURE}:
+            self.features = nn.Linear(feature_channels, width)
+        self.mask = None
+        if kinds & {Embedding.MASK, Embedding.MASKED_FEATURE}:
+            self.mask = nn.Parameter(torch.randn(width) * 0.02)
+        self.positions = self.levels = None
+        if block.position == "table":
+            self.positions = _table(schedule.num_tokens, width)
+        else:
+            if len(schedule.levels) > 1:
+                self.levels = _table(len(schedule.levels), width)
+            self._add_rotations()
+        self.transformer = Transformer(width, config.heads, self._stacks(layout), block)
+        self.heads = nn.ModuleList(
+            nn.Linear(width, codebook_size, bias=config.head_bias) for _ in range(layout.num_heads)
         )
-        self.transformer = Transformer(config)
-        self.head = nn.Linear(config.width, layout.num_heads * codebook_size)
-        nn.init.normal_(self.positions.weight, std=0.02)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        if self.codes is not None:
-            nn.init.normal_(self.codes.weight, std=0.02)
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+
+    def _stacks(self, layout: Layout) -> Stacks:
+        config = self.config
+        if layout.queries_meet:
+            further = config.head_blocks[: layout.num_heads - 1]
+            if len(further) < layout.num_heads - 1:
+                raise UserError(
+                    f"model.head_blocks ({list(further)}): {layout.num_heads} heads need a number "
+                    "for each but the first"
+                )
+            return Stacks(config.depth, further)
+        second = config.depth // 2 if config.second_stack is None else config.second_stack
+        return Stacks(config.depth - second, second=second)
+
+    def _add_rotations(self) -> None:
+        """Cosines and sines of every cell; the last row is for what stands at none."""
+        block, head_width = self.config.block, self.config.width // self.config.heads
+        table = torch.from_numpy(angles(self.schedule, head_width, block.rope_base))
+        still = table.new_zeros(1, table.shape[1])
+        cosines = torch.cat([table.cos(), still.cos() * (block.rope_outside == "still")])
+        self.register_buffer("cosines", cosines.float(), persistent=False)
+        self.register_buffer("sines", torch.cat([table.sin(), still]).float(), persistent=False)
 
     @property
-    def uses_features(self) -> bool:
-        """Whether rows are made from partial reconstructions (`hidden` then needs `features`)."""
-        return self.features is not None
+    def num_features(self) -> int:
+        """Channels of `Known.features`, the partial reconstructions; 0: they are not needed."""
+        return 0 if self.features is None else self.features.in_features
 
-    def layout_for(self, schedule: Schedule) -> Layout:
+    def layout_for(self, schedule: Schedule, training: bool = True) -> Layout:
         """The rows for clips of `schedule`; UserError when this generator cannot make them."""
-        if schedule not in self._layouts:
+        key = schedule, training
+        if key not in self._layouts:
             if schedule.scales != self.schedule.scales[: len(schedule.scales)]:
                 raise UserError(
                     f"this generator was made for scales {self.schedule.to_list()}; "
                     f"{schedule.to_list()} is not the beginning of them"
                 )
-            self._layouts[schedule] = METHODS[self.method](schedule, self.condition.num_prefix)
-        return self._layouts[schedule]
+            make = METHODS[self.method.name]
+            self._layouts[key] = make(schedule, self.condition.num_prefix, self.method, training)
+        return self._layouts[key]
 
     def forward(
-        self,
-        codes: Int[Tensor, "b l"],
-        features: Float[Tensor, "b l c"] | None,
-        prompts: Int[Tensor, "b n"],
-        schedule: Schedule,
+        self, known: Known, prompts: Int[Tensor, "b n"], schedule: Schedule
     ) -> Float[Tensor, "b l k"]:
         """Teacher forcing: the logits of every cell, each from what its step may see."""
         layout = self.layout_for(schedule)
-        rows = FedRows.of(layout, np.arange(layout.num_rows), codes.device)
-        hidden = self.hidden(rows, rows, self.condition(prompts), codes, features)
-        return self.logits(hidden, layout.source)
+        rows = FedRows.of(layout, np.arange(layout.num_rows), known.codes.device)
+        hidden = self.hidden(rows, rows, self.condition(prompts), known)
+        by_place = self.logits(hidden, layout.source)
+        sequence = known.sequence.expand(len(by_place), -1)
+        return torch.zeros_like(by_place).scatter(
+            1, sequence[..., None].expand_as(by_place), by_place
+        )
 
     def hidden(
         self,
         rows: FedRows,
         seen: FedRows,
         condition: Condition,
-        codes: Int[Tensor, "b l"],
-        features: Float[Tensor, "b l c"] | None,
+        known: Known,
         cache: Cache | None = None,
-    ) -> Float[Tensor, "b r d"]:
-        """The transformer's output at `rows`, which are the last of the rows `seen`."""
-        x = self._embedded(rows, condition, codes, features)
+    ) -> list[Float[Tensor, "b r d"]]:
+        """The transformer's outputs at `rows`, which are the last of the rows `seen`."""
+        x = self._embedded(rows, condition, known)
         valid = None
         if condition.valid.shape[1]:
-            known = condition.valid.new_ones(len(x), 1)
-            padded = torch.cat([condition.valid, known], dim=1)
-            valid = padded[:, seen.prefix_piece]
-        mask = dense_mask(seen.step, seen.role, len(rows.step), valid)
-        return self.transformer(x, mask, cache, rows.num_context)
+            others = condition.valid.new_ones(len(x), 1)
+            valid = torch.cat([condition.valid, others], dim=1)[:, seen.prefix_piece]
+        mask = dense_mask(seen.step, seen.role, len(rows.step), valid, seen.queries_meet)
+        return self.transformer(
+            x, mask, self._rotation(rows, known), condition.pooled, cache, rows.num_context
+        )
 
     def logits(
-        self, hidden: Float[Tensor, "b r d"], source: Int[np.ndarray, "cells heads"]
-    ) -> Float[Tensor, "b cells k"]:
-        """Logits of cells whose head h reads row `source[cell, h]` of `hidden` (-1: none)."""
-        weights = self.head.weight.view(-1, self.codebook_size, hidden.shape[-1])
-        biases = self.head.bias.view(-1, self.codebook_size)
-        answers = []
-        for head, (weight, bias) in enumerate(zip(weights, biases)):
-            rows = torch.as_tensor(source[:, head], device=hidden.device)
-            answer = nn.functional.linear(hidden[:, rows.clamp(min=0)], weight, bias)
-            answers.append(answer if (rows >= 0).all() else answer * (rows >= 0)[:, None])
-        if len(answers) == 1:
-            return answers[0]
-        count = torch.as_tensor((source >= 0).sum(axis=1), device=hidden.device)
-        return torch.stack(answers).sum(dim=0) / count[:, None]
+        self, hidden: list[Float[Tensor, "b r d"]], source: Int[np.ndarray, "places heads"]
+    ) -> Float[Tensor, "b places k"]:
+        """Logits of places whose head h reads row `source[place, h]` (-1: none); their mean."""
+        count = (source >= 0).sum(axis=1)
+        total = None
+        for head, output, rows in zip(self.heads, hidden, source.T):  # images have no axis t
+            chosen = torch.as_tensor(np.maximum(rows, 0), device=output.device)
+            answer = head(output[:, chosen])
+            if len(self.heads) > 1:
+                share = np.where(rows >= 0, 1 / count, 0.0).astype(np.float32)
+                answer = answer * torch.as_tensor(share, device=answer.device)[:, None]
+            total = answer if total is None else total + answer
+        assert total is not None
+        return total
 
     def _embedded(
-        self,
-        rows: FedRows,
-        condition: Condition,
-        codes: Int[Tensor, "b l"],
-        features: Float[Tensor, "b l c"] | None,
+        self, rows: FedRows, condition: Condition, known: Known
     ) -> Float[Tensor, "b r d"]:
-        parts = []
-        for run in rows.runs:
-            if run.embedding == Embedding.PREFIX:
-                parts.append(condition.prefix[:, run.index])
-                continue
-            shared = self.positions(run.position) + condition.pooled[:, None]
-            if run.embedding == Embedding.START:
-                parts.append(shared + self.start)
-            elif run.embedding == Embedding.TOKEN:
-                assert self.codes is not None
-                parts.append(shared + self.codes(codes[:, run.index]))
-            else:
-                assert self.features is not None
-                assert features is not None
-                parts.append(shared + self.features(features[:, run.index]))
-        return torch.cat(parts, dim=1)
+        parts = [self._run(run, condition, known) for run in rows.runs]
+        return torch.cat([part.expand(len(condition.pooled), -1, -1) for part in parts], dim=1)
+
+    def _run(self, run: Run, condition: Condition, known: Known) -> Float[Tensor, "#b r d"]:
+        """Consecutive rows of one kind."""
+        if run.embedding == Embedding.PREFIX:
+            return condition.prefix[:, run.index]
+        everywhere = self.config.block.condition == "add"
+        x = condition.pooled[:, None] * (everywhere or run.embedding == Embedding.START)
+        cells = known.sequence[:, run.index] if run.is_placed else None
+        if cells is not None:
+            x = x + self._place(cells)
+        if run.embedding == Embedding.START:
+            x = x if self.start is None else x + self.start
+            return x.expand(-1, len(run.index), -1)
+        if run.embedding == Embedding.TRANSITION:
+            assert self.transitions is not None
+            return x + self.transitions(run.index)
+        if run.embedding in (Embedding.MASK, Embedding.MASKED_FEATURE):
+            assert self.mask is not None
+            x = x + self.mask
+        assert cells is not None
+        cells = cells.expand(len(known.codes), -1)
+        if run.embedding == Embedding.TOKEN:
+            assert self.codes is not None
+            x = x + self.codes(known.codes.gather(1, cells))
+        if run.embedding in (Embedding.FEATURE, Embedding.MASKED_FEATURE):
+            assert self.features is not None
+            assert known.features is not None
+            index = cells[..., None].expand(-1, -1, known.features.shape[-1])
+            x = x + self.features(known.features.gather(1, index))
+        return x.expand(len(known.codes), len(run.index), -1)
+
+    def _place(self, cells: Int[Tensor, "#b r"]) -> Float[Tensor, "#b r d"] | float:
+        if self.positions is not None:
+            return self.positions(cells)
+        if self.levels is None:
+            return 0.0
+        level = torch.as_tensor(self._level_of_cell, device=cells.device)
+        return self.levels(level[cells])
+
+    @property
+    def _level_of_cell(self) -> np.ndarray:
+        level = np.empty(len(self.schedule.scales), dtype=np.int64)
+        for number, members in enumerate(self.schedule.levels):
+            level[list(members)] = number
+        return level[self.schedule.scale_of_token]
+
+    def _rotation(self, rows: FedRows, known: Known) -> Rotation | None:
+        if self.config.block.position == "table":
+            return None
+        outside = rows.position < 0
+        cells = known.sequence[:, rows.position.clamp(min=0)]
+        cells = torch.where(outside, len(self.cosines) - 1, cells)
+        return Rotation(self.cosines[cells], self.sines[cells])
 
 
-@dataclass(frozen=True)
-class Run:
-    """Consecutive rows with the same kind of embedding."""
-
-    embedding: Embedding
-    index: Int[Tensor, " r"]
-    position: Int[Tensor, " r"]
+def _table(count: int, width: int) -> nn.Embedding:
+    table = nn.Embedding(count, width)
+    nn.init.normal_(table.weight, std=0.02)
+    return table
 
 
-@dataclass(frozen=True)
-class FedRows:
-    """Some rows of a layout as tensors: what `Generator.hidden` needs to know of them."""
-
-    runs: tuple[Run, ...]
-    step: Int[Tensor, " r"]
-    role: Int[Tensor, " r"]
-    prefix_piece: Int[Tensor, " r"]  # which piece of the condition a row is, -1 for other rows
-    num_context: int
-
-    @classmethod
-    def of(cls, layout: Layout, rows: Int[np.ndarray, " r"], device: torch.device) -> FedRows:
-        """The given rows, in the given order; contexts must come before queries."""
-
-        def tensor(values: np.ndarray) -> Tensor:
-            return torch.as_tensor(values, dtype=torch.int64, device=device)
-
-        runs = []
-        for kind, group in groupby(rows.tolist(), key=lambda row: layout.embedding[row]):
-            members = np.array(list(group))
-            runs.append(
-                Run(
-                    Embedding(kind), tensor(layout.index[members]), tensor(layout.position[members])
-                )
-            )
-        is_prefix = layout.embedding[rows] == Embedding.PREFIX
-        return cls(
-            runs=tuple(runs),
-            step=tensor(layout.step[rows]),
-            role=tensor(layout.role[rows]),
-            prefix_piece=tensor(np.where(is_prefix, layout.index[rows], -1)),
-            num_context=int((layout.role[rows] == 0).sum()),
-        )
+def _count(layout: Layout, kind: Embedding) -> int:
+    return int((layout.embedding == kind).sum())

@@ -3,11 +3,16 @@
     step(cell) = offset(scale) + inner(scale)[cell]
 
 A cell is one stored code. Scales follow one another; inside a scale an *inner order* says which
-cells share a step. `all` inside every scale is next-scale prediction (VAR, arXiv 2404.02905);
-`raster` goes cell by cell. Steps count from 1: step 0 belongs to the condition.
+cells share a step. `all` inside every scale is next-scale prediction (VAR, arXiv 2404.02905). On a
+grid, which is one scale, the inner order is all there is: `raster` goes cell by cell, `par` takes
+the same cell of every region (arXiv 2412.15119), `nar` all cells at one Manhattan distance from the
+first (2503.10696), `random` cells in an order drawn for each sample (ARPG, 2503.10568).
 
-    ordered(schedule, "all").num_steps       # one per scale
-    ordered(schedule, "raster").num_steps    # one per cell
+Cells in the order in which they are generated have *places* 0, 1, 2, ...; steps are runs of places
+and count from 1: step 0 belongs to the condition.
+
+    over_scales(schedule, lambda scale: Inner("all")).num_steps    # one per scale
+    over_grid(single_grid(5, 16, 16), Inner("par", regions=(1, 2, 2))).num_steps    # 323
 """
 
 from __future__ import annotations
@@ -15,62 +20,178 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from tokenizer.scales import Scale, Schedule
+from tokenizer.settings import UserError
+from training.step_sizes import SIZES, StepSizes
+
+InnerKind = Literal["all", "raster", "par", "nar", "random"]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Which cells of a grid share a step."""
+
+    kind: InnerKind = "all"
+    regions: Shape = (1, 2, 2)
+    """par: into how many regions the axes t, h, w are cut."""
+    starts_alone: bool = False
+    """par: the first cells of the regions come one by one, once (PAR's initial tokens)."""
+    num_steps: int | None = None
+    """random: the number of steps (None: one per cell)."""
+    sizes: StepSizes = "arccos"
+    """random: how many cells each step has."""
+    frame_causal: bool = False
+    """The order runs in each frame by itself, one frame after another."""
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """The step, int64 [num_tokens] in 1..num_steps, of each cell of a schedule."""
+    """`sequence`, int64 [num_tokens]: the cell at each place; `sizes`: cells of each step."""
 
     name: str
     schedule: Schedule
-    step: np.ndarray
+    sequence: np.ndarray
+    sizes: tuple[int, ...]
+    shuffled: tuple[tuple[int, int], ...] = ()
+    """Ranges of places whose cells are drawn anew for each sample."""
 
     def __post_init__(self) -> None:
-        if self.step.shape != (self.schedule.num_tokens,):
-            raise ValueError(f"order {self.name!r}: a step for each of the schedule's cells")
-        if set(np.unique(self.step)) != set(range(1, int(self.step.max()) + 1)):
-            raise ValueError(f"order {self.name!r}: steps must be 1..n without gaps")
+        cells = np.arange(self.schedule.num_tokens)
+        if self.sequence.shape != cells.shape or (np.sort(self.sequence) != cells).any():
+            raise ValueError(f"order {self.name!r}: each of the schedule's cells must come once")
+        if min(self.sizes) < 1 or sum(self.sizes) != len(cells):
+            raise ValueError(f"order {self.name!r}: steps must have cells, and all of them")
 
     @property
     def num_steps(self) -> int:
-        return int(self.step.max())
+        return len(self.sizes)
 
-    def cells(self, step: int) -> np.ndarray:
-        """The cells generated in `step`, in storage order."""
-        return np.flatnonzero(self.step == step)
+    @cached_property
+    def step(self) -> np.ndarray:
+        """int64 [num_tokens]: the step, from 1, of each place."""
+        return np.repeat(np.arange(1, self.num_steps + 1), self.sizes)
+
+    @property
+    def step_of_cell(self) -> np.ndarray:
+        """int64 [num_tokens]: the step of each cell (where places are shuffled: one instance)."""
+        steps = np.empty_like(self.step)
+        steps[self.sequence] = self.step
+        return steps
+
+    def places(self, step: int) -> np.ndarray:
+        """The places generated in `step`."""
+        start = sum(self.sizes[: step - 1])
+        return np.arange(start, start + self.sizes[step - 1])
+
+    def drawn(self, generator: np.random.Generator) -> np.ndarray:
+        """`sequence` for one sample: shuffled where the order is random."""
+        sequence = self.sequence.copy()
+        for start, stop in self.shuffled:
+            sequence[start:stop] = sequence[start:stop][np.argsort(generator.random(stop - start))]
+        return sequence
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the schedule and the steps: two runs with equal ones generate alike."""
-        content = repr((self.schedule.to_list(), self.step.tolist()))
+        """sha256 of the schedule and the places: two runs with equal ones generate alike."""
+        content = repr((self.schedule.to_list(), self.sequence.tolist(), self.sizes, self.shuffled))
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def all_at_once(scale: Scale) -> np.ndarray:
-    """Every cell of the scale in one step."""
-    return np.zeros(scale.num_tokens, dtype=np.int64)
+def over_scales(schedule: Schedule, inner_of: Callable[[Scale], Inner]) -> Order:
+    """Scale after scale, with an inner order in each of them."""
+    parts = [_inside(scale.shape, inner_of(scale)) for scale in schedule.scales]
+    names = dict.fromkeys(inner_of(scale).kind for scale in schedule.scales)
+    sequences = [offset + part.sequence for offset, part in zip(schedule.offsets, parts)]
+    return Order(
+        name=" ".join(names),
+        schedule=schedule,
+        sequence=np.concatenate(sequences),
+        sizes=tuple(size for part in parts for size in part.sizes),
+        shuffled=tuple(
+            (offset + start, offset + stop)
+            for offset, part in zip(schedule.offsets, parts)
+            for start, stop in part.shuffled
+        ),
+    )
 
 
-def cell_by_cell(scale: Scale) -> np.ndarray:
-    """One cell a step: t, then h, then w."""
-    return np.arange(scale.num_tokens, dtype=np.int64)
+def over_grid(schedule: Schedule, inner: Inner) -> Order:
+    """One inner order over a schedule that is a single grid; UserError when it is not."""
+    shape = schedule.grid
+    if shape is None:
+        raise UserError(
+            f"order {inner.kind!r} needs codes on one grid, and these have several scales: "
+            "use method next_scale (with method.inner for its large scales), or codes of a "
+            "tokenizer with one scale"
+        )
+    part = _inside(shape, inner)
+    return Order(inner.kind, schedule, part.sequence, part.sizes, part.shuffled)
 
 
-INNER_ORDERS: dict[str, Callable[[Scale], np.ndarray]] = {
-    "all": all_at_once,
-    "raster": cell_by_cell,
+@dataclass(frozen=True)
+class _Part:
+    sequence: np.ndarray
+    sizes: tuple[int, ...]
+    shuffled: tuple[tuple[int, int], ...] = ()
+
+
+def _inside(shape: Shape, inner: Inner) -> _Part:
+    """The order inside a grid of t x h x w cells."""
+    if inner.frame_causal and shape[0] > 1:
+        frame = _inside((1, *shape[1:]), inner)
+        num_cells = shape[1] * shape[2]
+        starts = range(0, shape[0] * num_cells, num_cells)
+        return _Part(
+            np.concatenate([start + frame.sequence for start in starts]),
+            frame.sizes * shape[0],
+            tuple((s + start, s + stop) for s in starts for start, stop in frame.shuffled),
+        )
+    num_cells = int(np.prod(shape))
+    if inner.kind == "random":
+        sizes = SIZES[inner.sizes](num_cells, min(inner.num_steps or num_cells, num_cells))
+        return _Part(np.arange(num_cells), sizes, ((0, num_cells),))
+    steps = _STEPS[inner.kind](shape, inner)
+    return _Part(np.argsort(steps, kind="stable"), tuple(np.bincount(steps).tolist()))
+
+
+def _all(shape: Shape, inner: Inner) -> np.ndarray:
+    return np.zeros(np.prod(shape), dtype=np.int64)
+
+
+def _raster(shape: Shape, inner: Inner) -> np.ndarray:
+    return np.arange(np.prod(shape))
+
+
+def _nar(shape: Shape, inner: Inner) -> np.ndarray:
+    return np.indices(shape).sum(axis=0).ravel()
+
+
+def _par(shape: Shape, inner: Inner) -> np.ndarray:
+    """The same cell of every region; the position inside a region is in raster order."""
+    for name, size, count in zip("thw", shape, inner.regions):
+        if count < 1 or size % count:
+            raise UserError(
+                f"method.regions: {count} regions do not divide {size} cells of axis {name}; "
+                f"it may be {', '.join(str(n) for n in range(1, size + 1) if size % n == 0)}"
+            )
+    inside = [size // count for size, count in zip(shape, inner.regions)]
+    at = np.indices(shape)
+    position = np.ravel_multi_index([a % n for a, n in zip(at, inside)], inside).ravel()
+    if not inner.starts_alone:
+        return position
+    region = np.ravel_multi_index([a // n for a, n in zip(at, inside)], inner.regions).ravel()
+    return np.where(position == 0, region, position + np.prod(inner.regions) - 1)
+
+
+_STEPS: dict[InnerKind, Callable[[Shape, Inner], np.ndarray]] = {
+    "all": _all,
+    "raster": _raster,
+    "par": _par,
+    "nar": _nar,
 }
-
-
-def ordered(schedule: Schedule, inner: str) -> Order:
-    """Scale after scale, with one inner order in each of them."""
-    steps, offset = [], 1
-    for scale in schedule.scales:
-        inside = INNER_ORDERS[inner](scale)
-        steps.append(offset + inside)
-        offset += int(inside.max()) + 1
-    return Order(inner, schedule, np.concatenate(steps))

@@ -20,7 +20,10 @@ from tokenizer.scales import Scale, Schedule
 
 
 class PartialClip:
-    """`codes` int64 [b, l] and, with a quantizer, `features` [b, l, c]; what is unknown is zero."""
+    """`codes` int64 [b, l] and, with a quantizer, `features` [b, l, c]; what is unknown is zero.
+
+    `num_features` is the c that a generator was made for: see `feature_channels`.
+    """
 
     def __init__(
         self,
@@ -28,6 +31,7 @@ class PartialClip:
         batch_size: int,
         device: torch.device,
         quantizer: MultiScaleQuantizer | None,
+        num_features: int = 0,
     ) -> None:
         self.schedule = schedule
         self.codes: Int[Tensor, "b l"] = torch.zeros(
@@ -38,13 +42,15 @@ class PartialClip:
         self._next_scale = 0
         if quantizer is not None:
             self._state = quantizer.start(schedule, batch_size)
-            channels = feature_channels(quantizer)
-            self.features = torch.zeros(batch_size, schedule.num_tokens, channels, device=device)
+            self.features = torch.zeros(
+                batch_size, schedule.num_tokens, num_features, device=device
+            )
 
-    def write(self, cells: np.ndarray, codes: Int[Tensor, "b n"]) -> None:
-        """Puts codes at cells; a finished scale makes the features of the next one."""
-        self.codes[:, torch.as_tensor(cells, device=self.codes.device)] = codes
-        np.subtract.at(self._missing, self.schedule.scale_of_token[cells], 1)
+    def write(self, cells: Int[Tensor, "#b n"], codes: Int[Tensor, "b n"]) -> None:
+        """Puts codes at cells, for every clip as many of each scale; a finished scale makes the
+        features of the next one."""
+        self.codes.scatter_(1, cells.expand_as(codes), codes)
+        np.subtract.at(self._missing, self.schedule.scale_of_token[cells[0].cpu().numpy()], 1)
         if self.features is None:
             return
         offsets = self.schedule.offsets
@@ -60,6 +66,11 @@ class PartialClip:
                 if scale.t0:
                     self.features[:, end:stop, own.shape[-1] :] = self._frame_before(scale)
 
+    @property
+    def latents(self) -> Float[Tensor, "b c t h w"]:
+        """The last pyramid that has codes, as far as it is known (with a quantizer)."""
+        return self._state.last
+
     def _frame_before(self, scale: Scale) -> Float[Tensor, "b n c"]:
         """The latent frame before a scale's pyramid, on the scale's grid."""
         last = self._state.latents[:, :, -1]
@@ -67,19 +78,22 @@ class PartialClip:
         return shrunk[:, :, None].expand(-1, -1, scale.t, -1, -1).flatten(2).movedim(1, 2)
 
 
-def feature_channels(quantizer: MultiScaleQuantizer) -> int:
-    """Channels of the features: the partial reconstruction's and the frame's before."""
-    return 2 * quantizer.codebook_dim
+def feature_channels(quantizer: MultiScaleQuantizer, schedule: Schedule) -> int:
+    """Channels of the features: the partial reconstruction's and, in videos, the frame's before."""
+    return quantizer.codebook_dim * (1 if schedule.num_latent_frames == 1 else 2)
 
 
 @torch.no_grad()
 def input_features(
-    quantizer: MultiScaleQuantizer, codes: Int[Tensor, "b l"], schedule: Schedule
+    quantizer: MultiScaleQuantizer,
+    codes: Int[Tensor, "b l"],
+    schedule: Schedule,
+    num_features: int,
 ) -> Float[Tensor, "b l c"]:
     """The features of all scales of known clips."""
-    clip = PartialClip(schedule, len(codes), codes.device, quantizer)
+    clip = PartialClip(schedule, len(codes), codes.device, quantizer, num_features)
     for start, stop in zip(schedule.offsets, schedule.offsets[1:]):
-        cells = np.arange(start, stop)
-        clip.write(cells, codes[:, start:stop])
+        cells = torch.arange(start, stop, device=codes.device)
+        clip.write(cells[None], codes[:, start:stop])
     assert clip.features is not None
     return clip.features

@@ -106,7 +106,7 @@ def open_run(run: Path, device: str = "cpu", checkpoint: Path | None = None) -> 
     longest = next(iter(record.shapes.values()))
     generator = Generator(
         config.model,
-        record.method,
+        config.method,
         Schedule.from_list(longest.schedule),
         vocabulary,
         record.codebook_size,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,11 @@ from torch import Tensor
 from tokenizer.quantizer import MultiScaleQuantizer
 from tokenizer.scales import Schedule
 from training.config import GuidanceConfig, SampleConfig
-from training.generator import FedRows, Generator
+from training.draws import numpy_generator
+from training.fed_rows import FedRows
+from training.generator import Generator, Known
+from training.layout import Layout, Role
+from training.order import Order
 from training.partial import PartialClip
 from training.vocabulary import ABSENT
 
@@ -34,49 +39,105 @@ def sample_codes(
     settings: SampleConfig,
     sample_indices: Sequence[int],
     quantizer: MultiScaleQuantizer | None = None,
+    *,
     cached: bool = True,
+    guidance: Callable[[Moment], float] | None = None,
+    sequence: Int[Tensor, "#b l"] | None = None,
+    watch: Callable[[Step], None] | None = None,
 ) -> Int[Tensor, "b l"]:
     """Codes of one clip per encoded prompt; `sample_indices` number the clips of this seed.
 
     `quantizer` is needed by methods that feed partial reconstructions. Without `cached` every step
-    is a full forward pass: the slow twin that says what is right.
+    is a full forward pass: the slow twin that says what is right. `guidance` stands in for the
+    settings' schedule, `sequence` for the orders that would be drawn; `watch` is shown every step.
     """
-    layout = generator.layout_for(schedule)
+    layout = generator.layout_for(schedule, training=False)
     device = prompts.device
     batch_size = len(prompts)
-    guided = is_guided(settings.guidance)
+    guided = guidance is not None or is_guided(settings.guidance)
+    scale_at = guidance or partial(guidance_scale, settings.guidance)
     both = torch.cat([prompts, torch.full_like(prompts, ABSENT)]) if guided else prompts
     condition = generator.condition(both)
     uniform = _uniforms(settings.seed, sample_indices, schedule.num_tokens).to(device)
-    clip = PartialClip(schedule, batch_size, device, quantizer if generator.uses_features else None)
+    if sequence is None:
+        sequence = _sequences(layout.order, settings.seed, sample_indices).to(device)
+    needed = quantizer if generator.num_features else None
+    clip = PartialClip(schedule, batch_size, device, needed, generator.num_features)
     cache = generator.transformer.new_cache(len(both), layout.num_rows) if cached else None
+    outputs = Outputs(layout)
     kept = np.empty(0, dtype=np.int64)
     done = 0
     for loop_step in range(layout.order.num_steps):
         fed = layout.fed(loop_step)
         seen = np.concatenate([kept, fed])
         rows = fed if cached else seen
+        known = Known(sequence, clip.codes, clip.features)
         hidden = generator.hidden(
             FedRows.of(layout, rows, device),
             FedRows.of(layout, seen, device),
             condition,
-            _repeated(clip.codes, guided),
-            _repeated(clip.features, guided) if clip.features is not None else None,
+            known.doubled() if guided else known,
             cache,
         )
-        cells = layout.due(loop_step)
-        logits = generator.logits(hidden, _places(layout.source[cells], rows))
+        places = layout.due(loop_step)
+        logits = generator.logits(*outputs.of(places, hidden, rows, loop_step))
+        scale = 1.0
         if guided:
             moment = Moment(
-                loop_step, layout.order.num_steps, done, done + len(cells), schedule.num_tokens
+                loop_step, layout.order.num_steps, done, done + len(places), schedule.num_tokens
             )
-            scale = guidance_scale(settings.guidance, moment)
+            scale = scale_at(moment)
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + scale * (conditional - unconditional)
-        clip.write(cells, draw(logits, uniform[:, cells], settings))
-        kept = np.concatenate([kept, fed[layout.role[fed] == 0]])
-        done += len(cells)
+        cells = sequence[:, torch.as_tensor(places, device=device)]
+        clip.write(cells, draw(logits, uniform.gather(1, cells.expand(batch_size, -1)), settings))
+        if watch is not None:
+            watch(Step(loop_step, cells, logits, scale, clip))
+        kept = np.concatenate([kept, fed[layout.role[fed] == Role.CONTEXT]])
+        done += len(places)
     return clip.codes
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of sampling, for those who watch: `logits` are guided, by `scale`, not filtered."""
+
+    number: int
+    cells: Int[Tensor, "#b n"]
+    logits: Float[Tensor, "b n k"]
+    scale: float
+    clip: PartialClip
+
+
+class Outputs:
+    """The rows that places are read from, kept for those that need them some steps later."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        used = np.where(layout.source >= 0, layout.order.step[:, None], 0)
+        self._last_use = np.zeros(layout.num_rows, dtype=np.int64)
+        np.maximum.at(self._last_use, np.maximum(layout.source, 0), used)
+        self._rows = np.empty(0, dtype=np.int64)
+        self._hidden: list[Tensor] | None = None
+
+    def of(
+        self, places: np.ndarray, hidden: list[Tensor], rows: np.ndarray, loop_step: int
+    ) -> tuple[list[Tensor], np.ndarray]:
+        """Rows of `hidden` and those kept, and where among them the sources of places are."""
+        if self._hidden is not None and len(self._rows):
+            fresh = ~np.isin(self._rows, rows)
+            chosen = torch.as_tensor(np.flatnonzero(fresh), device=hidden[0].device)
+            hidden = [torch.cat([new, old[:, chosen]], 1) for new, old in zip(hidden, self._hidden)]
+            rows = np.concatenate([rows, self._rows[fresh]])
+        place_of = np.full(self._layout.num_rows, -1)
+        place_of[rows] = np.arange(len(rows))
+        source = self._layout.source[places]
+        later = self._last_use[rows] > loop_step + 1
+        self._rows = rows[later]
+        if later.any():
+            index = torch.as_tensor(np.flatnonzero(later), device=hidden[0].device)
+            self._hidden = [each[:, index] for each in hidden]
+        return hidden, np.where(source >= 0, place_of[source], -1)
 
 
 @dataclass(frozen=True)
@@ -163,12 +224,9 @@ def _uniforms(seed: int, sample_indices: Sequence[int], num_cells: int) -> Float
     return torch.from_numpy(np.stack(rows))
 
 
-def _repeated(values: Tensor, guided: bool) -> Tensor:
-    return torch.cat([values, values]) if guided else values
-
-
-def _places(source: Int[np.ndarray, "cells heads"], rows: Int[np.ndarray, " r"]) -> np.ndarray:
-    """`source` as places in `rows` instead of rows of the layout."""
-    place_of = np.full(max(rows.max(), source.max()) + 1, -1)
-    place_of[rows] = np.arange(len(rows))
-    return np.where(source >= 0, place_of[source], -1)
+def _sequences(order: Order, seed: int, sample_indices: Sequence[int]) -> Int[Tensor, "#b l"]:
+    """The cell at each place: the same for all, or drawn by a key of each sample's own."""
+    if not order.shuffled:
+        return torch.from_numpy(order.sequence)[None]
+    drawn = [order.drawn(numpy_generator(seed, "order", index)) for index in sample_indices]
+    return torch.from_numpy(np.stack(drawn))

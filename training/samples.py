@@ -75,7 +75,7 @@ def generate(run: OpenedRun, prompts: list[str | None], settings: SampleConfig) 
         prompts=prompts,
         codes=np.concatenate(codes),
         frames=np.concatenate(frames),
-        num_steps=run.generator.layout_for(schedule).order.num_steps,
+        num_steps=run.generator.layout_for(schedule, training=False).order.num_steps,
         seconds=time.perf_counter() - started,
     )
 

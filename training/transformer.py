@@ -3,11 +3,17 @@
 It maps rows to rows and knows neither orders nor codes; who sees whom arrives as a mask. With a
 cache, the rows of earlier calls are seen as well, and the leading `num_context` rows of this call
 are kept for later ones (queries are never kept).
+
+Blocks run one after another; outputs are taken behind the last of them or, for further heads,
+behind further blocks (NAR). With a second stack (ARPG) contexts run through the first blocks only,
+queries through the others only, and all of those see the same keys and values: the contexts'.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,111 +21,293 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from training.attention import attend
-from training.config import BlockConfig, ModelConfig
+from training.block_config import BlockConfig
+from training.rotary import Rotation, rotated
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """How many blocks there are: for all rows, behind each further output, for queries only."""
+
+    depth: int
+    head_blocks: tuple[int, ...] = ()
+    second: int = 0
+
+    @property
+    def num_cached(self) -> int:
+        """Sets of keys and values that contexts leave behind."""
+        return self.depth + sum(self.head_blocks) + (self.second > 0)
 
 
 class Transformer(nn.Module):
-    """Pre-norm blocks of attention and MLP, and a final norm."""
+    """Pre-norm blocks of attention and MLP, and a final norm per output."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, width: int, heads: int, stacks: Stacks, block: BlockConfig) -> None:
         super().__init__()
-        self.config = config
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.block) for _ in range(config.depth)
+        self.heads = heads
+        self.head_width = width // heads
+        self.stacks = stacks
+        self.blocks = nn.ModuleList(Block(width, heads, block) for _ in range(stacks.depth))
+        self.head_blocks = nn.ModuleList(
+            Block(width, heads, block) for _ in range(sum(stacks.head_blocks))
         )
-        self.norm = make_norm(config.width, config.block)
+        self.second = nn.ModuleList(
+            Block(width, heads, block, is_second=True) for _ in range(stacks.second)
+        )
+        self.shared = SharedKeys(width, heads, block) if stacks.second else None
+        self.norms = nn.ModuleList(
+            FinalNorm(width, block) for _ in range(1 + len(stacks.head_blocks))
+        )
+        self.modulation = nn.Linear(width, 6 * width) if block.condition == "shared_adaln" else None
 
     def forward(
         self,
         x: Float[Tensor, "b l d"],
         mask: Bool[Tensor, "#b 1 l k"],
+        rotation: Rotation | None = None,
+        condition: Float[Tensor, "b d"] | None = None,
         cache: Cache | None = None,
         num_context: int = 0,
+    ) -> list[Float[Tensor, "b l d"]]:
+        """The rows behind each output, normalised; with a second stack those of contexts are 0.
+
+        `condition` is the vector that modulates the blocks, in the configurations that have it.
+        """
+        shared = None
+        if self.modulation is not None:
+            assert condition is not None
+            shared = self.modulation(F.silu(condition)).unflatten(-1, (6, -1))
+        memory = Memory(cache)
+        if self.shared is not None:
+            return [self._in_two_stacks(x, mask, rotation, condition, shared, memory, num_context)]
+        outputs, behind = [], list(self.stacks.head_blocks)
+        for block in self.blocks:
+            x = block(x, mask, rotation, condition, shared, memory)
+        outputs.append(self.norms[0](x, condition))
+        further = iter(self.head_blocks)
+        for norm, count in zip(self.norms[1:], behind, strict=True):
+            for _ in range(count):
+                x = next(further)(x, mask, rotation, condition, shared, memory)
+            outputs.append(norm(x, condition))
+        memory.keep(num_context)
+        return outputs
+
+    def _in_two_stacks(
+        self,
+        x: Float[Tensor, "b l d"],
+        mask: Bool[Tensor, "#b 1 l k"],
+        rotation: Rotation | None,
+        condition: Float[Tensor, "b d"] | None,
+        shared: Float[Tensor, "b 6 d"] | None,
+        memory: Memory,
+        num_context: int,
     ) -> Float[Tensor, "b l d"]:
-        for layer, block in enumerate(self.blocks):
-            x = block(x, mask, cache, layer)
-        if cache is not None:
-            cache.length += num_context
-        return self.norm(x)
+        assert self.shared is not None
+        known, asking = x[:, :num_context], x[:, num_context:]
+        seen = mask[..., : mask.shape[-1] - asking.shape[1]]
+        at_known, at_asking = _split(rotation, num_context)
+        for block in self.blocks:
+            known = block(known, seen[:, :, :num_context], at_known, condition, shared, memory)
+        keys_values = memory.extended(*self.shared(known, at_known))
+        for block in self.second:
+            asking = block(
+                asking, seen[:, :, num_context:], at_asking, condition, shared, keys_values
+            )
+        memory.keep(num_context)
+        return F.pad(self.norms[0](asking, condition), (0, 0, num_context, 0))
 
     def new_cache(self, batch_size: int, capacity: int) -> Cache:
-        """An empty cache for `capacity` rows, on this model's device."""
+        """An empty cache for `capacity` contexts, and queries of one call, on this device."""
         weight = next(self.parameters())
-        return Cache(self.config, batch_size, capacity, weight.device, weight.dtype)
+        shape = (self.stacks.num_cached, batch_size, self.heads, capacity, self.head_width)
+        return Cache(weight.new_empty(shape), weight.new_empty(shape))
 
 
 class Cache:
-    """Keys and values of the rows fed so far, for each layer: [b, heads, capacity, head_width]."""
+    """Keys and values of the contexts fed so far: [layers, b, heads, capacity, head_width]."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch_size: int,
-        capacity: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        shape = (config.depth, batch_size, config.heads, capacity, config.width // config.heads)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
         self.length = 0
 
+    @property
+    def num_bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
+KeysValues = tuple[Float[Tensor, "b n k e"], Float[Tensor, "b n k e"]]
+
+
+class Memory:
+    """A cache, or none, during one call: attention after attention takes the next layer of it."""
+
+    def __init__(self, cache: Cache | None) -> None:
+        self._cache = cache
+        self._layer = 0
+
     def extended(
-        self, layer: int, key: Float[Tensor, "b n l e"], value: Float[Tensor, "b n l e"]
-    ) -> tuple[Float[Tensor, "b n k e"], Float[Tensor, "b n k e"]]:
-        """The kept rows followed by these, which stay as far as `length` grows after the pass."""
-        end = self.length + key.shape[2]
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        self, key: Float[Tensor, "b n l e"], value: Float[Tensor, "b n l e"]
+    ) -> KeysValues:
+        """The kept rows of this layer followed by these, which stay as far as `keep` says."""
+        cache = self._cache
+        if cache is None:
+            return key, value
+        end = cache.length + key.shape[2]
+        keys, values = cache.keys[self._layer], cache.values[self._layer]
+        keys[:, :, cache.length : end] = key
+        values[:, :, cache.length : end] = value
+        self._layer += 1
+        return keys[:, :, :end], values[:, :, :end]
+
+    def keep(self, num_context: int) -> None:
+        """Ends the call: its leading `num_context` rows are kept."""
+        if self._cache is not None:
+            self._cache.length += num_context
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); the condition may scale, shift and gate."""
 
-    def __init__(self, width: int, heads: int, config: BlockConfig) -> None:
+    def __init__(
+        self, width: int, heads: int, config: BlockConfig, is_second: bool = False
+    ) -> None:
         super().__init__()
-        self.attention_norm = make_norm(width, config)
-        self.attention = Attention(width, heads, config)
-        self.mlp_norm = make_norm(width, config)
+        self.attention_norm = make_norm(width, config, has_gain=not config.modulates)
+        self.attention = Attention(width, heads, config, is_second)
+        self.mlp_norm = make_norm(width, config, has_gain=not config.modulates)
         self.mlp = SwiGLU(width, config) if config.mlp == "swiglu" else GeluMLP(width, config)
         self.dropout = config.dropout
+        if config.condition == "adaln":
+            self.modulation = nn.Linear(width, 6 * width)
+        elif config.condition == "shared_adaln":
+            self.offset = nn.Parameter(torch.randn(6, width) / math.sqrt(width))
+        self._kind = config.condition
 
     def forward(
         self,
         x: Float[Tensor, "b l d"],
         mask: Bool[Tensor, "#b 1 l k"],
-        cache: Cache | None,
-        layer: int,
+        rotation: Rotation | None,
+        condition: Float[Tensor, "b d"] | None,
+        shared: Float[Tensor, "b 6 d"] | None,
+        memory: Memory | KeysValues,
     ) -> Float[Tensor, "b l d"]:
-        x = x + self._dropped(self.attention(self.attention_norm(x), mask, cache, layer))
-        return x + self._dropped(self.mlp(self.mlp_norm(x)))
+        """`memory` is where keys and values are kept or, in a second stack, what they are."""
+        gates, scales, shifts = self._modulation(condition, shared)
+        change = self.attention(
+            modulated(self.attention_norm(x), scales, shifts, 0), mask, rotation, memory
+        )
+        x = x + self._dropped(gated(change, gates, 0))
+        change = self.mlp(modulated(self.mlp_norm(x), scales, shifts, 1))
+        return x + self._dropped(gated(change, gates, 1))
+
+    def _modulation(
+        self, condition: Tensor | None, shared: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gates, scales and shifts, each [b, 2, d]: of attention and of the MLP (VAR's order)."""
+        if self._kind == "adaln":
+            assert condition is not None
+            six = self.modulation(F.silu(condition)).unflatten(-1, (6, -1))
+        elif self._kind == "shared_adaln":
+            assert shared is not None
+            six = shared + self.offset
+        else:
+            return None, None, None
+        gates, scales, shifts = six.split(2, dim=1)
+        return gates, scales, shifts
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
+def modulated(x: Tensor, scales: Tensor | None, shifts: Tensor | None, index: int) -> Tensor:
+    if scales is None or shifts is None:
+        return x
+    return x * (scales[:, index, None] + 1) + shifts[:, index, None]
+
+
+def gated(x: Tensor, gates: Tensor | None, index: int) -> Tensor:
+    return x if gates is None else x * gates[:, index, None]
+
+
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, config: BlockConfig) -> None:
+    """Attention to rows of its own or, in a second stack, to given keys and values."""
+
+    def __init__(self, width: int, heads: int, config: BlockConfig, is_second: bool) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=config.bias)
+        self.head_width = width // heads
+        self.query = _projection(width, width, config.bias) if is_second else None
+        self.qkv = None if is_second else _projection(width, 3 * width, config.bias)
         self.out = nn.Linear(width, width, bias=config.bias)
-        head_width = width // heads
-        self.query_norm = make_norm(head_width, config) if config.qk_norm else nn.Identity()
-        self.key_norm = make_norm(head_width, config) if config.qk_norm else nn.Identity()
-        nn.init.normal_(self.qkv.weight, std=1 / math.sqrt(width))
         nn.init.zeros_(self.out.weight)
+        self.query_norm = HeadNorm(self.head_width, heads, config, learns_length=True)
+        self.key_norm = None if is_second else HeadNorm(self.head_width, heads, config)
+        self.scale = config.attention_scale
+        if config.qk_norm != "l2":
+            self.scale *= self.head_width**-0.5
 
     def forward(
-        self, x: Float[Tensor, "b l d"], mask: Tensor, cache: Cache | None, layer: int
+        self,
+        x: Float[Tensor, "b l d"],
+        mask: Bool[Tensor, "#b 1 l k"],
+        rotation: Rotation | None,
+        memory: Memory | KeysValues,
     ) -> Float[Tensor, "b l d"]:
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        query, key = self.query_norm(query).transpose(1, 2), self.key_norm(key).transpose(1, 2)
-        value = value.transpose(1, 2)
-        if cache is not None:
-            key, value = cache.extended(layer, key, value)
-        return self.out(attend(query, key, value, mask).transpose(1, 2).flatten(2))
+        if self.qkv is None:
+            assert self.query is not None
+            assert not isinstance(memory, Memory)
+            query = _by_head(self.query(x), self.head_width)
+            query = rotated(self.query_norm(query), rotation)
+            key, value = memory
+        else:
+            assert self.key_norm is not None
+            assert isinstance(memory, Memory)
+            query, key, value = (
+                _by_head(each, self.head_width) for each in self.qkv(x).chunk(3, dim=-1)
+            )
+            query = rotated(self.query_norm(query), rotation)
+            key, value = memory.extended(rotated(self.key_norm(key), rotation), value)
+        return self.out(attend(query, key, value, mask, self.scale).transpose(1, 2).flatten(2))
+
+
+class SharedKeys(nn.Module):
+    """The keys and values of a second stack, from the contexts behind the first (ARPG, eq. 4)."""
+
+    def __init__(self, width: int, heads: int, config: BlockConfig) -> None:
+        super().__init__()
+        self.head_width = width // heads
+        self.norm = make_norm(width, config)
+        self.key_value = _projection(width, 2 * width, config.bias)
+        self.key_norm = HeadNorm(self.head_width, heads, config)
+
+    def forward(self, x: Float[Tensor, "b l d"], rotation: Rotation | None) -> KeysValues:
+        key, value = self.key_value(self.norm(x)).chunk(2, dim=-1)
+        key = self.key_norm(_by_head(key, self.head_width))
+        return rotated(key, rotation), _by_head(value, self.head_width)
+
+
+class HeadNorm(nn.Module):
+    """What is done to queries or keys [b, heads, l, head_width] before they meet."""
+
+    def __init__(
+        self, width: int, heads: int, config: BlockConfig, learns_length: bool = False
+    ) -> None:
+        super().__init__()
+        self.kind = config.qk_norm
+        if self.kind == "norm":
+            self.norm = make_norm(width, config)
+        elif self.kind == "l2" and learns_length:
+            self.log_length = nn.Parameter(torch.full((heads, 1, 1), math.log(4.0)))
+        self._learns_length = learns_length
+
+    def forward(self, x: Float[Tensor, "b n l e"]) -> Float[Tensor, "b n l e"]:
+        if self.kind == "none":
+            return x
+        if self.kind == "norm":
+            return self.norm(x)
+        x = F.normalize(x, dim=-1)
+        return x * self.log_length.clamp(max=math.log(100)).exp() if self._learns_length else x
 
 
 class SwiGLU(nn.Module):
@@ -127,10 +315,10 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, config: BlockConfig) -> None:
         super().__init__()
-        hidden = 32 * math.ceil(config.mlp_ratio * width * 2 / 3 / 32)
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=config.bias)
+        multiple = config.mlp_multiple
+        hidden = multiple * math.ceil(int(config.mlp_ratio * width * 2 / 3) / multiple)
+        self.gate_up = _projection(width, 2 * hidden, config.bias)
         self.down = nn.Linear(hidden, width, bias=config.bias)
-        nn.init.normal_(self.gate_up.weight, std=1 / math.sqrt(width))
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
@@ -139,20 +327,58 @@ class SwiGLU(nn.Module):
 
 
 class GeluMLP(nn.Module):
+    """The MLP of GPT-2, by the tanh approximation."""
+
     def __init__(self, width: int, config: BlockConfig) -> None:
         super().__init__()
         hidden = round(config.mlp_ratio * width)
-        self.up = nn.Linear(width, hidden, bias=config.bias)
+        self.up = _projection(width, hidden, config.bias)
         self.down = nn.Linear(hidden, width, bias=config.bias)
-        nn.init.normal_(self.up.weight, std=1 / math.sqrt(width))
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
-def make_norm(width: int, config: BlockConfig) -> nn.Module:
+class FinalNorm(nn.Module):
+    """The norm before the logits; the condition may scale and shift it."""
+
+    def __init__(self, width: int, config: BlockConfig) -> None:
+        super().__init__()
+        self.norm = make_norm(width, config, has_gain=not config.modulates)
+        self.modulation = nn.Linear(width, 2 * width) if config.modulates else None
+
+    def forward(
+        self, x: Float[Tensor, "b l d"], condition: Float[Tensor, "b d"] | None
+    ) -> Float[Tensor, "b l d"]:
+        x = self.norm(x)
+        if self.modulation is None:
+            return x
+        assert condition is not None
+        scale, shift = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
+        return x * (scale + 1) + shift
+
+
+def make_norm(width: int, config: BlockConfig, has_gain: bool = True) -> nn.Module:
     """The normalisation that the block configuration names, over the last axis."""
     if config.norm == "rms":
-        return nn.RMSNorm(width, eps=1e-6)
-    return nn.LayerNorm(width, eps=1e-6, bias=config.bias)
+        return nn.RMSNorm(width, eps=config.norm_eps, elementwise_affine=has_gain)
+    return nn.LayerNorm(
+        width, eps=config.norm_eps, elementwise_affine=has_gain, bias=config.bias and has_gain
+    )
+
+
+def _projection(width: int, out: int, bias: bool) -> nn.Linear:
+    linear = nn.Linear(width, out, bias=bias)
+    nn.init.normal_(linear.weight, std=1 / math.sqrt(width))
+    return linear
+
+
+def _by_head(x: Float[Tensor, "b l d"], head_width: int) -> Float[Tensor, "b n l e"]:
+    return x.unflatten(-1, (-1, head_width)).transpose(1, 2)
+
+
+def _split(rotation: Rotation | None, count: int) -> Sequence[Rotation | None]:
+    if rotation is None:
+        return None, None
+    return rotation.rows(slice(None, count)), rotation.rows(slice(count, None))

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from pipeline.shards import Batch, Dataset, Samples, Source
 from tokenizer.folder import load_tokenizer
 from tokenizer.model import Tokenizer
+from tokenizer.scales import Schedule
 from tokenizer.settings import UserError, to_dict
 from training.config import GeneratorRun
 from training.data import data_order, open_loader, open_sources
 from training.draws import numpy_generator
-from training.generator import Generator
+from training.generator import Generator, Known
 from training.partial import feature_channels, input_features
 from training.run import RunRecord, Shape, write_run
 from training.tasks.task import Losses, Part, Preview
@@ -50,11 +51,11 @@ class GeneratorTask:
             torch.manual_seed(config.trainer.seed)
             self.generator = Generator(
                 config.model,
-                config.method.name,
+                config.method,
                 longest,
                 self.vocabulary,
                 self.tokenizer.codebook_size,
-                feature_channels(self.tokenizer.quantizer),
+                feature_channels(self.tokenizer.quantizer, longest),
             ).to(device)
         self.module: nn.Module = self.generator
         self.parts = [Part("generator", self.generator, config.optimizer, _is_matrix)]
@@ -68,7 +69,7 @@ class GeneratorTask:
             method=config.method.name,
             order=self.generator.layout_for(longest).order.fingerprint,
             codebook_size=self.tokenizer.codebook_size,
-            feature_channels=feature_channels(self.tokenizer.quantizer),
+            feature_channels=feature_channels(self.tokenizer.quantizer, longest),
             num_parameters=sum(each.numel() for each in self.generator.parameters()),
             shapes=self._shapes,
         )
@@ -95,10 +96,13 @@ class GeneratorTask:
         schedule = self._schedules[batch.bucket.name]
         codes = torch.from_numpy(batch.arrays.astype(np.int64)).to(self._device)
         features = None
-        if self.generator.uses_features:
-            features = input_features(self.tokenizer.quantizer, codes, schedule)
+        if self.generator.num_features:
+            features = input_features(
+                self.tokenizer.quantizer, codes, schedule, self.generator.num_features
+            )
         prompts = self._prompts(batch, step)
-        logits = self.generator(codes, features, prompts, schedule)
+        known = Known(self._sequence(batch, schedule, step), codes, features)
+        logits = self.generator(known, prompts, schedule)
         total = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="sum")
         return Losses(total, codes.numel(), {})
 
@@ -110,6 +114,17 @@ class GeneratorTask:
 
     def finish(self, run: Path) -> None:
         """Nothing: the last checkpoint is the generator."""
+
+    def _sequence(self, batch: Batch, schedule: Schedule, step: int) -> Tensor:
+        """The cell at each place: the method's, or drawn by each clip's place in the batch."""
+        order = self.generator.layout_for(schedule).order
+        if not order.shuffled:
+            return torch.from_numpy(order.sequence)[None].to(self._device)
+        drawn = [
+            order.drawn(numpy_generator(self.config.trainer.seed, "order", step, number))
+            for number in range(batch.start, batch.stop)
+        ]
+        return torch.from_numpy(np.stack(drawn)).to(self._device)
 
     def _prompts(self, batch: Batch, step: int) -> Tensor:
         """Encoded prompts, a share of them dropped by a draw keyed by their place in the batch."""

@@ -1,0 +1,136 @@
+"""Small generators of every method for tests, all of whose weights are random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenizer.quantizer import MultiScaleQuantizer
+from tokenizer.quantizer_config import QuantizerConfig
+from tokenizer.scales import Schedule, image_and_clip, single_grid
+from training.block_config import BlockConfig
+from training.config import ModelConfig
+from training.generator import Generator, Known
+from training.method_config import MethodConfig
+from training.partial import feature_channels, input_features
+from training.vocabulary import Vocabulary, build_vocabulary
+
+PYRAMID = image_and_clip(3, (1, 2))
+LARGER = image_and_clip(2, (1, 2, 4))
+GRID = image_and_clip(3, [(2, 4)])
+CODEBOOK_SIZE = 16
+PROMPTS = {
+    "none": [None, None, None],
+    "class": ["seven", None, "three"],
+    "text": ["a red seven", None, "three moving left"],
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method on a schedule that it is for."""
+
+    name: str
+    method: MethodConfig
+    schedule: Schedule
+
+
+VARIANTS = [
+    Variant("next_scale", MethodConfig(name="next_scale"), PYRAMID),
+    *(
+        Variant(
+            f"next_scale-{inner}",
+            MethodConfig(
+                name="next_scale", inner=inner, inner_cells=4, num_steps=3, frame_causal=causal
+            ),
+            LARGER,
+        )
+        for inner, causal in (("raster", False), ("par", False), ("nar", False), ("random", True))
+    ),
+    Variant("raster-pyramid", MethodConfig(name="raster"), PYRAMID),
+    Variant("raster", MethodConfig(name="raster"), GRID),
+    Variant("par", MethodConfig(name="par", regions=(1, 2, 2)), GRID),
+    Variant("par-time", MethodConfig(name="par", regions=(3, 1, 2)), GRID),
+    Variant("par-all", MethodConfig(name="par", regions=(3, 2, 4)), GRID),
+    Variant("nar", MethodConfig(name="nar"), GRID),
+    Variant("nar-frames", MethodConfig(name="nar", frame_causal=True), GRID),
+    Variant("nar-image", MethodConfig(name="nar"), single_grid(1, 3, 4)),
+    Variant("arpg", MethodConfig(name="arpg", num_steps=5), GRID),
+    Variant("arpg-frames", MethodConfig(name="arpg", num_steps=2, frame_causal=True), GRID),
+]
+
+BLOCKS = {
+    "default": BlockConfig(),
+    "rope": BlockConfig(position="rope", condition="start", norm="rms"),
+    "adaln": BlockConfig(condition="adaln", qk_norm="l2", bias=True, mlp="gelu_tanh"),
+    "shared": BlockConfig(condition="shared_adaln", qk_norm="none", attention_scale=0.25),
+    "dropout": BlockConfig(norm="rms", mlp="gelu_tanh", qk_norm="none", bias=True, dropout=0.1),
+}
+
+SETTINGS = [
+    ("none", "default"),
+    ("class", "adaln"),
+    ("class", "rope"),
+    ("text", "default"),
+    ("text", "shared"),
+    ("text", "dropout"),
+]
+"""Kinds of condition, each with some blocks."""
+
+
+def make_quantizer() -> MultiScaleQuantizer:
+    torch.manual_seed(0)
+    quantizer = MultiScaleQuantizer(
+        QuantizerConfig(codebook_size=CODEBOOK_SIZE, codebook_dim=4, num_phi=1)
+    )
+    quantizer.codebook.set_codes(torch.randn(CODEBOOK_SIZE, 4))
+    return quantizer.eval()
+
+
+def make_vocabulary(kind: str) -> Vocabulary:
+    prompts = [each for each in PROMPTS[kind] if each] or ["unused"]
+    return build_vocabulary(kind, prompts, max_pieces=8)
+
+
+def make_generator(variant: Variant, kind: str, block: BlockConfig | None = None) -> Generator:
+    """A small generator whose weights are all random (zero ones would hide mistakes)."""
+    torch.manual_seed(1)
+    quantizer = make_quantizer()
+    generator = Generator(
+        ModelConfig(width=16, depth=2, heads=2, block=block or BlockConfig()),
+        variant.method,
+        variant.schedule,
+        make_vocabulary(kind),
+        CODEBOOK_SIZE,
+        feature_channels(quantizer, variant.schedule),
+    )
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return generator.eval()
+
+
+def encoded(kind: str) -> Tensor:
+    vocabulary = make_vocabulary(kind)
+    rows = [vocabulary.encode(each) for each in PROMPTS[kind]]
+    return torch.tensor(rows, dtype=torch.int64).view(len(rows), vocabulary.length)
+
+
+def random_codes(schedule: Schedule, seed: int = 2) -> Tensor:
+    drawn = torch.Generator().manual_seed(seed)
+    return torch.randint(CODEBOOK_SIZE, (3, schedule.num_tokens), generator=drawn)
+
+
+def known_of(generator: Generator, codes: Tensor, training: bool = True) -> Known:
+    """Known clips, each in an order of its own where orders are random."""
+    order = generator.layout_for(generator.schedule, training).order
+    drawn = [order.drawn(np.random.default_rng(seed)) for seed in range(len(codes))]
+    features = None
+    if generator.num_features:
+        features = input_features(
+            make_quantizer(), codes, generator.schedule, generator.num_features
+        )
+    return Known(torch.from_numpy(np.stack(drawn)), codes, features)

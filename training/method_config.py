@@ -1,0 +1,43 @@
+"""The order in which a generator makes the cells of a clip, as settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenizer.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The order of generation, and how cells are asked for."""
+
+    name: Literal["next_scale", "raster", "par", "nar", "arpg"] = setting(
+        "next_scale",
+        "a scale a step; a cell a step; a cell of every region a step; all cells at one distance a "
+        "step; or any cells a step in random order",
+    )
+    regions: tuple[int, int, int] = setting(
+        (1, 2, 2), "par: regions that the axes t, h, w are cut into"
+    )
+    num_steps: int | None = setting(
+        None, "arpg, inner random: steps of a clip or scale when sampling (default: one per cell)"
+    )
+    sizes: Literal["arccos", "cosine", "uniform"] = setting(
+        "arccos", "arpg, inner random: how the cells are shared out over those steps"
+    )
+    inner: Literal["all", "raster", "par", "nar", "random"] = setting(
+        "all", "next_scale: the order inside large scales"
+    )
+    inner_cells: int = setting(16, "next_scale: scales of at least so many cells are large")
+    frame_causal: bool = setting(
+        False, "nar, arpg, inner: frame after frame, each in this order by itself"
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.regions) != 3 or min(self.regions) < 1:
+            raise ValueError(f"regions ({list(self.regions)}) must be three numbers of at least 1")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"num_steps ({self.num_steps}) must be at least 1")
+        if self.inner_cells < 1:
+            raise ValueError(f"inner_cells ({self.inner_cells}) must be at least 1")
