@@ -28,10 +28,11 @@ from training.compat import llamagen
 from training.compat.var import var
 from training.config import GuidanceConfig, ModelConfig, SampleConfig
 from training.generator import Generator, Known
+from training.guidance import Moment, guidance_scale
 from training.layout import Role
 from training.method_config import MethodConfig
 from training.partial import input_features
-from training.sampler import Moment, Step, guidance_scale, sample_codes
+from training.sampler import Step, sample_codes
 from training.vocabulary import ABSENT, Vocabulary
 
 GUIDED = {"rtol": 1e-4, "atol": 3e-4}

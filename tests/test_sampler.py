@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -18,10 +17,11 @@ from tests.generators import (
     make_generator,
     make_quantizer,
 )
+from tokenizer.settings import UserError
 from training.config import GuidanceConfig, SampleConfig
 from training.generator import Known
 from training.partial import input_features
-from training.sampler import Moment, draw, filtered, guidance_scale, sample_codes
+from training.sampler import layout_of, sample_codes
 
 GUIDED = SampleConfig(guidance=GuidanceConfig(kind="constant", scale=2.0))
 UNGUIDED = SampleConfig(guidance=GuidanceConfig(scale=1.0))
@@ -96,38 +96,27 @@ def test_another_seed_or_number_gives_another_sample(name: str) -> None:
     assert not torch.equal(samples[0], samples[2])
 
 
-def test_codes_are_drawn_with_the_probabilities_of_the_logits() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(1, 3000, 3)
-    uniform = (torch.arange(3000, dtype=torch.float64)[None] + 0.5) / 3000
-    drawn = draw(logits, uniform, SampleConfig())
-    assert torch.bincount(drawn[0]).tolist() == [1500, 900, 600]
+@pytest.mark.parametrize("name", ["arpg", "next_scale-random"])
+def test_random_orders_take_any_steps_from_one_set_of_weights(name: str) -> None:
+    variant = BY_NAME[name]
+    generator, prompts = make_generator(variant, "none"), encoded("none")
+    quantizer = make_quantizer()
+    settings = replace(UNGUIDED, num_steps=2, sizes="uniform")
+    method = replace(variant.method, num_steps=2, sizes="uniform")
+    changed = make_generator(replace(variant, method=method), "none")
+    found, expected = (
+        sample_codes(each, prompts, variant.schedule, chosen, range(3), quantizer)
+        for each, chosen in ((generator, settings), (changed, UNGUIDED))
+    )
+    assert torch.equal(found, expected)
+    assert layout_of(generator, variant.schedule, settings).order.num_steps < (
+        layout_of(generator, variant.schedule, UNGUIDED).order.num_steps
+    )
 
 
-def test_a_code_of_no_probability_is_never_drawn() -> None:
-    logits = torch.tensor([[[-math.inf, 0.0, -math.inf, 0.0, -math.inf]]])
-    for value in (0.0, 0.5, 1 - 1e-16):
-        assert int(draw(logits, torch.tensor([[value]], dtype=torch.float64), SampleConfig())) in (
-            1,
-            3,
-        )
-
-
-def test_filters_keep_the_likeliest() -> None:
-    logits = torch.tensor([[[0.1, 0.2, 0.3, 0.4]]]).log()
-    assert (filtered(logits, 2, 1.0) > -math.inf).tolist() == [[[False, False, True, True]]]
-    assert (filtered(logits, 0, 0.65) > -math.inf).tolist() == [[[False, False, True, True]]]
-    assert (filtered(logits, 0, 0.1) > -math.inf).tolist() == [[[False, False, False, True]]]
-    assert torch.equal(filtered(logits, 0, 1.0), logits)
-
-
-def test_guidance_schedules_are_functions_of_the_step_and_of_the_cells_done() -> None:
-    moments = [Moment(0, 3, 0, 1, 8), Moment(1, 3, 1, 4, 8), Moment(2, 3, 4, 8, 8)]
-
-    def scales(**settings: object) -> list[float]:
-        config = GuidanceConfig(scale=3.0, **settings)  # type: ignore[arg-type]
-        return [guidance_scale(config, moment) for moment in moments]
-
-    assert scales(kind="constant") == [3, 3, 3]
-    assert scales(kind="linear") == [1.25, 2, 3]
-    assert scales(kind="ramp") == [1, 2, 3]
-    assert scales(kind="interval", start=0.1, end=0.5) == [1, 3, 1]
+@pytest.mark.parametrize("name", ["raster", "par", "nar", "next_scale", "next_scale-nar"])
+def test_steps_of_an_order_that_fixes_them_are_refused(name: str) -> None:
+    generator = make_generator(BY_NAME[name], "none")
+    for wrong in (replace(UNGUIDED, num_steps=2), replace(UNGUIDED, sizes="uniform")):
+        with pytest.raises(UserError, match="num_steps and sizes are for random orders"):
+            layout_of(generator, generator.schedule, wrong)

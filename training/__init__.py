@@ -9,7 +9,8 @@ Its rooms:
                                 the one mask rule, positions, the one block, its cache
     compat                      published weights under our names
     vocabulary condition        prompts as integers, and as the transformer sees them
-    generator partial sampler   the model, a clip in the making, the loop that makes it
+    generator partial           the model, a clip in the making
+    sampler guidance drawing    the loop that makes it, and what it does to logits
     samples pictures            samples as files
     reconstructions             what a tokenizer in training makes of some clips
     data draws tasks            batches and draws as functions of the step; what is learned

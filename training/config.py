@@ -14,6 +14,7 @@ from tokenizer.loss_config import LpipsFiles
 from tokenizer.settings import section, setting
 from training.block_config import BlockConfig
 from training.method_config import MethodConfig
+from training.step_sizes import StepSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +255,12 @@ class GuidanceConfig:
     start: float = setting(0.0, "interval: share of cells done from which on the scale holds")
     end: float = setting(1.0, "interval: share of cells done up to which the scale holds")
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise ValueError(
+                f"start ({self.start}) and end ({self.end}) must be 0 <= start < end <= 1"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
@@ -264,9 +271,24 @@ class SampleConfig:
     count: int = setting(1, "samples per class or prompt")
     max_prompts: int = setting(20, "how many of the training data's prompts when none are given")
     bucket: str | None = setting(None, "shape to sample (default: the one trained on)")
+    num_steps: int | None = setting(
+        None, "random orders: steps of a clip, frame or scale (default: the method's)"
+    )
+    sizes: StepSizes | None = setting(
+        None, "random orders: how the cells are shared out over the steps (default: the method's)"
+    )
     temperature: float = setting(1.0, "above 1 more varied, below 1 safer; 0 takes the likeliest")
     top_k: int = setting(0, "sample from the k likeliest codes only; 0: all")
     top_p: float = setting(1.0, "sample from the likeliest codes of this total probability")
+    last_temperature: float | None = setting(
+        None, "temperature of the last step, linear in between (default: the same in all)"
+    )
+    last_top_k: int | None = setting(
+        None, "top_k of the last step, linear in between (default: the same in all)"
+    )
+    last_top_p: float | None = setting(
+        None, "top_p of the last step, linear in between (default: the same in all)"
+    )
     guidance: GuidanceConfig = section(GuidanceConfig)
     seed: int = setting(0, "seed; sample i is the same whatever the batch size")
     batch_size: int = setting(32, "samples generated together")
@@ -274,11 +296,19 @@ class SampleConfig:
     fps: float = setting(8.0, "frames per second of the written videos")
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature ({self.temperature}) must not be negative")
-        if self.top_k < 0:
-            raise ValueError(f"top_k ({self.top_k}) must not be negative")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p ({self.top_p}) must lie in (0, 1]")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"num_steps ({self.num_steps}) must be at least 1")
+        for name in ("temperature", "last_temperature", "top_k", "last_top_k"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
+        for name in ("top_p", "last_top_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} ({value}) must lie in (0, 1]")
+        if self.last_top_k is not None and (self.top_k == 0) != (self.last_top_k == 0):
+            raise ValueError(
+                f"last_top_k ({self.last_top_k}) and top_k ({self.top_k}): 0 keeps all codes, from "
+                "which no line leads to a number; give both, or the size of the codebook for all"
+            )
         if self.count < 1 or self.batch_size < 1:
             raise ValueError("count: count and batch_size must be at least 1")

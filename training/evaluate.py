@@ -32,6 +32,7 @@ from tokenizer.settings import UserError, to_dict
 from training.config import SampleConfig
 from training.draws import numpy_generator
 from training.evaluate_config import EvaluateConfig
+from training.guidance import is_guided
 from training.judge import (
     Judge,
     agreement,
@@ -45,7 +46,6 @@ from training.likeness import copy_share, nearest
 from training.pictures import contact_sheet, save_png
 from training.real_clips import Clips, intended, read_clips
 from training.run import OpenedRun, open_run, pick_device
-from training.sampler import is_guided
 from training.samples import Generated, generate
 
 REPORT_FILE = "evaluation.json"

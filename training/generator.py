@@ -66,7 +66,7 @@ class Generator(nn.Module):
         self.codebook_size = codebook_size
         width, block = config.width, config.block
         self.condition = ConditionEncoder(vocabulary, width)
-        self._layouts: dict[tuple[Schedule, bool], Layout] = {}
+        self._layouts: dict[tuple[Schedule, bool, MethodConfig], Layout] = {}
         layout = self.layout_for(schedule)
         kinds = {Embedding(kind) for kind in layout.embedding.tolist()}
         self.start = nn.Parameter(torch.zeros(width)) if block.condition == "add" else None
@@ -121,17 +121,23 @@ class Generator(nn.Module):
         """Channels of `Known.features`, the partial reconstructions; 0: they are not needed."""
         return 0 if self.features is None else self.features.in_features
 
-    def layout_for(self, schedule: Schedule, training: bool = True) -> Layout:
-        """The rows for clips of `schedule`; UserError when this generator cannot make them."""
-        key = schedule, training
+    def layout_for(
+        self, schedule: Schedule, training: bool = True, method: MethodConfig | None = None
+    ) -> Layout:
+        """The rows for clips of `schedule`; UserError when this generator cannot make them.
+
+        `method` stands in for its own: the same one in other steps.
+        """
+        method = method or self.method
+        key = schedule, training, method
         if key not in self._layouts:
             if schedule.scales != self.schedule.scales[: len(schedule.scales)]:
                 raise UserError(
                     f"this generator was made for scales {self.schedule.to_list()}; "
                     f"{schedule.to_list()} is not the beginning of them"
                 )
-            make = METHODS[self.method.name]
-            self._layouts[key] = make(schedule, self.condition.num_prefix, self.method, training)
+            make = METHODS[method.name]
+            self._layouts[key] = make(schedule, self.condition.num_prefix, method, training)
         return self._layouts[key]
 
     def forward(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from tokenizer.settings import setting
+from tokenizer.settings import UserError, setting
+from training.step_sizes import StepSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class MethodConfig:
     num_steps: int | None = setting(
         None, "arpg, inner random: steps of a clip or scale when sampling (default: one per cell)"
     )
-    sizes: Literal["arccos", "cosine", "uniform"] = setting(
+    sizes: StepSizes = setting(
         "arccos", "arpg, inner random: how the cells are shared out over those steps"
     )
     inner: Literal["all", "raster", "par", "nar", "random"] = setting(
@@ -41,3 +42,19 @@ class MethodConfig:
             raise ValueError(f"num_steps ({self.num_steps}) must be at least 1")
         if self.inner_cells < 1:
             raise ValueError(f"inner_cells ({self.inner_cells}) must be at least 1")
+
+    def in_steps(self, num_steps: int | None, sizes: StepSizes | None) -> MethodConfig:
+        """The same method in other steps (None: as they are); UserError when its order fixes them.
+
+        Cells of a random order are asked without looking at one another, or at those of their own
+        step only, so one set of weights serves any number of steps.
+        """
+        if num_steps is None and sizes is None:
+            return self
+        if self.name != "arpg" and (self.name, self.inner) != ("next_scale", "random"):
+            raise UserError(
+                "num_steps and sizes are for random orders (method arpg, or next_scale with inner "
+                f"random); the order of {self.name} says itself how many steps it takes: leave "
+                "them out"
+            )
+        return replace(self, num_steps=num_steps or self.num_steps, sizes=sizes or self.sizes)

@@ -21,9 +21,10 @@ import torch
 
 from tokenizer.settings import UserError, to_dict
 from training.config import SampleConfig
+from training.guidance import is_guided
 from training.pictures import contact_sheet, save_png, write_video
 from training.run import OpenedRun, open_run, pick_device
-from training.sampler import is_guided, sample_codes
+from training.sampler import layout_of, sample_codes
 from training.vocabulary import words
 
 
@@ -75,7 +76,7 @@ def generate(run: OpenedRun, prompts: list[str | None], settings: SampleConfig) 
         prompts=prompts,
         codes=np.concatenate(codes),
         frames=np.concatenate(frames),
-        num_steps=run.generator.layout_for(schedule, training=False).order.num_steps,
+        num_steps=layout_of(run.generator, schedule, settings).order.num_steps,
         seconds=time.perf_counter() - started,
     )
 
