@@ -4,6 +4,8 @@ Its rooms:
 
     order step_sizes method_config
                                 in which step a cell is generated
+    order_report order_picture orders_cli
+                                that as text and as pictures
     layout fed_rows methods     what is fed for that, who predicts it
     attention rotary transformer block_config
                                 the one mask rule, positions, the one block, its cache

@@ -20,7 +20,7 @@ from tokenizer.settings import (
     read_settings,
     to_dict,
 )
-from training import evaluate_cli, tokenizer_eval_cli, tokenizer_latents_cli
+from training import evaluate_cli, orders_cli, tokenizer_eval_cli, tokenizer_latents_cli
 from training.config import GeneratorRun, SampleConfig, TokenizerRun
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def register(
     sample.set_defaults(run=_sample)
 
     evaluate_cli.register(commands, prepare_pixels)
+    orders_cli.register(commands)
 
     prefix = "" if tokenizer_commands is not commands else "tokenizer-"
     tokenizer = _add(
