@@ -33,7 +33,11 @@ from training.scoring import Score
 pytestmark = pytest.mark.health
 
 PRESET = Path(__file__).parent.parent / "training" / "presets" / "demo-tokenizer.yaml"
-FILMS = ("bbb_480p_30s.mp4", "bikes_multishot.mp4", "carphone_qcif.mp4", "foreman_hevc_720p.mp4")
+FILMS = (
+    *("bbb_480p_30s.mp4", "bikes_multishot.mp4", "carphone_qcif.mp4", "foreman_hevc_720p.mp4"),
+    *("h263_amr_vfr.3gp", "no_duration.webm", "phone_nonutf8_metadata.3gp", "asl_eat.mkv"),
+    *("mpeg4_xvid_mp3.avi", "bottles_static_40s.mp4"),
+)
 FINEST_TOKENS = 20_480
 PLAIN = {"learned_by": "gradient", "first_codes": "random", "restart_share": 0.0}
 
