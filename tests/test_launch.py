@@ -158,7 +158,7 @@ def test_a_run_without_a_config_continues_with_its_own(code_shards: Path, tmp_pa
 def test_the_prompts_of_samples_are_checked_before_anything_is_written(
     code_shards: Path, tmp_path: Path
 ) -> None:
-    from training.samples import write_samples
+    from training.sample_ranks import write_samples
 
     local.launch(small_run(code_shards, tmp_path / "run"))
     settings = SampleConfig(prompts=("a red elephant",), device="cpu")

@@ -13,7 +13,8 @@ Its rooms:
     vocabulary condition        prompts as integers, and as the transformer sees them
     generator partial           the model, a clip in the making
     sampler guidance drawing    the loop that makes it, and what it does to logits
-    samples pictures            samples as files
+    samples sample_folder sample_ranks pictures
+                                clips by number, as files, by several processes
     reconstructions             what a tokenizer in training makes of some clips
     data draws tasks            batches and draws as functions of the step; what is learned
     optimizer schedule average guard checkpoint metrics trainer

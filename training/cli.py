@@ -42,7 +42,8 @@ examples:
 _SAMPLE = """\
 examples:
   tessera sample runs/demo/run
-  tessera sample runs/demo/run --prompts '["a red 3 moving left"]' --count 4 --guidance.scale 2
+  tessera sample runs/demo/run --prompts '["a red 3 moving left"]' --num 4 --guidance.scale 2
+  tessera sample RUN --num 10000 --ranks 4 --out SAMPLES    again after a kill: it goes on
 """
 
 _TOKENIZER = """\
@@ -189,7 +190,7 @@ def _where_the_build_looks(data: Path, out: Path, config: TokenizerRun) -> str:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from training.samples import write_samples
+    from training.sample_ranks import write_samples
 
     settings = read_settings(SampleConfig, None, given_flags(arguments))
     write_samples(Path(arguments.folder), settings)

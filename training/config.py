@@ -268,8 +268,16 @@ class SampleConfig:
     prompts: tuple[str, ...] = setting(
         (), "classes or captions to sample (default: those of the training data)"
     )
-    count: int = setting(1, "samples per class or prompt")
-    max_prompts: int = setting(20, "how many of the training data's prompts when none are given")
+    num: int | None = setting(
+        None,
+        "samples in all, spread evenly over the prompts or, without any, over all of the training "
+        "data's (default: one per prompt)",
+    )
+    max_prompts: int = setting(
+        20, "how many of the training data's prompts when neither prompts nor num are given"
+    )
+    videos: int = setting(64, "of how many samples, from the first, videos are written too")
+    ranks: int = setting(1, "processes; on a CPU each computes on one thread")
     bucket: str | None = setting(None, "shape to sample (default: the one trained on)")
     num_steps: int | None = setting(
         None, "random orders: steps of a clip, frame or scale (default: the method's)"
@@ -291,13 +299,15 @@ class SampleConfig:
     )
     guidance: GuidanceConfig = section(GuidanceConfig)
     seed: int = setting(0, "seed; sample i is the same whatever the batch size")
-    batch_size: int = setting(32, "samples generated together")
+    batch_size: int = setting(32, "samples generated together, and stored in a file")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to sample")
     fps: float = setting(8.0, "frames per second of the written videos")
 
     def __post_init__(self) -> None:
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"num_steps ({self.num_steps}) must be at least 1")
+        for name in ("num", "num_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} ({value}) must be at least 1")
         for name in ("temperature", "last_temperature", "top_k", "last_top_k"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
@@ -310,5 +320,8 @@ class SampleConfig:
                 f"last_top_k ({self.last_top_k}) and top_k ({self.top_k}): 0 keeps all codes, from "
                 "which no line leads to a number; give both, or the size of the codebook for all"
             )
-        if self.count < 1 or self.batch_size < 1:
-            raise ValueError("count: count and batch_size must be at least 1")
+        for name in ("max_prompts", "ranks", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.videos < 0:
+            raise ValueError(f"videos ({self.videos}) must not be negative")

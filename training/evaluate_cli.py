@@ -19,7 +19,9 @@ examples:
 
 writes RUN/evaluation.json, RUN/nearest.png and the trained judge in RUN/judge
 """
-_NOT_FLAGS = ("sample.out", "sample.count", "sample.max_prompts", "sample.prompts", "sample.fps")
+_NOT_FLAGS = tuple(
+    f"sample.{name}" for name in ("out", "num", "max_prompts", "prompts", "videos", "ranks", "fps")
+)
 
 
 def register(commands: Any, prepare_pixels: Callable[[str], Path] | None = None) -> None:

@@ -1,0 +1,162 @@
+"""Folders of samples: exactly as many as asked for, the same ones whoever makes them and when."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.test_launch import small_run
+from tokenizer.settings import UserError
+from training.config import ConditionConfig, SampleConfig
+from training.launch import local
+from training.run import open_run
+from training.sample_folder import SampleFolder
+from training.sample_ranks import write_samples
+from training.samples import generate
+
+SETTINGS = SampleConfig(num=11, batch_size=3, videos=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(code_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("samples") / "run"
+    local.launch(small_run(code_shards, folder))
+    return folder
+
+
+def chunks(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "codes").iterdir())}
+
+
+def columns(folder: Path) -> dict[str, np.ndarray]:
+    parts = [
+        np.load(folder / name)
+        for name in json.loads((folder / "samples.json").read_text())["chunks"]
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def sampled(run: Path, out: Path, settings: SampleConfig = SETTINGS) -> Path:
+    write_samples(run, replace(settings, out=str(out)))
+    return out
+
+
+def test_there_are_exactly_as_many_spread_evenly_over_the_prompts(
+    run: Path, tmp_path: Path
+) -> None:
+    found = columns(sampled(run, tmp_path / "out"))
+    assert found["number"].tolist() == list(range(11))
+    assert found["codes"].shape == (11, open_run(run).schedule("t5_h16_w16").num_tokens)
+    counts = np.bincount(found["prompt"])
+    assert counts.max() - counts.min() <= 1
+    report = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert len(report["prompts"]) == len(counts)
+
+
+def test_a_sample_is_that_of_its_number_whatever_the_size_of_a_chunk(
+    run: Path, tmp_path: Path
+) -> None:
+    small = columns(sampled(run, tmp_path / "small"))
+    large = columns(sampled(run, tmp_path / "large", replace(SETTINGS, batch_size=32)))
+    assert all(np.array_equal(small[name], large[name]) for name in small)
+    opened = open_run(run)
+    prompts = json.loads((tmp_path / "small" / "samples.json").read_text())["prompts"]
+    of_number = [prompts[number % len(prompts)] for number in range(11)]
+    assert np.array_equal(generate(opened, of_number, SETTINGS).codes, small["codes"])
+
+
+def test_sampling_that_was_interrupted_goes_on_to_the_same_bytes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = chunks(sampled(run, tmp_path / "whole"))
+    written, real = [], SampleFolder.write_codes
+
+    def dies_at_the_third(self: SampleFolder, chunk: range, codes: np.ndarray) -> None:
+        written.append(chunk)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        real(self, chunk, codes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleFolder, "write_codes", dies_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            sampled(run, tmp_path / "killed")
+    there = chunks(tmp_path / "killed")
+    assert len(there) == 2
+    assert not (tmp_path / "killed" / "samples.json").exists()
+    (tmp_path / "killed" / "codes" / ".000006-000009.npz.99.partial").write_bytes(b"half")
+    assert chunks(sampled(run, tmp_path / "killed")) == whole
+    assert there.items() <= whole.items()
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_killed_and_started_again_make_the_bytes_of_one(
+    run: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, num=120, batch_size=2, videos=4)
+    whole = sampled(run, tmp_path / "one", settings)
+    out = tmp_path / "two"
+    command = [sys.executable, "-m", "training", "sample", str(run), "--out", str(out)]
+    command += ["--num=120", "--batch_size=2", "--videos=4", "--ranks=2", "--device=cpu"]
+    started = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (out / "codes").exists() or len(chunks(out)) < 3:
+        assert started.poll() is None
+        time.sleep(0.005)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert not (out / "samples.json").exists()
+    assert subprocess.run(command, check=False).returncode == 0
+    assert chunks(out) == chunks(whole)
+    videos = [sorted(path.name for path in each.glob("0*.mp4")) for each in (out, whole)]
+    assert videos[0] == videos[1]
+    assert len(videos[0]) == 4
+
+
+def test_more_samples_come_behind_those_that_are_there(run: Path, tmp_path: Path) -> None:
+    few = columns(sampled(run, tmp_path / "out", replace(SETTINGS, num=7)))
+    more = columns(sampled(run, tmp_path / "out"))
+    assert np.array_equal(more["codes"][:7], few["codes"])
+    assert sorted(chunks(tmp_path / "out")) == [
+        f"{start:06d}-{min(start + 3, 11):06d}.npz" for start in range(0, 11, 3)
+    ]
+
+
+def test_videos_can_be_asked_for_later(run: Path, tmp_path: Path) -> None:
+    out = sampled(run, tmp_path / "out")
+    before = chunks(out)
+    assert not list(out.glob("0*.*"))
+    sampled(run, out, replace(SETTINGS, videos=5))
+    assert [path.name[:6] for path in sorted(out.glob("0*.*"))] == [f"{n:06d}" for n in range(5)]
+    assert chunks(out) == before
+
+
+def test_counted_samples_are_never_replaced_and_others_are(run: Path, tmp_path: Path) -> None:
+    out = sampled(run, tmp_path / "out", replace(SETTINGS, num=None, max_prompts=2, videos=2))
+    other = replace(SETTINGS, seed=1, videos=0)
+    sampled(run, out, other)
+    assert not list(out.glob("0*.*"))
+    for wrong in (SETTINGS, replace(other, num=3), replace(other, top_k=2)):
+        with pytest.raises(UserError, match=r"holds 11 samples of another (settings|num)"):
+            sampled(run, out, wrong)
+    assert len(columns(out)["number"]) == 11
+
+
+def test_all_classes_are_sampled_where_a_number_is_asked_for(
+    code_shards: Path, tmp_path: Path
+) -> None:
+    by_class = replace(
+        small_run(code_shards, tmp_path / "run"), condition=ConditionConfig(kind="class")
+    )
+    local.launch(by_class)
+    out = sampled(tmp_path / "run", tmp_path / "out")
+    names = open_run(tmp_path / "run").vocabulary.names
+    assert json.loads((out / "samples.json").read_text())["prompts"] == list(names)

@@ -1,0 +1,212 @@
+"""A folder of samples, which any number of processes fill and any of them may leave at any time.
+
+    SAMPLES/plan.json                       what is sampled: weights, settings, prompts
+    SAMPLES/codes/000000-000032.npz         a chunk: codes [n, l], number [n], prompt [n]
+    SAMPLES/000000_a_red_3_moving_left.mp4  videos of the first ones (GIF where PyAV is absent)
+    SAMPLES/contact_sheet.png               a row per class or prompt
+    SAMPLES/samples.json                    what is there; written last
+
+Sample i shows prompt i modulo their number. A chunk is named by its samples [first, end), is
+written aside, flushed and renamed, and its bytes follow from the plan: whoever makes it makes the
+same one, so nothing has to be locked, and what is there need not be made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from tokenizer.settings import UserError, to_dict
+from training.config import SampleConfig
+from training.run import OpenedRun
+from training.samples import bucket_of, chosen_prompts
+
+PLAN_FILE = "plan.json"
+REPORT_FILE = "samples.json"
+_FORMAT = 1
+_FREE = ("out", "num", "prompts", "max_prompts", "videos", "ranks", "device", "bucket")
+"""Settings that say nothing about what is in a chunk, or that the plan has by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the samples of a folder are; all but `num` must be the same to go on with them."""
+
+    model: str
+    step: int
+    tokenizer: str
+    device: str
+    bucket: str
+    prompts: list[str | None]
+    settings: dict[str, Any]
+    is_counted: bool
+    """Whether `num` was asked for: such samples are never replaced."""
+    num: int
+
+    @classmethod
+    def of(cls, run: OpenedRun, settings: SampleConfig, device: str) -> Plan:
+        """UserError for a prompt that the run does not know."""
+        prompts = chosen_prompts(run, settings)
+        kept = {name: value for name, value in to_dict(settings).items() if name not in _FREE}
+        return cls(
+            model=run.fingerprint,
+            step=run.step,
+            tokenizer=run.record.tokenizer,
+            device=device,
+            bucket=bucket_of(run, settings),
+            prompts=prompts,
+            settings=kept,
+            is_counted=settings.num is not None,
+            num=settings.num or len(prompts),
+        )
+
+    @property
+    def chunks(self) -> list[range]:
+        """The numbers of the samples of each chunk: those that are generated together."""
+        size = self.settings["batch_size"]
+        return [range(start, min(start + size, self.num)) for start in range(0, self.num, size)]
+
+    def prompt_of(self, number: int) -> str | None:
+        return self.prompts[number % len(self.prompts)]
+
+
+class SampleFolder:
+    """The files of a plan."""
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path = path
+        self.plan = plan
+
+    def begin(self) -> None:
+        """Makes the folder, or goes on with it; UserError when it holds other samples."""
+        try:
+            (self.path / "codes").mkdir(parents=True, exist_ok=True)
+            earlier = self._earlier()
+            if earlier is not None:
+                self._make_room(earlier)
+            _publish(self.path / PLAN_FILE, _json({"format": _FORMAT, **asdict(self.plan)}))
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+    def missing(self) -> list[range]:
+        """The chunks that are not there yet."""
+        there = set(os.listdir(self.path / "codes"))
+        return [chunk for chunk in self.plan.chunks if _chunk_name(chunk) not in there]
+
+    def has_codes(self, chunk: range) -> bool:
+        return (self.path / "codes" / _chunk_name(chunk)).exists()
+
+    def write_codes(self, chunk: range, codes: np.ndarray) -> None:
+        """Publishes the codes [n, l] of a chunk, as uint16 where they fit."""
+        kind = np.uint16 if codes.max() < 2**16 else np.uint32
+        number = np.array(chunk, dtype=np.int64)
+        prompt = (number % len(self.plan.prompts)).astype(np.int32)
+        _publish(
+            self.path / "codes" / _chunk_name(chunk),
+            lambda file: np.savez(file, codes=codes.astype(kind), number=number, prompt=prompt),
+        )
+
+    def codes(self, numbers: range | list[int]) -> np.ndarray:
+        """int64 [n, l]: the codes of samples whose chunks are there."""
+        size, opened, rows = self.plan.settings["batch_size"], dict[int, np.ndarray](), []
+        for number in numbers:
+            index = number // size
+            if index not in opened:
+                name = _chunk_name(self.plan.chunks[index])
+                with np.load(self.path / "codes" / name, allow_pickle=False) as content:
+                    opened[index] = content["codes"].astype(np.int64)
+            rows.append(opened[index][number % size])
+        return np.stack(rows)
+
+    def video_of(self, number: int) -> Path:
+        """Where the video of a sample is written."""
+        return self.path / f"{number:06d}_{_slug(self.plan.prompt_of(number))}.mp4"
+
+    def has_video(self, number: int) -> bool:
+        path = self.video_of(number)
+        return path.exists() or path.with_suffix(".gif").exists()
+
+    def made_by(self) -> dict[str, str]:
+        """What every picture says about itself."""
+        return {
+            "generated": "true",
+            "model": self.plan.model,
+            "step": str(self.plan.step),
+            "seed": str(self.plan.settings["seed"]),
+        }
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Writes what is there, by which a reader knows that it is all."""
+        content = {
+            **self.made_by(),
+            "settings": self.plan.settings,
+            "prompts": self.plan.prompts,
+            "num": self.plan.num,
+            "chunks": [f"codes/{_chunk_name(chunk)}" for chunk in self.plan.chunks],
+            **report,
+        }
+        _publish(self.path / REPORT_FILE, _json(content))
+
+    def _earlier(self) -> Plan | None:
+        try:
+            content = json.loads((self.path / PLAN_FILE).read_text(encoding="utf-8"))
+            if content.pop("format") != _FORMAT:
+                raise ValueError("another version")
+            return Plan(**content)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(
+                f"{self.path / PLAN_FILE}: not a plan of samples that this program can go on "
+                "with; give another folder with --out"
+            ) from None
+
+    def _make_room(self, earlier: Plan) -> None:
+        """Removes what this plan does not go on with; UserError where that must not be."""
+        ours, theirs = asdict(self.plan), asdict(earlier)
+        free = ("num", "is_counted")
+        other = [name for name in ours if name not in free and ours[name] != theirs[name]]
+        if self.plan.num < earlier.num:
+            other.append("num")
+        if other and earlier.is_counted:
+            raise UserError(
+                f"{self.path}: holds {earlier.num} samples of another {' and '.join(other)}; "
+                "give another folder with --out, or remove this one"
+            )
+        (self.path / REPORT_FILE).unlink(missing_ok=True)
+        wanted = set() if other else {_chunk_name(chunk) for chunk in self.plan.chunks}
+        for path in (self.path / "codes").iterdir():
+            if path.name not in wanted and re.fullmatch(r"\.?\d+-\d+\.npz.*", path.name):
+                path.unlink()
+        for path in self.path.iterdir() if other else ():
+            if re.fullmatch(r"\d{6}_[a-z0-9_]+\.(mp4|gif)", path.name):
+                path.unlink()
+
+
+def _chunk_name(chunk: range) -> str:
+    return f"{chunk.start:06d}-{chunk.stop:06d}.npz"
+
+
+def _publish(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """The file whole or not at all, whenever this process ends."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(partial, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _json(content: Mapping[str, Any]) -> Callable[[IO[bytes]], object]:
+    return lambda file: file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def _slug(prompt: str | None) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", (prompt or "sample").lower()).strip("_")[:60] or "sample"
