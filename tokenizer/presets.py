@@ -9,10 +9,18 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.quantizer_config import QuantizerConfig
 
 _SMALL_CODES = QuantizerConfig(
-    codebook_size=4096, codebook_dim=16, scales=(1, 2, 3, 4, 6, 8), num_phi=4
+    codebook_size=4096,
+    codebook_dim=16,
+    scales=(1, 2, 3, 4, 6, 8),
+    num_phi=4,
+    clip_latent_frames=20,
 )
 _BASE_CODES = QuantizerConfig(
-    codebook_size=16384, codebook_dim=32, scales=(1, 2, 3, 4, 6, 8, 10, 13, 16), num_phi=4
+    codebook_size=16384,
+    codebook_dim=32,
+    scales=(1, 2, 3, 4, 6, 8, 10, 13, 16),
+    num_phi=4,
+    clip_latent_frames=20,
 )
 
 PRESETS: dict[str, TokenizerConfig] = {
@@ -65,4 +73,5 @@ PRESETS: dict[str, TokenizerConfig] = {
     ),
 }
 """tiny: the demo, 64 x 64; small: for 128 x 128; base: for 256 x 256. A latent frame stands for 4
-frames and a cell for 16 x 16 pixels, or 8 x 8 in those that end in s8."""
+frames and a cell for 16 x 16 pixels, or 8 x 8 in those that end in s8. Behind the first frame, small
+and base have a pyramid for every 80 frames, so that videos of any length stream."""
