@@ -43,12 +43,15 @@ VARIANTS = [
     *(
         Variant(
             f"next_scale-{inner}",
-            MethodConfig(
-                name="next_scale", inner=inner, inner_cells=4, num_steps=3, frame_causal=causal
-            ),
+            MethodConfig(name="next_scale", inner=inner, inner_cells=4, **more),
             LARGER,
         )
-        for inner, causal in (("raster", False), ("par", False), ("nar", False), ("random", True))
+        for inner, more in (
+            ("raster", {}),
+            ("par", {}),
+            ("nar", {}),
+            ("random", {"num_steps": 3, "frame_causal": True}),
+        )
     ),
     Variant("raster-pyramid", MethodConfig(name="raster"), PYRAMID),
     Variant("raster", MethodConfig(name="raster"), GRID),
