@@ -122,23 +122,31 @@ class Generator(nn.Module):
         return 0 if self.features is None else self.features.in_features
 
     def layout_for(
-        self, schedule: Schedule, training: bool = True, method: MethodConfig | None = None
+        self,
+        schedule: Schedule,
+        training: bool = True,
+        method: MethodConfig | None = None,
+        given: np.ndarray | None = None,
     ) -> Layout:
         """The rows for clips of `schedule`; UserError when this generator cannot make them.
 
-        `method` stands in for its own: the same one in other steps.
+        `method` stands in for its own: the same one in other steps. `given`, bool [num_tokens],
+        are cells that need not be generated.
         """
         method = method or self.method
         key = schedule, training, method
-        if key not in self._layouts:
-            if schedule.scales != self.schedule.scales[: len(schedule.scales)]:
-                raise UserError(
-                    f"this generator was made for scales {self.schedule.to_list()}; "
-                    f"{schedule.to_list()} is not the beginning of them"
-                )
-            make = METHODS[method.name]
-            self._layouts[key] = make(schedule, self.condition.num_prefix, method, training)
-        return self._layouts[key]
+        if given is None and key in self._layouts:
+            return self._layouts[key]
+        if schedule.scales != self.schedule.scales[: len(schedule.scales)]:
+            raise UserError(
+                f"this generator was made for scales {self.schedule.to_list()}; "
+                f"{schedule.to_list()} is not the beginning of them"
+            )
+        make = METHODS[method.name]
+        layout = make(schedule, self.condition.num_prefix, method, training, given)
+        if given is None:
+            self._layouts[key] = layout
+        return layout
 
     def forward(
         self, known: Known, prompts: Int[Tensor, "b n"], schedule: Schedule

@@ -18,9 +18,10 @@ and count from 1: step 0 belongs to the condition.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -103,26 +104,29 @@ class Order:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def over_scales(schedule: Schedule, inner_of: Callable[[Scale], Inner]) -> Order:
-    """Scale after scale, with an inner order in each of them."""
-    parts = [_inside(scale.shape, inner_of(scale)) for scale in schedule.scales]
+def over_scales(
+    schedule: Schedule, inner_of: Callable[[Scale], Inner], given: np.ndarray | None = None
+) -> Order:
+    """Scale after scale, with an inner order in each of them.
+
+    `given`, bool [num_tokens]: cells that need not be generated. In a random order they come first,
+    a step each, as in training; the order's steps are shared out over the others.
+    """
+    given = _none(schedule) if given is None else given
+    parts = [
+        _inside(scale.shape, inner_of(scale), given[start:stop])
+        for scale, start, stop in zip(schedule.scales, schedule.offsets, schedule.offsets[1:])
+    ]
     names = dict.fromkeys(inner_of(scale).kind for scale in schedule.scales)
-    sequences = [offset + part.sequence for offset, part in zip(schedule.offsets, parts)]
-    return Order(
-        name=" ".join(names),
-        schedule=schedule,
-        sequence=np.concatenate(sequences),
-        sizes=tuple(size for part in parts for size in part.sizes),
-        shuffled=tuple(
-            (offset + start, offset + stop)
-            for offset, part in zip(schedule.offsets, parts)
-            for start, stop in part.shuffled
-        ),
-    )
+    whole = _joined(parts)
+    return Order(" ".join(names), schedule, whole.sequence, whole.sizes, whole.shuffled)
 
 
-def over_grid(schedule: Schedule, inner: Inner) -> Order:
-    """One inner order over a schedule that is a single grid; UserError when it is not."""
+def over_grid(schedule: Schedule, inner: Inner, given: np.ndarray | None = None) -> Order:
+    """One inner order over a schedule that is a single grid; UserError when it is not.
+
+    `given` is as in `over_scales`.
+    """
     shape = schedule.grid
     if shape is None:
         raise UserError(
@@ -130,7 +134,7 @@ def over_grid(schedule: Schedule, inner: Inner) -> Order:
             "use method next_scale (with method.inner for its large scales), or codes of a "
             "tokenizer with one scale"
         )
-    part = _inside(shape, inner)
+    part = _inside(shape, inner, _none(schedule) if given is None else given)
     return Order(inner.kind, schedule, part.sequence, part.sizes, part.shuffled)
 
 
@@ -141,23 +145,42 @@ class _Part:
     shuffled: tuple[tuple[int, int], ...] = ()
 
 
-def _inside(shape: Shape, inner: Inner) -> _Part:
+def _joined(parts: Sequence[_Part]) -> _Part:
+    """One part behind another, over the cells of all."""
+    starts = [0, *accumulate(len(part.sequence) for part in parts)]
+    return _Part(
+        np.concatenate([start + part.sequence for start, part in zip(starts, parts)]),
+        tuple(size for part in parts for size in part.sizes),
+        tuple((s + a, s + b) for s, part in zip(starts, parts) for a, b in part.shuffled),
+    )
+
+
+def _inside(shape: Shape, inner: Inner, given: np.ndarray) -> _Part:
     """The order inside a grid of t x h x w cells."""
     if inner.frame_causal and shape[0] > 1:
-        frame = _inside((1, *shape[1:]), inner)
-        num_cells = shape[1] * shape[2]
-        starts = range(0, shape[0] * num_cells, num_cells)
-        return _Part(
-            np.concatenate([start + frame.sequence for start in starts]),
-            frame.sizes * shape[0],
-            tuple((s + start, s + stop) for s in starts for start, stop in frame.shuffled),
+        return _joined(
+            [_inside((1, *shape[1:]), inner, each) for each in np.split(given, shape[0])]
         )
-    num_cells = int(np.prod(shape))
     if inner.kind == "random":
-        sizes = SIZES[inner.sizes](num_cells, min(inner.num_steps or num_cells, num_cells))
-        return _Part(np.arange(num_cells), sizes, ((0, num_cells),))
+        return _random(inner, given)
     steps = _STEPS[inner.kind](shape, inner)
     return _Part(np.argsort(steps, kind="stable"), tuple(np.bincount(steps).tolist()))
+
+
+def _random(inner: Inner, given: np.ndarray) -> _Part:
+    num_given, num_cells = int(given.sum()), len(given)
+    left = num_cells - num_given
+    sizes = SIZES[inner.sizes](left, min(inner.num_steps or left, left)) if left else ()
+    ranges = ((0, num_given), (num_given, num_cells))
+    return _Part(
+        np.argsort(~given, kind="stable"),
+        (1,) * num_given + sizes,
+        tuple((start, stop) for start, stop in ranges if start < stop),
+    )
+
+
+def _none(schedule: Schedule) -> np.ndarray:
+    return np.zeros(schedule.num_tokens, dtype=bool)
 
 
 def _all(shape: Shape, inner: Inner) -> np.ndarray:

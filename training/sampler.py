@@ -25,6 +25,7 @@ from training.drawing import draw, filters_at, uniforms
 from training.draws import numpy_generator
 from training.fed_rows import FedRows
 from training.generator import Generator, Known
+from training.given import Given, passes
 from training.guidance import Moment, guidance_scale, is_guided
 from training.layout import Layout, Role
 from training.order import Order
@@ -44,15 +45,17 @@ def sample_codes(
     cached: bool = True,
     guidance: Callable[[Moment], float] | None = None,
     sequence: Int[Tensor, "#b l"] | None = None,
+    given: Given | None = None,
     watch: Callable[[Step], None] | None = None,
 ) -> Int[Tensor, "b l"]:
     """Codes of one clip per encoded prompt; `sample_indices` number the clips of this seed.
 
     `quantizer` is needed by methods that feed partial reconstructions. Without `cached` every step
     is a full forward pass: the slow twin that says what is right. `guidance` stands in for the
-    settings' schedule, `sequence` for the orders that would be drawn; `watch` is shown every step.
+    settings' schedule, `sequence` for the orders that would be drawn. Cells that are `given` come
+    back as they are; `watch` is shown every step.
     """
-    layout = layout_of(generator, schedule, settings)
+    layout = layout_of(generator, schedule, settings, given)
     device = prompts.device
     batch_size = len(prompts)
     guided = guidance is not None or is_guided(settings.guidance)
@@ -64,14 +67,14 @@ def sample_codes(
         sequence = _sequences(layout.order, settings.seed, sample_indices).to(device)
     needed = quantizer if generator.num_features else None
     clip = PartialClip(schedule, batch_size, device, needed, generator.num_features)
+    if given is not None:
+        write_given(clip, given, sequence, layout.order)
     cache = generator.transformer.new_cache(len(both), layout.num_rows) if cached else None
     outputs = Outputs(layout)
     kept = np.empty(0, dtype=np.int64)
-    done = 0
-    for loop_step in range(layout.order.num_steps):
-        fed = layout.fed(loop_step)
-        seen = np.concatenate([kept, fed])
-        rows = fed if cached else seen
+    for each in passes(layout, None if given is None else given.cells):
+        seen = np.concatenate([kept, each.rows])
+        rows = each.rows if cached else seen
         known = Known(sequence, clip.codes, clip.features)
         hidden = generator.hidden(
             FedRows.of(layout, rows, device),
@@ -80,29 +83,41 @@ def sample_codes(
             known.doubled() if guided else known,
             cache,
         )
-        places = layout.due(loop_step)
-        logits = generator.logits(*outputs.of(places, hidden, rows, loop_step))
-        moment = Moment(
-            loop_step, layout.order.num_steps, done, done + len(places), schedule.num_tokens
-        )
+        logits = generator.logits(*outputs.of(each.places, hidden, rows, each.step))
+        due = layout.due(each.step)
+        done = int(due[0]), int(due[-1]) + 1
+        moment = Moment(each.step, layout.order.num_steps, *done, schedule.num_tokens)
         scale = scale_at(moment) if guided else 1.0
         if guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + scale * (conditional - unconditional)
-        cells = sequence[:, torch.as_tensor(places, device=device)]
+        cells = sequence[:, torch.as_tensor(each.places, device=device)]
         at_cells = uniform.gather(1, cells.expand(batch_size, -1))
         clip.write(cells, draw(logits, at_cells, filters_at(settings, moment)))
         if watch is not None:
-            watch(Step(loop_step, cells, logits, scale, clip))
-        kept = np.concatenate([kept, fed[layout.role[fed] == Role.CONTEXT]])
-        done += len(places)
+            watch(Step(each.step, cells, logits, scale, clip))
+        kept = seen[layout.role[seen] == Role.CONTEXT]
     return clip.codes
 
 
-def layout_of(generator: Generator, schedule: Schedule, settings: SampleConfig) -> Layout:
+def layout_of(
+    generator: Generator, schedule: Schedule, settings: SampleConfig, given: Given | None = None
+) -> Layout:
     """The layout that the loop runs; UserError for steps that this generator cannot take."""
     method = generator.method.in_steps(settings.num_steps, settings.sizes)
-    return generator.layout_for(schedule, training=False, method=method)
+    cells = None if given is None else given.cells
+    return generator.layout_for(schedule, training=False, method=method, given=cells)
+
+
+def write_given(
+    clip: PartialClip, given: Given, sequence: Int[Tensor, "#b l"], order: Order
+) -> None:
+    """Puts given codes into a new clip; ValueError when they are not at the order's places."""
+    at_places = given.cells[sequence.cpu().numpy()]
+    if (at_places != given.cells[order.sequence]).any():
+        raise ValueError("sequence: given cells must have the places that their order gives them")
+    cells = torch.from_numpy(np.flatnonzero(given.cells)).to(sequence.device)
+    clip.write(cells[None], given.codes[:, cells].expand(len(clip.codes), -1))
 
 
 @dataclass(frozen=True)

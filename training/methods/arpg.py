@@ -15,7 +15,13 @@ from training.method_config import MethodConfig
 from training.order import Inner, over_grid
 
 
-def layout(schedule: Schedule, num_prefix: int, method: MethodConfig, training: bool) -> Layout:
+def layout(
+    schedule: Schedule,
+    num_prefix: int,
+    method: MethodConfig,
+    training: bool,
+    given: np.ndarray | None = None,
+) -> Layout:
     """A query for every place behind the contexts of all but the last step."""
     inner = Inner(
         "random",
@@ -23,7 +29,7 @@ def layout(schedule: Schedule, num_prefix: int, method: MethodConfig, training: 
         sizes=method.sizes,
         frame_causal=method.frame_causal,
     )
-    order = over_grid(schedule, inner)
+    order = over_grid(schedule, inner, given)
     places = np.arange(schedule.num_tokens)
     known = places[: len(places) - order.sizes[-1]]
     blocks = [

@@ -15,7 +15,13 @@ from training.method_config import MethodConfig
 from training.order import Inner, over_grid
 
 
-def layout(schedule: Schedule, num_prefix: int, method: MethodConfig, training: bool) -> Layout:
+def layout(
+    schedule: Schedule,
+    num_prefix: int,
+    method: MethodConfig,
+    training: bool,
+    given: np.ndarray | None = None,
+) -> Layout:
     """Heads along w, h and, in a video, t."""
     order = over_grid(schedule, Inner("nar", frame_causal=method.frame_causal))
     shape = schedule.grid

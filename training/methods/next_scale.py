@@ -19,9 +19,15 @@ from training.method_config import MethodConfig
 from training.order import Inner, over_scales
 
 
-def layout(schedule: Schedule, num_prefix: int, method: MethodConfig, training: bool) -> Layout:
+def layout(
+    schedule: Schedule,
+    num_prefix: int,
+    method: MethodConfig,
+    training: bool,
+    given: np.ndarray | None = None,
+) -> Layout:
     """The rows for `schedule` behind `num_prefix` rows of condition."""
-    order = over_scales(schedule, lambda scale: _inner(scale, method))
+    order = over_scales(schedule, lambda scale: _inner(scale, method), given)
     places = np.arange(schedule.num_tokens)
     offsets = np.array(schedule.offsets)
     of_scale = schedule.scale_of_token

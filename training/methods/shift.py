@@ -22,12 +22,24 @@ from training.method_config import MethodConfig
 from training.order import Inner, Order, over_grid, over_scales
 
 
-def raster(schedule: Schedule, num_prefix: int, method: MethodConfig, training: bool) -> Layout:
+def raster(
+    schedule: Schedule,
+    num_prefix: int,
+    method: MethodConfig,
+    training: bool,
+    given: np.ndarray | None = None,
+) -> Layout:
     """Cell by cell; in a pyramid scale after scale."""
     return _shifted(over_scales(schedule, lambda scale: Inner("raster")), num_prefix, 1)
 
 
-def par(schedule: Schedule, num_prefix: int, method: MethodConfig, training: bool) -> Layout:
+def par(
+    schedule: Schedule,
+    num_prefix: int,
+    method: MethodConfig,
+    training: bool,
+    given: np.ndarray | None = None,
+) -> Layout:
     """Region by region, side by side."""
     inner = Inner("par", regions=method.regions, starts_alone=True)
     return _shifted(over_grid(schedule, inner), num_prefix, int(np.prod(method.regions)))

@@ -1,0 +1,176 @@
+"""Editing by known cells: what is given comes back, is seen, and costs no step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.generators import (
+    BLOCKS,
+    CODEBOOK_SIZE,
+    VARIANTS,
+    Variant,
+    encoded,
+    make_generator,
+    make_quantizer,
+    random_codes,
+)
+from training.config import GuidanceConfig, SampleConfig
+from training.given import Given, passes
+from training.sampler import Step, sample_codes
+
+GUIDED = SampleConfig(guidance=GuidanceConfig(kind="linear", scale=2.0))
+BY_NAME = {variant.name: variant for variant in VARIANTS}
+FIXED = [variant for variant in VARIANTS if "random" not in variant.name + variant.method.inner]
+FIXED = [variant for variant in FIXED if variant.method.name != "arpg"]
+RANDOM = [variant for variant in VARIANTS if variant not in FIXED]
+
+
+def variants(chosen: list[Variant]) -> Any:
+    return pytest.mark.parametrize("variant", chosen, ids=lambda each: each.name)
+
+
+def generate(variant: Variant, block: str = "default", **more: Any) -> tuple[Tensor, list[Step]]:
+    """Three guided clips, and what was shown of each step."""
+    steps: list[Step] = []
+    codes = sample_codes(
+        make_generator(variant, "class", BLOCKS[block]),
+        encoded("class"),
+        variant.schedule,
+        GUIDED,
+        range(3),
+        make_quantizer(),
+        watch=steps.append,
+        **more,
+    )
+    return codes, steps
+
+
+def some_cells(variant: Variant, share: float = 0.5) -> np.ndarray:
+    return np.random.default_rng(5).random(variant.schedule.num_tokens) < share
+
+
+@pytest.mark.parametrize("block", ["default", "rope"])
+@variants(VARIANTS)
+def test_given_cells_come_back_with_a_cache_and_without(variant: Variant, block: str) -> None:
+    given = Given(random_codes(variant.schedule), some_cells(variant))
+    fast, steps = generate(variant, block, given=given)
+    slow, _ = generate(variant, block, given=given, cached=False)
+    assert torch.equal(fast, slow)
+    assert torch.equal(fast[:, given.cells], given.codes[:, given.cells])
+    drawn = np.concatenate([step.cells[0] for step in steps])
+    assert not given.cells[drawn].any()
+    assert len(drawn) == (~given.cells).sum()
+    assert len(fast[:, ~given.cells].unique()) > 2
+
+
+@variants(VARIANTS)
+def test_with_nothing_given_it_is_plain_sampling(variant: Variant) -> None:
+    given = Given(random_codes(variant.schedule), some_cells(variant, 0))
+    assert torch.equal(generate(variant, given=given)[0], generate(variant)[0])
+
+
+@variants(VARIANTS)
+def test_with_everything_given_nothing_is_drawn(variant: Variant) -> None:
+    given = Given(random_codes(variant.schedule), some_cells(variant, 2))
+    codes, steps = generate(variant, given=given)
+    assert torch.equal(codes, given.codes)
+    assert not steps
+
+
+@variants(VARIANTS)
+def test_what_is_not_given_is_not_looked_at(variant: Variant) -> None:
+    cells, codes = some_cells(variant), random_codes(variant.schedule)
+    others = codes.clone()
+    others[:, ~cells] = CODEBOOK_SIZE - 1 - others[:, ~cells]
+    found, expected = (generate(variant, given=Given(each, cells))[0] for each in (others, codes))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+@variants(FIXED)
+def test_a_sample_that_is_given_cells_of_its_own_stays_as_it_is(
+    variant: Variant, share: float
+) -> None:
+    codes, _ = generate(variant)
+    found, _ = generate(variant, given=Given(codes, some_cells(variant, share)))
+    assert torch.equal(found, codes)
+
+
+@variants(FIXED)
+def test_a_beginning_comes_in_by_one_pass(variant: Variant) -> None:
+    codes, plain = generate(variant)
+    order = make_generator(variant, "class").layout_for(variant.schedule).order
+    begun = order.num_steps // 2
+    found, steps = generate(variant, given=Given(codes, order.step_of_cell <= begun))
+    assert torch.equal(found, codes)
+    assert [step.number for step in steps] == list(range(begun, order.num_steps))
+    for step, expected in zip(steps, plain[begun:], strict=True):
+        torch.testing.assert_close(step.logits, expected.logits, atol=1e-4, rtol=1e-4)
+        assert step.scale == expected.scale
+
+
+@variants(RANDOM)
+def test_a_random_order_that_is_given_its_first_cells_goes_on_as_step_by_step(
+    variant: Variant,
+) -> None:
+    variant = replace(variant, method=replace(variant.method, num_steps=None))
+    order = make_generator(variant, "class").layout_for(variant.schedule).order
+    sequence = torch.from_numpy(order.drawn(np.random.default_rng(3)))[None]
+    codes, _ = generate(variant, sequence=sequence)
+    cells = np.zeros(variant.schedule.num_tokens, dtype=bool)
+    cells[sequence[0, : len(cells) // 2]] = True
+    found, steps = generate(variant, sequence=sequence, given=Given(codes, cells))
+    assert torch.equal(found, codes)
+    assert len(steps) < order.num_steps
+
+
+@variants(RANDOM)
+def test_random_orders_share_their_steps_out_over_what_is_not_given(variant: Variant) -> None:
+    cells = some_cells(variant)
+    generator = make_generator(variant, "none")
+    layout = generator.layout_for(variant.schedule, training=False, given=cells)
+    sizes = [len(each.places) for each in passes(layout, cells)]
+    assert sum(sizes) == (~cells).sum()
+    if variant.name == "arpg":
+        assert len(sizes) == variant.method.num_steps
+
+
+def seen_by_others(name: str, cell: int) -> bool:
+    """Whether the code of one given cell changes what is generated at others."""
+    variant = BY_NAME[name]
+    cells = np.zeros(variant.schedule.num_tokens, dtype=bool)
+    cells[cell] = True
+    codes = random_codes(variant.schedule)
+    changed = codes.clone()
+    changed[:, cell] = (changed[:, cell] + 1) % CODEBOOK_SIZE
+    first, second = (generate(variant, given=Given(each, cells))[1] for each in (codes, changed))
+    return any(not torch.equal(a.logits, b.logits) for a, b in zip(first, second, strict=True))
+
+
+def test_a_random_order_sees_what_is_given_behind_a_cell_and_a_fixed_one_does_not() -> None:
+    assert seen_by_others("arpg", -1)
+    assert not seen_by_others("raster", -1)
+    assert seen_by_others("raster", 0)
+
+
+def test_one_clip_is_given_to_all() -> None:
+    variant = BY_NAME["arpg"]
+    given = Given(random_codes(variant.schedule)[:1], some_cells(variant))
+    codes, _ = generate(variant, given=given)
+    assert (codes[:, given.cells] == given.codes[:, given.cells]).all()
+
+
+def test_given_cells_must_fit_codes_and_sequence() -> None:
+    variant = BY_NAME["arpg"]
+    codes = random_codes(variant.schedule)
+    with pytest.raises(ValueError, match="one for each of"):
+        Given(codes, some_cells(variant)[1:])
+    cells = some_cells(variant)
+    with pytest.raises(ValueError, match="must have the places"):
+        generate(variant, given=Given(codes, cells), sequence=torch.arange(len(cells))[None])
