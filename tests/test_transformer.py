@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -24,11 +23,9 @@ from tests.generators import (
 from tokenizer.scales import image_and_clip
 from tokenizer.settings import UserError
 from training.config import ModelConfig
-from training.fed_rows import FedRows
 from training.generator import Generator, Known
-from training.layout import Role
+from training.loop_steps import cache_rows, loop_steps
 from training.partial import input_features
-from training.sampler import Outputs
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.name)
 BY_NAME = {variant.name: variant for variant in VARIANTS}
@@ -45,20 +42,17 @@ def test_rows_fed_step_by_step_with_a_cache_give_the_logits_of_one_pass(
     known = known_of(generator, codes)
     whole = generator(known, prompts, variant.schedule)
     layout = generator.layout_for(variant.schedule)
-    cache = generator.transformer.new_cache(len(codes), layout.num_rows)
-    condition, outputs = generator.condition(prompts), Outputs(layout)
-    kept = np.empty(0, dtype=np.int64)
-    for loop_step in range(layout.order.num_steps):
-        fed = layout.fed(loop_step)
-        rows, seen = (
-            FedRows.of(layout, each, codes.device) for each in (fed, np.concatenate([kept, fed]))
-        )
-        hidden = generator.hidden(rows, seen, condition, known, cache)
-        places = layout.due(loop_step)
-        found = generator.logits(*outputs.of(places, hidden, fed, loop_step))
-        cells = known.sequence[:, places][..., None].expand_as(found)
+    steps = loop_steps(layout, codes.device)
+    cache = generator.transformer.new_cache(len(codes), cache_rows(steps))
+    condition, carried = generator.condition(prompts), []
+    for step in steps:
+        hidden = generator.hidden(step.rows, step.seen, condition, known, cache)
+        if carried:
+            hidden = [torch.cat(both, dim=1) for both in zip(hidden, carried)]
+        found = generator.logits(hidden, step.sources)
+        carried = [] if step.carried is None else [each[:, step.carried] for each in hidden]
+        cells = known.sequence[:, step.places][..., None].expand_as(found)
         torch.testing.assert_close(found, whole.gather(1, cells), atol=1e-4, rtol=1e-4)
-        kept = np.concatenate([kept, fed[layout.role[fed] == Role.CONTEXT]])
     assert cache.length == layout.num_context
 
 

@@ -12,8 +12,9 @@ Its rooms:
     compat                      published weights under our names
     vocabulary condition        prompts as integers, and as the transformer sees them
     generator partial           the model, a clip in the making
-    sampler guidance drawing given
-                                the loop that makes it, what it does to logits, what it is given
+    sampler loop_steps guidance drawing given
+                                the loop that makes it, its steps, what it does to logits, what
+                                it is given
     samples sample_folder sample_ranks pictures
                                 clips by number, as files, by several processes
     reconstructions             what a tokenizer in training makes of some clips

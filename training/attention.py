@@ -49,8 +49,8 @@ def attend(
     query: Float[Tensor, "b n q e"],
     key: Float[Tensor, "b n k e"],
     value: Float[Tensor, "b n k e"],
-    mask: Bool[Tensor, "#b 1 q k"],
+    mask: Bool[Tensor, "#b 1 q k"] | None,
     scale: float,
 ) -> Float[Tensor, "b n q e"]:
-    """Scaled dot-product attention under `mask`."""
+    """Scaled dot-product attention under `mask`; without one, everything is seen."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from training.attention import dense_mask
 from training.layout import Embedding, Layout, Role
 
 
@@ -35,6 +36,28 @@ class FedRows:
     """Which piece of the condition a row is, -1 for other rows."""
     num_context: int
     queries_meet: bool
+    _masks: dict[int, Tensor | None] = field(default_factory=dict)
+
+    @property
+    def num_queries(self) -> int:
+        return len(self.step) - self.num_context
+
+    def mask(
+        self, num_rows: int, valid: Bool[Tensor, "b p"] | None = None
+    ) -> Bool[Tensor, "#b 1 r k"] | None:
+        """What the last `num_rows` of these see of all of them; None where that is everything.
+
+        `valid` says which pieces of the condition may be seen.
+        """
+        if num_rows not in self._masks:
+            whole = dense_mask(self.step, self.role, num_rows, queries_meet=self.queries_meet)
+            self._masks[num_rows] = None if whole.all() else whole
+        mask = self._masks[num_rows]
+        if valid is None or not valid.shape[1] or valid.all():
+            return mask
+        others = valid.new_ones(len(valid), 1)
+        keys = torch.cat([valid, others], dim=1)[:, self.prefix_piece][:, None, None, :]
+        return keys if mask is None else mask & keys
 
     @classmethod
     def of(cls, layout: Layout, rows: Int[np.ndarray, " r"], device: torch.device) -> FedRows:
@@ -60,3 +83,23 @@ class FedRows:
             num_context=int((layout.role[rows] == Role.CONTEXT).sum()),
             queries_meet=layout.queries_meet,
         )
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the logits of places are read: head h reads row `rows[h, place]`."""
+
+    rows: Int[Tensor, "heads places"]
+    share: Float[Tensor, "heads places 1"] | None
+    """Of each head in the mean, 0 where it does not reach a place; None where there is one head."""
+
+    @classmethod
+    def of(cls, source: Int[np.ndarray, "places heads"], device: torch.device) -> Sources:
+        """From the rows of a layout, or their places among others; -1 for none."""
+        share = None
+        if source.shape[1] > 1:
+            count = (source >= 0).sum(axis=1, keepdims=True)
+            of_head = np.where(source >= 0, 1 / count, 0.0).astype(np.float32)
+            share = torch.as_tensor(of_head.T[..., None].copy(), device=device)
+        rows = torch.as_tensor(np.maximum(source, 0).T.copy(), device=device)
+        return cls(rows, share)

@@ -7,6 +7,7 @@ rows of a clip at once, the sampler feeds them step by step through the same `hi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,10 +16,9 @@ from torch import Tensor, nn
 
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError
-from training.attention import dense_mask
 from training.condition import Condition, ConditionEncoder
 from training.config import ModelConfig
-from training.fed_rows import FedRows, Run
+from training.fed_rows import FedRows, Run, Sources
 from training.layout import Embedding, Layout
 from training.method_config import MethodConfig
 from training.methods import METHODS
@@ -49,6 +49,7 @@ class Generator(nn.Module):
 
     cosines: Tensor
     sines: Tensor
+    level_of_cell: Tensor
 
     def __init__(
         self,
@@ -86,6 +87,8 @@ class Generator(nn.Module):
         else:
             if len(schedule.levels) > 1:
                 self.levels = _table(len(schedule.levels), width)
+            level = torch.from_numpy(_level_of_cell(schedule))
+            self.register_buffer("level_of_cell", level, persistent=False)
             self._add_rotations()
         self.transformer = Transformer(width, config.heads, self._stacks(layout), block)
         self.heads = nn.ModuleList(
@@ -153,9 +156,9 @@ class Generator(nn.Module):
     ) -> Float[Tensor, "b l k"]:
         """Teacher forcing: the logits of every cell, each from what its step may see."""
         layout = self.layout_for(schedule)
-        rows = FedRows.of(layout, np.arange(layout.num_rows), known.codes.device)
+        rows, sources = _all_rows(layout, known.codes.device)
         hidden = self.hidden(rows, rows, self.condition(prompts), known)
-        by_place = self.logits(hidden, layout.source)
+        by_place = self.logits(hidden, sources)
         sequence = known.sequence.expand(len(by_place), -1)
         return torch.zeros_like(by_place).scatter(
             1, sequence[..., None].expand_as(by_place), by_place
@@ -171,27 +174,22 @@ class Generator(nn.Module):
     ) -> list[Float[Tensor, "b r d"]]:
         """The transformer's outputs at `rows`, which are the last of the rows `seen`."""
         x = self._embedded(rows, condition, known)
-        valid = None
-        if condition.valid.shape[1]:
-            others = condition.valid.new_ones(len(x), 1)
-            valid = torch.cat([condition.valid, others], dim=1)[:, seen.prefix_piece]
-        mask = dense_mask(seen.step, seen.role, len(rows.step), valid, seen.queries_meet)
+        mask = seen.mask(len(rows.step), condition.valid)
         return self.transformer(
             x, mask, self._rotation(rows, known), condition.pooled, cache, rows.num_context
         )
 
     def logits(
-        self, hidden: list[Float[Tensor, "b r d"]], source: Int[np.ndarray, "places heads"]
+        self, hidden: list[Float[Tensor, "b r d"]], sources: Sources
     ) -> Float[Tensor, "b places k"]:
-        """Logits of places whose head h reads row `source[place, h]` (-1: none); their mean."""
-        count = (source >= 0).sum(axis=1)
+        """Logits of places: the mean over the heads that reach each of them."""
         total = None
-        for head, output, rows in zip(self.heads, hidden, source.T):  # images have no axis t
-            chosen = torch.as_tensor(np.maximum(rows, 0), device=output.device)
-            answer = head(output[:, chosen])
-            if len(self.heads) > 1:
-                share = np.where(rows >= 0, 1 / count, 0.0).astype(np.float32)
-                answer = answer * torch.as_tensor(share, device=answer.device)[:, None]
+        for number, (head, output) in enumerate(zip(self.heads, hidden)):
+            if number == len(sources.rows):
+                break  # images have no axis t
+            answer = head(output[:, sources.rows[number]])
+            if sources.share is not None:
+                answer = answer * sources.share[number]
             total = answer if total is None else total + answer
         assert total is not None
         return total
@@ -237,15 +235,7 @@ class Generator(nn.Module):
             return self.positions(cells)
         if self.levels is None:
             return 0.0
-        level = torch.as_tensor(self._level_of_cell, device=cells.device)
-        return self.levels(level[cells])
-
-    @property
-    def _level_of_cell(self) -> np.ndarray:
-        level = np.empty(len(self.schedule.scales), dtype=np.int64)
-        for number, members in enumerate(self.schedule.levels):
-            level[list(members)] = number
-        return level[self.schedule.scale_of_token]
+        return self.levels(self.level_of_cell[cells])
 
     def _rotation(self, rows: FedRows, known: Known) -> Rotation | None:
         if self.config.block.position == "table":
@@ -256,6 +246,12 @@ class Generator(nn.Module):
         return Rotation(self.cosines[cells], self.sines[cells])
 
 
+@lru_cache(maxsize=16)
+def _all_rows(layout: Layout, device: torch.device) -> tuple[FedRows, Sources]:
+    rows = FedRows.of(layout, np.arange(layout.num_rows), device)
+    return rows, Sources.of(layout.source, device)
+
+
 def _table(count: int, width: int) -> nn.Embedding:
     table = nn.Embedding(count, width)
     nn.init.normal_(table.weight, std=0.02)
@@ -264,3 +260,10 @@ def _table(count: int, width: int) -> nn.Embedding:
 
 def _count(layout: Layout, kind: Embedding) -> int:
     return int((layout.embedding == kind).sum())
+
+
+def _level_of_cell(schedule: Schedule) -> np.ndarray:
+    level = np.empty(len(schedule.scales), dtype=np.int64)
+    for number, members in enumerate(schedule.levels):
+        level[list(members)] = number
+    return level[schedule.scale_of_token]

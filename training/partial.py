@@ -50,9 +50,9 @@ class PartialClip:
         """Puts codes at cells, for every clip as many of each scale; a finished scale makes the
         features of the next one."""
         self.codes.scatter_(1, cells.expand_as(codes), codes)
-        np.subtract.at(self._missing, self.schedule.scale_of_token[cells[0].cpu().numpy()], 1)
         if self.features is None:
             return
+        np.subtract.at(self._missing, self.schedule.scale_of_token[cells[0].cpu().numpy()], 1)
         offsets = self.schedule.offsets
         while self._next_scale < len(self._missing) and not self._missing[self._next_scale]:
             start, end = offsets[self._next_scale], offsets[self._next_scale + 1]

@@ -23,11 +23,11 @@ from tokenizer.scales import Schedule
 from training.config import SampleConfig
 from training.drawing import draw, filters_at, uniforms
 from training.draws import numpy_generator
-from training.fed_rows import FedRows
 from training.generator import Generator, Known
-from training.given import Given, passes
+from training.given import Given
 from training.guidance import Moment, guidance_scale, is_guided
-from training.layout import Layout, Role
+from training.layout import Layout
+from training.loop_steps import cache_rows, loop_steps
 from training.order import Order
 from training.partial import PartialClip
 from training.vocabulary import ABSENT
@@ -69,34 +69,35 @@ def sample_codes(
     clip = PartialClip(schedule, batch_size, device, needed, generator.num_features)
     if given is not None:
         write_given(clip, given, sequence, layout.order)
-    cache = generator.transformer.new_cache(len(both), layout.num_rows) if cached else None
-    outputs = Outputs(layout)
-    kept = np.empty(0, dtype=np.int64)
-    for each in passes(layout, None if given is None else given.cells):
-        seen = np.concatenate([kept, each.rows])
-        rows = each.rows if cached else seen
+    known_cells = None if given is None else given.cells.tobytes()
+    steps = loop_steps(layout, device, cached, known_cells)
+    cache = generator.transformer.new_cache(len(both), cache_rows(steps)) if cached else None
+    carried: list[Tensor] = []
+    for step in steps:
         known = Known(sequence, clip.codes, clip.features)
         hidden = generator.hidden(
-            FedRows.of(layout, rows, device),
-            FedRows.of(layout, seen, device),
-            condition,
-            known.doubled() if guided else known,
-            cache,
+            step.rows, step.seen, condition, known.doubled() if guided else known, cache
         )
-        logits = generator.logits(*outputs.of(each.places, hidden, rows, each.step))
-        due = layout.due(each.step)
-        done = int(due[0]), int(due[-1]) + 1
-        moment = Moment(each.step, layout.order.num_steps, *done, schedule.num_tokens)
+        if carried:
+            hidden = [torch.cat([new, old], dim=1) for new, old in zip(hidden, carried)]
+        logits = generator.logits(hidden, step.sources)
+        carried = [] if step.carried is None else [each[:, step.carried] for each in hidden]
+        moment = Moment(
+            step.number,
+            layout.order.num_steps,
+            step.cells_before,
+            step.cells_after,
+            schedule.num_tokens,
+        )
         scale = scale_at(moment) if guided else 1.0
         if guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + scale * (conditional - unconditional)
-        cells = sequence[:, torch.as_tensor(each.places, device=device)]
+        cells = sequence[:, step.places]
         at_cells = uniform.gather(1, cells.expand(batch_size, -1))
         clip.write(cells, draw(logits, at_cells, filters_at(settings, moment)))
         if watch is not None:
-            watch(Step(each.step, cells, logits, scale, clip))
-        kept = seen[layout.role[seen] == Role.CONTEXT]
+            watch(Step(step.number, cells, logits, scale, clip))
     return clip.codes
 
 
@@ -129,37 +130,6 @@ class Step:
     logits: Float[Tensor, "b n k"]
     scale: float
     clip: PartialClip
-
-
-class Outputs:
-    """The rows that places are read from, kept for those that need them some steps later."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        used = np.where(layout.source >= 0, layout.order.step[:, None], 0)
-        self._last_use = np.zeros(layout.num_rows, dtype=np.int64)
-        np.maximum.at(self._last_use, np.maximum(layout.source, 0), used)
-        self._rows = np.empty(0, dtype=np.int64)
-        self._hidden: list[Tensor] | None = None
-
-    def of(
-        self, places: np.ndarray, hidden: list[Tensor], rows: np.ndarray, loop_step: int
-    ) -> tuple[list[Tensor], np.ndarray]:
-        """Rows of `hidden` and those kept, and where among them the sources of places are."""
-        if self._hidden is not None and len(self._rows):
-            fresh = ~np.isin(self._rows, rows)
-            chosen = torch.as_tensor(np.flatnonzero(fresh), device=hidden[0].device)
-            hidden = [torch.cat([new, old[:, chosen]], 1) for new, old in zip(hidden, self._hidden)]
-            rows = np.concatenate([rows, self._rows[fresh]])
-        place_of = np.full(self._layout.num_rows, -1)
-        place_of[rows] = np.arange(len(rows))
-        source = self._layout.source[places]
-        later = self._last_use[rows] > loop_step + 1
-        self._rows = rows[later]
-        if later.any():
-            index = torch.as_tensor(np.flatnonzero(later), device=hidden[0].device)
-            self._hidden = [each[:, index] for each in hidden]
-        return hidden, np.where(source >= 0, place_of[source], -1)
 
 
 def _sequences(order: Order, seed: int, sample_indices: Sequence[int]) -> Int[Tensor, "#b l"]:

@@ -63,7 +63,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b l d"],
-        mask: Bool[Tensor, "#b 1 l k"],
+        mask: Bool[Tensor, "#b 1 l k"] | None,
         rotation: Rotation | None = None,
         condition: Float[Tensor, "b d"] | None = None,
         cache: Cache | None = None,
@@ -95,7 +95,7 @@ class Transformer(nn.Module):
     def _in_two_stacks(
         self,
         x: Float[Tensor, "b l d"],
-        mask: Bool[Tensor, "#b 1 l k"],
+        mask: Bool[Tensor, "#b 1 l k"] | None,
         rotation: Rotation | None,
         condition: Float[Tensor, "b d"] | None,
         shared: Float[Tensor, "b 6 d"] | None,
@@ -104,15 +104,16 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "b l d"]:
         assert self.shared is not None
         known, asking = x[:, :num_context], x[:, num_context:]
-        seen = mask[..., : mask.shape[-1] - asking.shape[1]]
+        of_known = of_asking = None
+        if mask is not None:
+            seen = mask[..., : mask.shape[-1] - asking.shape[1]]
+            of_known, of_asking = seen[:, :, :num_context], seen[:, :, num_context:]
         at_known, at_asking = _split(rotation, num_context)
         for block in self.blocks:
-            known = block(known, seen[:, :, :num_context], at_known, condition, shared, memory)
+            known = block(known, of_known, at_known, condition, shared, memory)
         keys_values = memory.extended(*self.shared(known, at_known))
         for block in self.second:
-            asking = block(
-                asking, seen[:, :, num_context:], at_asking, condition, shared, keys_values
-            )
+            asking = block(asking, of_asking, at_asking, condition, shared, keys_values)
         memory.keep(num_context)
         return F.pad(self.norms[0](asking, condition), (0, 0, num_context, 0))
 
@@ -187,7 +188,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b l d"],
-        mask: Bool[Tensor, "#b 1 l k"],
+        mask: Bool[Tensor, "#b 1 l k"] | None,
         rotation: Rotation | None,
         condition: Float[Tensor, "b d"] | None,
         shared: Float[Tensor, "b 6 d"] | None,
@@ -250,7 +251,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b l d"],
-        mask: Bool[Tensor, "#b 1 l k"],
+        mask: Bool[Tensor, "#b 1 l k"] | None,
         rotation: Rotation | None,
         memory: Memory | KeysValues,
     ) -> Float[Tensor, "b l d"]:
