@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tokenizer.cli
 from pipeline import status_cli, submit_cli
@@ -20,6 +21,9 @@ from pipeline.inspection import cli as inspection_cli
 from pipeline.upkeep import cli as upkeep_cli
 from pipeline.upkeep import migrate_cli
 from tokenizer.settings import UserError, add_flags, config_file, given_flags, read_settings
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PRESETS = Path(__file__).parent / "presets"
@@ -75,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     _register_demo(commands)
     _register_build(commands)
     tokenizer_commands = tokenizer.cli.register(commands)
-    importlib.import_module("training.cli").register(commands, tokenizer_commands, prepare_pixels)
+    importlib.import_module("training.cli").register(
+        commands, tokenizer_commands, prepare_pixels, opening_frames
+    )
     status_cli.register(commands)
     inspection_cli.register(commands)
     submit_cli.register(commands)
@@ -99,6 +105,15 @@ def prepare_pixels(data: str) -> Path:
     if not config_file.exists():
         raise UserError(f"{data}: no build here; run `tessera build CONFIG --until select` first")
     return Path(build_pixels(read_settings(BuildConfig, config_file, {"out": data})))
+
+
+def opening_frames(
+    path: Path, num_frames: int, height: int, width: int, fps: float, start_seconds: float
+) -> np.ndarray:
+    """The beginning of a video as frames; for `edit`."""
+    from pipeline.decode import opening
+
+    return opening.opening_frames(path, num_frames, height, width, fps, start_seconds)
 
 
 def _register_build(commands: argparse._SubParsersAction) -> None:

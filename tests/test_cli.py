@@ -128,6 +128,7 @@ def test_coca_without_weights_is_one_line_before_any_decoding(
         (["train", "demo", "--data", "/nowhere", "--out", "x"], "/nowhere"),
         (["train", "demo", "--data", "/nowhere"], "out is required"),
         (["sample", "/nowhere"], "/nowhere"),
+        (["edit", "/nowhere", "clip.mp4", "--first_frames", "1"], "/nowhere"),
         (["evaluate", "/nowhere"], "/nowhere"),
         (["tokenizer", "train", "demo-tokenizer", "--data", "/nowhere"], "/nowhere"),
         (["tokenizer", "info", "/nowhere"], "/nowhere"),
@@ -145,7 +146,7 @@ def test_every_command_names_what_is_not_there(
 
 
 def test_help_of_every_command_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("demo", "build", "train", "sample", "evaluate", "stats", "inspect"):
+    for command in ("demo", "build", "train", "sample", "edit", "evaluate", "stats", "inspect"):
         with pytest.raises(SystemExit):
             _parser().parse_args([command, "--help"])
         text = capsys.readouterr().out

@@ -17,6 +17,8 @@ Its rooms:
                                 it is given
     samples sample_folder sample_ranks pictures
                                 clips by number, as files, by several processes
+    edit_config edit_source known_region editing edit_files edit_cli
+                                a clip of which a part is made anew
     reconstructions             what a tokenizer in training makes of some clips
     data draws tasks            batches and draws as functions of the step; what is learned
     optimizer schedule average guard checkpoint metrics trainer

@@ -20,10 +20,11 @@ from tokenizer.settings import (
     read_settings,
     to_dict,
 )
-from training import evaluate_cli, orders_cli, tokenizer_eval_cli, tokenizer_latents_cli
+from training import edit_cli, evaluate_cli, orders_cli, tokenizer_eval_cli, tokenizer_latents_cli
 from training.config import GeneratorRun, SampleConfig, TokenizerRun
 
 if TYPE_CHECKING:
+    from training.edit_source import Decode
     from training.launch.job import RunConfig
     from training.trainer import Trained
 
@@ -61,8 +62,10 @@ def register(
     commands: argparse._SubParsersAction,
     tokenizer_commands: argparse._SubParsersAction,
     prepare_pixels: Callable[[str], Path] | None = None,
+    decode: Decode | None = None,
 ) -> None:
-    """Adds the commands; `prepare_pixels` makes the pixel shards of a build that has none yet."""
+    """Adds the commands; `prepare_pixels` makes the pixel shards of a build that has none yet,
+    `decode` reads the videos to edit."""
     train = _add(commands, "train", "train a generator on token shards", _TRAIN)
     _add_training(train, GeneratorRun, "the dataset folder that `tessera build` made")
     train.set_defaults(run=_train)
@@ -72,6 +75,7 @@ def register(
     add_flags(sample, SampleConfig)
     sample.set_defaults(run=_sample)
 
+    edit_cli.register(commands, decode)
     evaluate_cli.register(commands, prepare_pixels)
     orders_cli.register(commands)
 

@@ -127,7 +127,7 @@ class SampleFolder:
 
     def video_of(self, number: int) -> Path:
         """Where the video of a sample is written."""
-        return self.path / f"{number:06d}_{_slug(self.plan.prompt_of(number))}.mp4"
+        return self.path / f"{number:06d}_{slug(self.plan.prompt_of(number))}.mp4"
 
     def has_video(self, number: int) -> bool:
         path = self.video_of(number)
@@ -208,5 +208,6 @@ def _json(content: Mapping[str, Any]) -> Callable[[IO[bytes]], object]:
     return lambda file: file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-def _slug(prompt: str | None) -> str:
+def slug(prompt: str | None) -> str:
+    """A prompt as the name of a file."""
     return re.sub(r"[^a-z0-9]+", "_", (prompt or "sample").lower()).strip("_")[:60] or "sample"

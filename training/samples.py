@@ -15,6 +15,7 @@ from torch import Tensor
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError
 from training.config import SampleConfig
+from training.given import Given, passes
 from training.guidance import is_guided
 from training.run import OpenedRun
 from training.sampler import layout_of, sample_codes
@@ -32,8 +33,16 @@ class Generated:
     seconds: float
 
 
-def generate(run: OpenedRun, prompts: list[str | None], settings: SampleConfig) -> Generated:
-    """A clip per prompt; UserError on an unknown prompt or impossible setting, before any work."""
+def generate(
+    run: OpenedRun,
+    prompts: list[str | None],
+    settings: SampleConfig,
+    given: Given | None = None,
+) -> Generated:
+    """A clip per prompt, around the cells that are given.
+
+    UserError on an unknown prompt or impossible setting, before any work.
+    """
     schedule = check_settings(run, settings)
     for prompt in set(prompts):
         run.vocabulary.encode(prompt)
@@ -42,14 +51,14 @@ def generate(run: OpenedRun, prompts: list[str | None], settings: SampleConfig) 
     for start in range(0, len(prompts), settings.batch_size):
         part = prompts[start : start + settings.batch_size]
         numbers = range(start, start + len(part))
-        made = sample_batch(run, part, numbers, schedule, settings)
+        made = sample_batch(run, part, numbers, schedule, settings, given)
         codes.append(made.cpu().numpy())
         frames.append(run.tokenizer.decode(made, schedule).cpu().numpy())
     return Generated(
         prompts=prompts,
         codes=np.concatenate(codes),
         frames=np.concatenate(frames),
-        num_steps=layout_of(run.generator, schedule, settings).order.num_steps,
+        num_steps=num_passes(run, schedule, settings, given),
         seconds=time.perf_counter() - started,
     )
 
@@ -60,6 +69,7 @@ def sample_batch(
     numbers: Sequence[int],
     schedule: Schedule,
     settings: SampleConfig,
+    given: Given | None = None,
 ) -> Int[Tensor, "b l"]:
     """The codes of the samples with these numbers."""
     device = next(run.generator.parameters()).device
@@ -67,8 +77,22 @@ def sample_batch(
         [run.vocabulary.encode(each) for each in prompts], dtype=torch.int64, device=device
     ).view(len(prompts), run.vocabulary.length)
     return sample_codes(
-        run.generator, encoded, schedule, settings, numbers, run.tokenizer.quantizer
+        run.generator,
+        encoded,
+        schedule,
+        settings,
+        numbers,
+        run.tokenizer.quantizer,
+        given=given,
     )
+
+
+def num_passes(
+    run: OpenedRun, schedule: Schedule, settings: SampleConfig, given: Given | None = None
+) -> int:
+    """Forward passes of one clip."""
+    layout = layout_of(run.generator, schedule, settings, given)
+    return sum(1 for _ in passes(layout, None if given is None else given.cells))
 
 
 def check_settings(run: OpenedRun, settings: SampleConfig) -> Schedule:

@@ -4,6 +4,7 @@ decoder    what a decoder is: records, limits, errors, the protocol
 sampling   which frame shows at which time, and clips filled from frames in order
 pyav       the default: FFmpeg inside this process, one thread
 decord     optional: the same frames for H.264 in mp4
+opening    the beginning of a video for one clip
 images     jpg, png and webp as clips of one frame, whatever the decoder
 
 decoder = open_decoder("pyav", DecodeLimits())
