@@ -168,7 +168,7 @@ def _units(config: BuildConfig) -> list[ClipUnit]:
 
 def _alone(config: BuildConfig, units: list[ClipUnit]) -> tuple[float, float]:
     """CPU seconds of decoding, and of encoding, in this process, one after the other."""
-    encoder = _job(config).load_model()
+    (encoder,) = _job(config).load_model()
     decode = encode = 0.0
     warm = True
     for unit in units:

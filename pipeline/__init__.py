@@ -8,6 +8,7 @@ Its rooms, in the order in which data passes them:
     config          the settings of a build
     plan annotate caption select feed encode tokenize finalize build
                     the phases, each resumable, and what feeds them
+    shard_draft     a shard in the making, and what its commit says
     storage commit  a disk or an object store, and the one protocol by which work gets there
     reuse removal   what need not be made again, what may not be used any more
     executor attempts isolation

@@ -18,10 +18,10 @@ from typing import Any
 
 from pipeline.annotate import AnnotateJob, accounts
 from pipeline.caption import CaptionJob, check_weights
-from pipeline.clip import Clip, failed_source
+from pipeline.clip import Clip, failed_source, make_buckets
 from pipeline.commit import PIXELS_FOLDER, Store
-from pipeline.config import PHASES, BuildConfig
-from pipeline.encode import EncoderRecipe, code_recipe, frame_recipe
+from pipeline.config import PHASES, BuildConfig, parse_bucket
+from pipeline.encode import EncoderRecipe, check_fit, code_recipes, frame_recipe
 from pipeline.executor import Executor, make_executor
 from pipeline.finalize import finalize
 from pipeline.inspection.report import write_report
@@ -36,8 +36,16 @@ from pipeline.plan import (
 from pipeline.progress import Progress
 from pipeline.quantities import counted
 from pipeline.removal import refuse_removed
-from pipeline.reuse import earlier_stores, find_codes, find_failures, find_scans, why_unlike
+from pipeline.reuse import (
+    CodeKeys,
+    earlier_stores,
+    find_codes,
+    find_failures,
+    find_scans,
+    why_unlike,
+)
 from pipeline.select import read_selection, select_clips, write_selection
+from pipeline.shards.format import tokenizer_folders
 from pipeline.sources import list_sources
 from pipeline.status import Watch, watched
 from pipeline.storage import is_remote, light_copy
@@ -52,9 +60,9 @@ def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
     needed and missing, or when the output folder cannot be written.
     """
     weights = check_weights(config.captions)
-    recipe = None
+    recipes: tuple[EncoderRecipe, ...] = ()
     if PHASES.index(until) >= PHASES.index("tokenize"):
-        recipe = code_recipe(tokenizer_folder(config), config.tokenize)
+        recipes = tokenizer_recipes(config)
     files = list_sources(config.sources)
     store = _open_store(config)
     progress = Progress()
@@ -70,10 +78,10 @@ def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
         if until == "annotate":
             return _count(clips)
         selection = _select(config, store, clips, progress)
-        if recipe is None:
+        if not recipes:
             return _count(selection)
         return _make_shards(
-            config, store, selection, plan, recipe, executor, progress, until == "finalize"
+            config, store, selection, plan, recipes, executor, progress, until == "finalize"
         )
 
 
@@ -92,7 +100,7 @@ def build_pixels(config: BuildConfig) -> str:
             pixel_store,
             selection,
             read_plan(store),
-            frame_recipe(config.tokenize),
+            (frame_recipe(config.tokenize),),
             executor,
             Progress(),
             finish=True,
@@ -113,10 +121,11 @@ def rewrite_without_removed(root: str) -> dict[str, int]:
             raise UserError(f"{root}: no build here that could be made anew; name its folder")
         config = read_settings(BuildConfig, folder / "config.yaml", {"out": root})
         is_pixels = not (folder / "tokenizer" / "tokenizer.json").exists()
-        recipe = (
-            frame_recipe(config.tokenize)
+        further = {name: str(folder / "tokenizers" / name) for name in config.tokenize.further}
+        recipes = (
+            (frame_recipe(config.tokenize),)
             if is_pixels
-            else code_recipe(folder / "tokenizer", config.tokenize)
+            else code_recipes(folder / "tokenizer", replace(config.tokenize, further=further))
         )
         progress = Progress()
         with _LazyExecutor(make_executor(replace(config, executor="inline"))) as executor:
@@ -125,7 +134,16 @@ def rewrite_without_removed(root: str) -> dict[str, int]:
                 config, store, plan, executor, check_weights(config.captions), progress
             )
             selection = _select(config, store, clips, progress)
-            return _make_shards(config, store, selection, plan, recipe, executor, progress, True)
+            return _make_shards(config, store, selection, plan, recipes, executor, progress, True)
+
+
+def tokenizer_recipes(config: BuildConfig) -> tuple[EncoderRecipe, ...]:
+    """How to make each token set; UserError when a tokenizer is missing or fits no such clips."""
+    recipes = code_recipes(tokenizer_folder(config), config.tokenize)
+    buckets = make_buckets(map(parse_bucket, config.clips.buckets))
+    for recipe in recipes:
+        check_fit(recipe, buckets)
+    return recipes
 
 
 def tokenizer_folder(config: BuildConfig) -> Path:
@@ -197,7 +215,7 @@ def _make_shards(
     store: Store,
     selection: Sequence[Clip],
     plan: Sequence[PlannedSource],
-    recipe: EncoderRecipe,
+    recipes: Sequence[EncoderRecipe],
     executor: _LazyExecutor,
     progress: Progress,
     finish: bool,
@@ -208,27 +226,35 @@ def _make_shards(
             f"{config.out}: no clip was kept of {len(selection)}; "
             "loosen the rules under select.drop, or look at manifest with `tessera stats`"
         )
-    job = TokenizeJob(config, store.root, recipe)
+    primary, *further = recipes
+    job = TokenizeJob(config, store.root, primary, further)
     units = job.units(selection, plan)
     committed = store.committed()
     todo = [unit for unit in units if unit.id not in committed]
     if todo:
-        wanted = [job.code_key(clip) for unit in todo for clip in unit.clips]
+        keys = CodeKeys(
+            [clip for unit in todo for clip in unit.clips], job.code_key, job.makings.values()
+        )
         history = earlier_stores(store, config.reuse)
-        known = find_codes(history, wanted)
+        known = find_codes(history, keys)
         todo = job.fed(todo, plan, known, find_failures(history, job.fingerprint))
-        if known:
-            progress.note(f"tokenize: {len(known)} of {len(wanted)} clips have codes already")
+        for name, making in job.makings.items() if known else ():
+            wanted = keys.of(making)
+            found = sum(key in known for key in wanted)
+            progress.note(f"tokenize: {found} of {len(wanted)} clips have {name} already")
         for other in history[:-1]:
             if not any(place.root == other.root for place in known.values()):
-                progress.note(f"reuse: nothing of {other.root}: {why_unlike(other, recipe.how)}")
+                progress.note(f"reuse: nothing of {other.root}: {why_unlike(other, primary.how)}")
     with _phase("tokenize", store, progress, units, todo) as watch:
         for unit_id in executor.get().run_clips(job, todo, watch) if todo else ():
             watch.done(unit_id)
     if not finish:
         return _count(selection)
-    directory = Path(recipe.directory) if recipe.directory else None
-    totals = finalize(config, store, selection, units, job.code_key, directory)
+    folders = tokenizer_folders([each.name for each in recipes])
+    tokenizers = {
+        folders[each.name]: Path(each.directory) for each in recipes if each.directory is not None
+    }
+    totals = finalize(config, store, selection, units, job.code_key, tokenizers)
     with light_copy(store.root) as folder:
         write_report(folder)
         if is_remote(store.root):

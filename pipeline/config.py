@@ -18,6 +18,8 @@ PHASES = ("plan", "annotate", "select", "tokenize", "finalize")
 SCORES = ("brightness", "sharpness", "motion", "num_frames", "duration_seconds", "width", "height")
 _RULE = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[0-9.]+(?:e-?[0-9]+)?)\s*")
 _BUCKET = re.compile(r"([0-9]+)x([0-9]+)x([0-9]+)")
+_TOKEN_SET = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_TAKEN = ("codes", "frames", "latents", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,11 @@ class TokenizeSettings:
     tokenizer: str | None = setting(
         None, "folder of the tokenizer; default: OUT/tokenizer, where `tokenizer train` puts it"
     )
+    further: dict[str, str] = setting(
+        help="further token sets of the same clips: name and folder of each one's tokenizer, such "
+        "as '{grid: runs/grid/tokenizer}'; train on one by data.token_set",
+        default_factory=dict,
+    )
     samples_per_shard: int = setting(1024, "samples in a shard; a shard is the unit of work")
     batch_size: int = setting(32, "clips per encoder batch, padded to exactly this many")
     num_encoders: int = setting(1, "encoder actors")
@@ -160,6 +167,14 @@ class TokenizeSettings:
         for name in ("samples_per_shard", "batch_size", "num_encoders", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        for name in self.further:
+            if not _TOKEN_SET.fullmatch(name):
+                raise ValueError(
+                    f"further: {name!r} must be 1 to 32 small letters, digits, '_' or '-', a "
+                    "letter first"
+                )
+            if name in _TAKEN:
+                raise ValueError(f"further: the name {name!r} is taken; choose another")
         if self.tile is not None and self.tile < 1:
             raise ValueError(f"tile ({self.tile}) must be at least 1")
         if self.clips_per_decode < 1:

@@ -1,5 +1,9 @@
 """Encoders: what turns a batch of clips into the arrays of a token set.
 
+    recipe, *further = code_recipes(folder, settings)      # one for each token set of a build
+    check_fit(recipe, buckets)
+    recipe.load().encode(frames)
+
 Two kinds: `codes` runs a tokenizer, `frames` keeps the pixels (shards that train tokenizers and
 judges). Batches have one fixed size, padded, and hold clips of one unit in unit order, so a clip's
 codes do not depend on who encoded what beside it.
@@ -8,7 +12,7 @@ codes do not depend on who encoded what beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +56,7 @@ class EncoderRecipe:
     """How to make an encoder, and its identity; picklable and light: no torch until `load`.
 
     `how` is what the fingerprint covers: encoders that differ in any of it may differ in bits.
+    `name` is that of the token set.
     """
 
     kind: str
@@ -59,39 +64,44 @@ class EncoderRecipe:
     settings: TokenizeSettings
     fingerprint: str
     how: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "codes"
 
     def load(self) -> Encoder:
         if self.kind == "frames":
             return FrameEncoder(self.settings.batch_size)
         assert self.directory is not None
-        return CodeEncoder(Path(self.directory), self.settings)
+        return CodeEncoder(Path(self.directory), self.settings, self.name)
 
 
 def frame_recipe(settings: TokenizeSettings) -> EncoderRecipe:
     """Pixel shards."""
-    return EncoderRecipe("frames", None, settings, fingerprint_of({"frames": ENCODE_VERSION}))
+    made = fingerprint_of({"frames": ENCODE_VERSION})
+    return EncoderRecipe("frames", None, settings, made, name="frames")
 
 
-def code_recipe(directory: Path, settings: TokenizeSettings) -> EncoderRecipe:
-    """Code shards of the tokenizer in `directory`.
+def code_recipes(directory: Path, settings: TokenizeSettings) -> tuple[EncoderRecipe, ...]:
+    """Code shards of the tokenizer in `directory`, the primary one, and of `settings.further`.
+
+    The further ones are in the order of their names, whatever the order of the settings.
+    """
+    further = sorted(settings.further.items())
+    return (
+        code_recipe(directory, settings),
+        *(code_recipe(Path(folder), settings, name) for name, folder in further),
+    )
+
+
+def code_recipe(directory: Path, settings: TokenizeSettings, name: str = "codes") -> EncoderRecipe:
+    """One token set, of the tokenizer in `directory`.
 
     UserError when there is none, and when its frames cannot be encoded in tiles that are asked for.
     """
     from importlib.metadata import version
 
-    try:
-        declared = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
-        identity = str(declared["fingerprint"])
-    except FileNotFoundError:
-        raise UserError(
-            f"{directory}: no tokenizer here; train one with `tessera tokenizer train --data OUT`, "
-            "or name one with --tokenize.tokenizer"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory}: tokenizer.json is damaged ({error!r})") from None
+    declared = _declared(directory, name)
     how: dict[str, Any] = {
         "codes": ENCODE_VERSION,
-        "tokenizer": identity,
+        "tokenizer": str(declared["fingerprint"]),
         "batch_size": settings.batch_size,
         "threads": settings.threads,
         "device": settings.device,
@@ -103,7 +113,42 @@ def code_recipe(directory: Path, settings: TokenizeSettings) -> EncoderRecipe:
     if settings.tile is not None:
         _check_tile(declared, directory, settings.tile)
         how["tile"] = settings.tile
-    return EncoderRecipe("codes", str(directory), settings, fingerprint_of(how), how)
+    return EncoderRecipe("codes", str(directory), settings, fingerprint_of(how), how, name)
+
+
+def check_fit(recipe: EncoderRecipe, buckets: Sequence[Bucket]) -> None:
+    """UserError when the tokenizer cannot encode the clips of a bucket."""
+    assert recipe.directory is not None
+    declared = _declared(Path(recipe.directory), recipe.name)
+    where = f"{recipe.directory}/tokenizer.json"
+    config = from_dict(TokenizerConfig, declared.get("config", {}), where)
+    for bucket in buckets:
+        try:
+            config.schedule_for(bucket.num_frames, bucket.height, bucket.width)
+        except UserError as error:
+            raise UserError(
+                f"{_setting_of(recipe.name)}: {recipe.directory} does not fit the bucket "
+                f"{bucket.num_frames}x{bucket.height}x{bucket.width}: {error}"
+            ) from None
+
+
+def _setting_of(name: str) -> str:
+    return "tokenize.tokenizer" if name == "codes" else f"tokenize.further.{name}"
+
+
+def _declared(directory: Path, name: str) -> dict[str, Any]:
+    """What `tokenizer.json` says, a fingerprint among it."""
+    try:
+        declared = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        return {**declared, "fingerprint": str(declared["fingerprint"])}
+    except FileNotFoundError:
+        flag = _setting_of(name).removesuffix(f".{name}")
+        raise UserError(
+            f"{directory}: no tokenizer here; train one with `tessera tokenizer train --data OUT`, "
+            f"or name one with --{flag}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory}: tokenizer.json is damaged ({error!r})") from None
 
 
 def _check_tile(declared: Mapping[str, Any], directory: Path, tile: int) -> None:
@@ -133,7 +178,7 @@ class FrameEncoder:
 class CodeEncoder:
     """Runs a tokenizer on padded batches: the autoencoder as set, the quantizer in float32."""
 
-    def __init__(self, directory: Path, settings: TokenizeSettings) -> None:
+    def __init__(self, directory: Path, settings: TokenizeSettings, name: str = "codes") -> None:
         import torch
 
         from tokenizer.folder import load_tokenizer
@@ -149,7 +194,7 @@ class CodeEncoder:
             self._tokenizer.autoencoder.encoder.compile(dynamic=False)
         size = self._tokenizer.codebook_size
         self.token_set = TokenSet(
-            name="codes",
+            name=name,
             kind="codes",
             dtype="uint16" if size <= 65536 else "uint32",
             codebook_size=size,

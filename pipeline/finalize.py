@@ -2,13 +2,13 @@
 
 Reads the `result` of every commit, and nothing else, so the files it writes do not depend on where
 the work ran or how often it was interrupted: `manifest.parquet` (one row per clip ever considered),
-`index.bin`, `shards.json`, `statistics.json`, the tokenizer, and last `_SUCCESS`.
+`index.bin`, `shards.json`, `statistics.json`, the tokenizers, and last `_SUCCESS`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from pipeline.clip import Clip, clips_to_parquet, make_buckets
 from pipeline.commit import Store
 from pipeline.config import BuildConfig, parse_bucket
 from pipeline.removal import refuse_removed
+from pipeline.shard_draft import token_sets_of
 from pipeline.shards.format import (
     INDEX_FILE,
     SHARDS_FILE,
@@ -32,7 +33,6 @@ from pipeline.shards.format import (
 from pipeline.statistics import merge
 from pipeline.storage import is_remote, sha256_of
 from pipeline.tokenize import ClipUnit
-from tokenizer.scales import Schedule
 from tokenizer.settings import UserError
 
 MANIFEST_FILE = "manifest.parquet"
@@ -47,9 +47,12 @@ def finalize(
     selection: Sequence[Clip],
     units: Sequence[ClipUnit],
     code_key: Callable[[Clip], str],
-    tokenizer_dir: Path | None,
+    tokenizers: Mapping[str, Path],
 ) -> dict[str, int]:
-    """Writes the dataset's files and returns its accounts; UserError when units are missing."""
+    """Writes the dataset's files and returns its accounts; UserError when units are missing.
+
+    `tokenizers` says, by the folder of the dataset where each belongs, where it is now.
+    """
     committed = store.committed()
     missing = [unit.id for unit in units if unit.id not in committed]
     if missing:
@@ -69,7 +72,7 @@ def finalize(
             f"`tessera verify {store.root} --repair`, then run the build again"
         )
     clips = _with_shards(selection, units, results, code_key)
-    return publish(store, clips, results, _buckets(config, results), tokenizer_dir)
+    return publish(store, clips, results, _buckets(config, results), tokenizers)
 
 
 def publish(
@@ -77,7 +80,7 @@ def publish(
     clips: Sequence[Clip],
     results: Sequence[dict[str, Any]],
     buckets: Sequence[Bucket],
-    tokenizer_dir: Path | None,
+    tokenizers: Mapping[str, Path],
 ) -> dict[str, int]:
     """Makes a dataset of rows and of the commits whose shards they name; returns its accounts.
 
@@ -94,15 +97,15 @@ def publish(
     store.write_file(MANIFEST_FILE, lambda file: clips_to_parquet(clips, file))
     index, shards = _index(store, results)
     store.storage.put(INDEX_FILE, index)
-    declaration = dump_declaration([_token_set(store, results)], buckets, shards)
+    declaration = dump_declaration(_token_sets(store, results), buckets, shards)
     store.storage.put(SHARDS_FILE, declaration.encode())
     statistics = merge(*(result["statistics"] for result in results))
     store.storage.put(STATISTICS_FILE, canonical_json(statistics) + b"\n")
-    if tokenizer_dir is not None:
-        _copy_tokenizer(tokenizer_dir, store)
+    for folder, source in tokenizers.items():
+        _copy_tokenizer(source, store, folder)
     refuse_removed(store, clips)  # after the list is written: `remove` looks at it once more
     sealed = [MANIFEST_FILE, INDEX_FILE, SHARDS_FILE, STATISTICS_FILE]
-    sealed += [f"tokenizer/{name}" for name in TOKENIZER_FILES if tokenizer_dir is not None]
+    sealed += [f"{folder}/{name}" for folder in tokenizers for name in TOKENIZER_FILES]
     hashes = {name: sha256_of(store.storage, name) for name in sealed}
     summary = {**totals, "num_shards": len(shards), "sha256": hashes}
     store.storage.put(SUCCESS_FILE, canonical_json(summary) + b"\n")
@@ -154,32 +157,39 @@ def _index(store: Store, results: Sequence[dict[str, Any]]) -> tuple[bytes, list
     return bytes(index), shards
 
 
-def _token_set(store: Store, results: Sequence[dict[str, Any]]) -> TokenSet:
-    declared = {canonical_json(result["token_set"]): result["token_set"] for result in results}
+def _token_sets(store: Store, results: Sequence[dict[str, Any]]) -> list[TokenSet]:
+    declared = {tuple(each for each, _ in token_sets_of(result)) for result in results}
     if len(declared) != 1:
-        found = " and ".join(str(each["tokenizer"]) for each in declared.values())
+        found = " and ".join(
+            sorted(", ".join(str(each.tokenizer) for each in sets) for sets in declared)
+        )
         raise UserError(
             f"{store.root}: shards of different tokenizers, {found}; use one folder each"
         )
-    return TokenSet(**next(iter(declared.values())))
+    return list(next(iter(declared)))
 
 
 def _buckets(config: BuildConfig, results: Sequence[dict[str, Any]]) -> list[Bucket]:
-    schedules = {result["bucket"]: result["schedule"] for result in results}
+    laid_out = {result["bucket"]: token_sets_of(result) for result in results}
     buckets = make_buckets(parse_bucket(text) for text in config.clips.buckets)
     return [
         replace(
             bucket,
-            schedule=Schedule.from_list(schedules[bucket.name]) if schedules[bucket.name] else None,
+            schedule=laid_out[bucket.name][0][1],
+            schedules={
+                each.name: schedule
+                for each, schedule in laid_out[bucket.name][1:]
+                if schedule is not None
+            },
         )
         for bucket in buckets
-        if bucket.name in schedules
+        if bucket.name in laid_out
     ]
 
 
-def _copy_tokenizer(source: Path, store: Store) -> None:
-    """The tokenizer travels with its codes; a folder that is already in place stays."""
-    if not is_remote(store.root) and source.resolve() == (Path(store.root) / "tokenizer").resolve():
+def _copy_tokenizer(source: Path, store: Store, folder: str) -> None:
+    """A tokenizer travels with its codes; a folder that is already in place stays."""
+    if not is_remote(store.root) and source.resolve() == (Path(store.root) / folder).resolve():
         return
     for name in TOKENIZER_FILES:
-        store.storage.put(f"tokenizer/{name}", (source / name).read_bytes())
+        store.storage.put(f"{folder}/{name}", (source / name).read_bytes())

@@ -3,7 +3,8 @@
     tessera build build.yaml --dry-run 20
 
 The files are chosen by hash, so that the same ones are taken again; they are identified, annotated
-and, if there is a tokenizer, decoded and encoded in this process, and nothing is written. What they
+and, if there is a tokenizer, decoded and encoded in this process (by each tokenizer, when there are
+further token sets), and nothing is written. What they
 cost is scaled to the whole collection by the bytes of the files, which say more of a video's length
 than the number of files does. What it does not see: the network, a cluster's start, and a machine
 that is faster or slower than this one.
@@ -17,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ from pipeline.shards.format import canonical_json
 from pipeline.sources import SourceFile, content_id
 
 MAX_CLIPS_ENCODED = 256
-_TAR_BYTES = 2 * 512 + 512  # two headers, and the padding of two members on average
+_MEMBER_BYTES = 512 + 256  # in a tar: a header, and the padding on average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +63,10 @@ def forecast(
     config: BuildConfig,
     files: Sequence[SourceFile],
     num_sampled: int,
-    recipe: EncoderRecipe | None,
+    recipes: Sequence[EncoderRecipe],
     num_cpus: int,
 ) -> Forecast:
-    """Measures `num_sampled` files; `recipe` None leaves encoding out."""
+    """Measures `num_sampled` files; without `recipes` encoding is left out."""
     chosen = sorted(files, key=lambda file: hashlib.sha256(file.uri.encode()).digest())
     chosen = chosen[:num_sampled]
     seconds: dict[str, float] = {}
@@ -74,11 +76,11 @@ def forecast(
     clips = select_clips([clip for scan in scans for clip in scan], config.select)
     kept = [clip for clip in clips if clip.outcome == KEPT]
     sample_bytes, encoded = 0.0, 1.0
-    if recipe is not None and kept:
-        encoder = recipe.load()
+    if recipes and kept:
+        encoders = [recipe.load() for recipe in recipes]
         tried = kept[:MAX_CLIPS_ENCODED]
         encoded = len(kept) / len(tried)
-        sample_bytes = _encode(config, sources, tried, encoder, seconds)
+        sample_bytes = _encode(config, sources, tried, encoders, seconds)
     scale = sum(file.size_bytes for file in files) / max(sum(f.size_bytes for f in chosen), 1)
     hours = {
         stage: spent * scale * (encoded if stage in ("decode", "encode") else 1.0) / 3600
@@ -150,7 +152,7 @@ def _encode(
     config: BuildConfig,
     sources: Sequence[PlannedSource],
     clips: Sequence[Clip],
-    encoder: Encoder,
+    encoders: Sequence[Encoder],
     seconds: dict[str, float],
 ) -> float:
     """Decodes and encodes clips, adds what it takes to `seconds`; bytes of a sample in a shard."""
@@ -176,13 +178,14 @@ def _encode(
     clock = time.process_time if on_cpu else time.perf_counter  # a GPU works while we wait
     code_bytes = 0
     for name, frames in by_bucket.items():
-        encoder.schedule(buckets[name])
-        for start in range(0, len(frames), encoder.batch_size):
-            batch = np.stack(frames[start : start + encoder.batch_size])
-            codes = _measured(seconds, "encode", lambda: encoder.encode(batch), clock)  # noqa: B023
-            code_bytes += codes.nbytes
+        for encoder in encoders:
+            encoder.schedule(buckets[name])
+            for start in range(0, len(frames), encoder.batch_size):
+                batch = np.stack(frames[start : start + encoder.batch_size])
+                encode = partial(encoder.encode, batch)
+                code_bytes += _measured(seconds, "encode", encode, clock).nbytes
     metadata = sum(len(canonical_json(clip.metadata())) for clip in clips)
-    return (code_bytes + metadata) / len(clips) + _TAR_BYTES
+    return (code_bytes + metadata) / len(clips) + (1 + len(encoders)) * _MEMBER_BYTES
 
 
 def _measured(

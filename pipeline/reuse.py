@@ -1,17 +1,20 @@
 """Reuse: what earlier commits hold that need not be made again, here or in other datasets.
 
-    known = find_codes([store, *others], wanted)       # code key -> where its array lies
+    keys = CodeKeys(clips, job.code_key, makings)
+    known = find_codes([store, *others], keys)         # code key -> where its array lies
     scans = find_scans([store, *others], fingerprint, source_ids)
 
 A code key covers the clip, its preprocessing and the tokenizer, so an array found under it is the
 array that encoding would give. Arrays are copied byte for byte, checked against their crc32.
+A sidecar has the key of a sample's primary array; the keys of its further arrays follow from how
+they were made, which the shard's commit says.
 """
 
 from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from pipeline.annotate import ScanPlace
+from pipeline.clip import Clip
 from pipeline.commit import Store
 from pipeline.shards.format import ShardError, canonical_json
 from pipeline.shards.sidecar import code_key_words, parse_sidecar
@@ -40,15 +44,59 @@ class CodePlace:
     crc32: int
 
 
-def find_codes(stores: Sequence[Store], wanted: Iterable[str]) -> dict[str, CodePlace]:
-    """The places of the wanted code keys that are in some committed shard."""
-    words = {code_key_words(key): key for key in wanted}
-    first_words = np.array([first for first, _ in words], dtype=np.uint64)
+class CodeKeys:
+    """The code keys of some clips, under each of the makings that are wanted.
+
+    `code_key(clip, making)` is `TokenizeJob.code_key`.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        code_key: Callable[[Clip, str], str],
+        makings: Collection[str],
+    ) -> None:
+        self._clips = clips
+        self._code_key = code_key
+        self.makings = frozenset(makings)
+        self._keys: dict[str, list[str]] = {}
+        self._words: dict[tuple[str, ...], _Words] = {}
+
+    def of(self, making: str) -> list[str]:
+        """The key of each clip's array that was made so."""
+        if making not in self._keys:
+            self._keys[making] = [self._code_key(clip, making) for clip in self._clips]
+        return self._keys[making]
+
+    def primary(self) -> _Words:
+        """What to look for in a sidecar: the wanted keys as they are."""
+        if () not in self._words:
+            keys = [key for making in sorted(self.makings) for key in self.of(making)]
+            self._words[()] = _Words(keys, keys)
+        return self._words[()]
+
+    def further(self, primary: str, making: str) -> _Words:
+        """The keys of arrays made so, beside primary arrays of another making."""
+        if (primary, making) not in self._words:
+            self._words[primary, making] = _Words(self.of(primary), self.of(making))
+        return self._words[primary, making]
+
+
+class _Words:
+    """Wanted code keys, by the two words of the keys that lead to them in a sidecar."""
+
+    def __init__(self, seen: Sequence[str], wanted: Sequence[str]) -> None:
+        self.wanted = {code_key_words(key): other for key, other in zip(seen, wanted)}
+        self.first = np.array([first for first, _ in self.wanted], dtype=np.uint64)
+
+
+def find_codes(stores: Sequence[Store], keys: CodeKeys) -> dict[str, CodePlace]:
+    """The places of the wanted arrays that are in some committed shard, by code key."""
     known: dict[str, CodePlace] = {}
     for store in stores:
         for result in _results(store, "tokenize-"):
             if result["parts"]:
-                known |= _found(store, result, words, first_words)
+                known |= _found(store, result, keys)
     return known
 
 
@@ -142,25 +190,28 @@ def _results(store: Store, prefix: str) -> Iterator[dict[str, Any]]:
             yield record["result"]
 
 
-def _found(
-    store: Store,
-    result: dict[str, Any],
-    words: dict[tuple[int, int], str],
-    first_words: np.ndarray,
-) -> dict[str, CodePlace]:
+def _found(store: Store, result: dict[str, Any], keys: CodeKeys) -> dict[str, CodePlace]:
     tar, idx = result["parts"]
     where = f"{store.root}/{idx['path']}"
+    primary = result["token_set"]["name"]
+    makings = result.get("makings", {})
+    looked_for = {primary: keys.primary()} | {
+        name: keys.further(makings[primary], making)
+        for name, making in makings.items()
+        if name != primary and making in keys.makings
+    }
+    found: dict[str, CodePlace] = {}
     try:
         sidecar = parse_sidecar(store.storage.read(idx["path"]), where)
-        column = sidecar.members.index(f"{result['token_set']['name']}.npy")
+        columns = {name: sidecar.members.index(f"{name}.npy") for name in looked_for}
     except (FileNotFoundError, ShardError, ValueError):
         return {}  # swept away, damaged or of an older version: nothing to copy there
-    rows = np.flatnonzero(np.isin(sidecar.samples["code_key"][:, 0], first_words))
-    found = {}
-    for row in rows.tolist():
-        first, second = sidecar.samples["code_key"][row].tolist()
-        key = words.get((first, second))
-        if key is not None:
-            offset, length, crc32 = sidecar.places[row, column].tolist()
-            found[key] = CodePlace(store.root, tar["path"], offset, length, crc32)
+    for name, words in looked_for.items():
+        rows = np.flatnonzero(np.isin(sidecar.samples["code_key"][:, 0], words.first))
+        for row in rows.tolist():
+            first, second = sidecar.samples["code_key"][row].tolist()
+            key = words.wanted.get((first, second))
+            if key is not None:
+                offset, length, crc32 = sidecar.places[row, columns[name]].tolist()
+                found[key] = CodePlace(store.root, tar["path"], offset, length, crc32)
     return found

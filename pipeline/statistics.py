@@ -10,6 +10,9 @@ same bits in whatever order the records are added.
     record = tally.to_json()
     total = merge(record, other)
     code_usage(total)[0].perplexity
+
+Tokens and codes are those of the primary token set; the codes of further ones are counted under
+`further`, by the set's name, where there are any.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ class Tally:
             "by": {name: {} for name in GROUPED_BY},
         }
         self._codes: dict[str, CodeCounts] = {}
+        self._further: dict[str, dict[str, CodeCounts]] = {}
 
     def add_outcome(self, outcome: str, count: int = 1) -> None:
         """Counts clips that ended as `kept`, `dropped:<rule>` or `error:<class>`."""
@@ -93,8 +97,19 @@ class Tally:
             _count(group, "tokens", num_tokens)
             _count(group, "milliseconds", round(1000 * (seconds or 0.0)))
         if codes is not None and codebook_size is not None:
-            bucket = str(metadata.get("bucket") or NO_VALUE)
-            self._codes_of(bucket, codebook_size).add(codes, scale_of_token)
+            _codes_of(self._codes, metadata, codebook_size).add(codes, scale_of_token)
+
+    def add_further(
+        self,
+        token_set: str,
+        metadata: Mapping[str, Any],
+        codes: np.ndarray,
+        scale_of_token: np.ndarray,
+        codebook_size: int,
+    ) -> None:
+        """Adds the codes that a further token set has of a sample."""
+        counts = self._further.setdefault(token_set, {})
+        _codes_of(counts, metadata, codebook_size).add(codes, scale_of_token)
 
     def add_record(self, record: Mapping[str, Any]) -> None:
         """Adds a record, which stays as it is.
@@ -115,22 +130,20 @@ class Tally:
         for name, groups in record["by"].items():
             for value, counts in groups.items():
                 _add_counts(mine["by"].setdefault(name, {}).setdefault(value, {}), counts)
-        for bucket, codes in record["codes"].items():
-            self._codes_of(bucket, codes["codebook_size"]).add_record(codes)
+        _add_codes(self._codes, record["codes"])
+        for token_set, codes in record.get("further", {}).items():
+            _add_codes(self._further.setdefault(token_set, {}), codes)
 
     def to_json(self) -> Statistics:
         """The record: plain JSON, which later additions do not change."""
         codes = {bucket: counts.to_json() for bucket, counts in self._codes.items()}
-        return {"version": VERSION, **_copy(self._record), "codes": codes}
-
-    def _codes_of(self, bucket: str, codebook_size: int) -> CodeCounts:
-        if bucket not in self._codes:
-            self._codes[bucket] = CodeCounts(codebook_size)
-        counts = self._codes[bucket]
-        if counts.codebook_size != codebook_size:
-            sizes = f"{counts.codebook_size} and {codebook_size}"
-            raise ValueError(f"codes of codebooks of {sizes} entries do not add up")
-        return counts
+        record = {"version": VERSION, **_copy(self._record), "codes": codes}
+        if self._further:
+            record["further"] = {
+                token_set: {bucket: counts.to_json() for bucket, counts in codes.items()}
+                for token_set, codes in self._further.items()
+            }
+        return record
 
 
 def merge(*records: Mapping[str, Any]) -> Statistics:
@@ -153,24 +166,35 @@ def outcome_totals(statistics: Mapping[str, Any]) -> dict[str, int]:
     return totals
 
 
-def code_counts(statistics: Mapping[str, Any]) -> dict[str, CodeCounts]:
-    """The counts of every bucket, by name; ValueError when the record is damaged."""
+def further_token_sets(statistics: Mapping[str, Any]) -> list[str]:
+    """The names of the further token sets whose codes are counted."""
+    return sorted(statistics.get("further", {}))
+
+
+def code_counts(
+    statistics: Mapping[str, Any], token_set: str | None = None
+) -> dict[str, CodeCounts]:
+    """The counts of every bucket, by name, of a token set (default: the primary one).
+
+    ValueError when the record is damaged.
+    """
+    counted = statistics["codes"] if token_set is None else statistics["further"][token_set]
     result = {}
-    for bucket, record in sorted(statistics["codes"].items()):
+    for bucket, record in sorted(counted.items()):
         result[bucket] = CodeCounts(record["codebook_size"])
         result[bucket].add_record(record)
     return result
 
 
-def code_usage(statistics: Mapping[str, Any]) -> list[ScaleUsage]:
+def code_usage(statistics: Mapping[str, Any], token_set: str | None = None) -> list[ScaleUsage]:
     """Codebook use per bucket and scale, in order."""
-    counts = code_counts(statistics)
+    counts = code_counts(statistics, token_set)
     return [usage for bucket, each in counts.items() for usage in each.usage(bucket)]
 
 
-def overall_usage(statistics: Mapping[str, Any]) -> ScaleUsage | None:
+def overall_usage(statistics: Mapping[str, Any], token_set: str | None = None) -> ScaleUsage | None:
     """Codebook use of all buckets and scales together; None when there are no codes."""
-    every = list(code_counts(statistics).values())
+    every = list(code_counts(statistics, token_set).values())
     if not every:
         return None
     size = every[0].codebook_size
@@ -192,6 +216,27 @@ def _duration(metadata: Mapping[str, Any]) -> float | None:
     if metadata.get("num_frames") and metadata.get("fps"):
         return metadata["num_frames"] / metadata["fps"]
     return None
+
+
+def _codes_of(
+    counts: dict[str, CodeCounts], metadata: Mapping[str, Any], codebook_size: int
+) -> CodeCounts:
+    """The counts of a sample's bucket."""
+    return _codes_in(counts, str(metadata.get("bucket") or NO_VALUE), codebook_size)
+
+
+def _codes_in(counts: dict[str, CodeCounts], bucket: str, codebook_size: int) -> CodeCounts:
+    if bucket not in counts:
+        counts[bucket] = CodeCounts(codebook_size)
+    if counts[bucket].codebook_size != codebook_size:
+        sizes = f"{counts[bucket].codebook_size} and {codebook_size}"
+        raise ValueError(f"codes of codebooks of {sizes} entries do not add up")
+    return counts[bucket]
+
+
+def _add_codes(counts: dict[str, CodeCounts], records: Mapping[str, Any]) -> None:
+    for bucket, record in records.items():
+        _codes_in(counts, bucket, record["codebook_size"]).add_record(record)
 
 
 def _add_counts(total: dict[str, int], other: Mapping[str, int]) -> None:

@@ -370,11 +370,14 @@ def light_copy(root: str | Path) -> Iterator[Path]:
         return
     storage = open_storage(root)
     with tempfile.TemporaryDirectory(prefix="tessera-view-") as folder:
-        for sub in ("", "_commits", "_removed", "parts", "tokenizer"):
+        further = {
+            name.rpartition("/")[0] for name in storage.walk() if name.startswith("tokenizers/")
+        }
+        for sub in ("", "_commits", "_removed", "parts", "tokenizer", *sorted(further)):
             for name in storage.names(sub):
                 if not name.endswith(".tar"):
                     target = Path(folder) / sub / name
-                    target.parent.mkdir(exist_ok=True)
+                    target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(storage.read(f"{sub}/{name}" if sub else name))
         yield Path(folder)
 

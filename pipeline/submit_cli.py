@@ -49,7 +49,10 @@ SUBMITTABLE = {
         command=("build",),
         summary="make a dataset",
         config_class="pipeline.config:BuildConfig",
-        paths=("sources", "out", "tokenize.tokenizer", "captions.coca_weights"),
+        paths=(
+            *("sources", "out", "captions.coca_weights"),
+            *("tokenize.tokenizer", "tokenize.further"),
+        ),
         required=(),
         without=("ray_address",),
     ),
@@ -128,6 +131,9 @@ def job_settings(submittable: Submittable, path: Path, overrides: Mapping[str, A
         value = _get(settings, key)
         if isinstance(value, str):
             settings = _with(settings, key, absolute(value))
+        elif isinstance(value, dict):
+            named = {name: absolute(each) for name, each in value.items()}
+            settings = _with(settings, key, named)
         elif value is not None:
             settings = _with(settings, key, tuple(absolute(each) for each in value))
     for key in submittable.without:

@@ -1,23 +1,22 @@
 """Tokenize: kept clips are decoded in full and become shards, one shard a unit of work.
 
-The unit's encoder owns it: decoded clips come in unit order, are encoded in fixed batches, written
-to a tar with its sidecar, and committed. Arrays that an earlier shard has, by their code key, are
-copied instead. A clip that cannot be decoded is an error in the accounts, not a failed build.
+The unit's encoders own it, one for each token set: decoded clips come in unit order, are encoded in
+fixed batches, written to a tar with its sidecar, and committed. Arrays that an earlier shard has,
+by their code key, are copied instead; a clip is decoded when one of its arrays is in none. A clip
+that cannot be decoded is an error in the accounts, not a failed build.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from pipeline import statistics
-from pipeline.annotate import accounts, worker_facts
 from pipeline.clip import PREPROCESS_VERSION, Clip, make_buckets
 from pipeline.commit import Store, fingerprint_of, unit_id
 from pipeline.config import BuildConfig, parse_bucket
@@ -26,9 +25,8 @@ from pipeline.feed import Chunk, make_chunks
 from pipeline.plan import PlannedSource
 from pipeline.reuse import CodeCopies, CodePlace
 from pipeline.select import group_for_shards
+from pipeline.shard_draft import EncodingLog, ShardDraft
 from pipeline.shards.format import Bucket, canonical_json
-from pipeline.shards.writer import ShardWriter
-from pipeline.statistics import Tally
 from tokenizer.finite import NotFinite
 from tokenizer.settings import UserError, to_dict
 
@@ -42,48 +40,61 @@ Finish = Callable[[], None]
 class ClipUnit:
     """Clips that one model works through, and the decode tasks that feed it.
 
-    `copies` says, by the clip's place in the unit, which arrays are there already, `failures` which
-    clips have failed in the same way before; the chunks decode the others.
+    `copies` says, by the clip's place in the unit, which arrays are there already, by token set,
+    `failures` which clips have failed in the same way before; the chunks decode the others.
     """
 
     id: str
     clips: tuple[Clip, ...]
     chunks: tuple[Chunk, ...]
-    copies: Mapping[int, CodePlace] = field(default_factory=dict)
+    copies: Mapping[int, Mapping[str, CodePlace]] = field(default_factory=dict)
     failures: Mapping[int, str] = field(default_factory=dict)
 
 
 class TokenizeJob:
-    """What an encoder worker needs to make shards; picklable, without torch until `load_model`."""
+    """What an encoder worker needs to make shards; picklable, without torch until `load_model`.
 
-    def __init__(self, config: BuildConfig, root: str, recipe: EncoderRecipe) -> None:
+    `further` are the recipes of token sets beside the primary one; `makings` says, by token set,
+    how its arrays are made.
+    """
+
+    def __init__(
+        self,
+        config: BuildConfig,
+        root: str,
+        recipe: EncoderRecipe,
+        further: Sequence[EncoderRecipe] = (),
+    ) -> None:
         self.config = config
         self.store = Store(root)
-        self.recipe = recipe
+        self.recipes = (recipe, *further)
         self.driver_pid = os.getpid()
-        self.fingerprint = fingerprint_of(
-            {
-                "versions": [TOKENIZE_VERSION, PREPROCESS_VERSION, statistics.VERSION],
-                "decoder": config.decoder,
-                "limits": to_dict(config.limits),
-                "encoder": recipe.fingerprint,
-            }
-        )
-        self._making = fingerprint_of(
-            {
-                "version": PREPROCESS_VERSION,
-                "decoder": config.decoder,
-                "encoder": recipe.fingerprint,
-            }
-        )
+        facts: dict[str, Any] = {
+            "versions": [TOKENIZE_VERSION, PREPROCESS_VERSION, statistics.VERSION],
+            "decoder": config.decoder,
+            "limits": to_dict(config.limits),
+            "encoder": recipe.fingerprint,
+        }
+        if further:
+            facts["further"] = [[each.name, each.fingerprint] for each in further]
+        self.fingerprint = fingerprint_of(facts)
+        how = {"version": PREPROCESS_VERSION, "decoder": config.decoder}
+        self.makings = {
+            each.name: fingerprint_of({**how, "encoder": each.fingerprint}) for each in self.recipes
+        }
 
-    def code_key(self, clip: Clip) -> str:
+    def code_key(self, clip: Clip, making: str | None = None) -> str:
         """32 hexadecimal digits of what a clip's array is made from, and how.
 
-        Captions, scores and limits are not in it: codes are made once for all of them.
+        `making` is that of a token set (default: the primary one). Captions, scores and limits are
+        not in it: codes are made once for all of them.
         """
-        request = asdict(clip.request())
-        return fingerprint_of({"clip": clip.clip_id, "request": request, "how": self._making})[:32]
+        facts = {
+            "clip": clip.clip_id,
+            "request": asdict(clip.request()),
+            "how": making or self.makings[self.recipes[0].name],
+        }
+        return fingerprint_of(facts)[:32]
 
     def units(
         self,
@@ -112,17 +123,20 @@ class TokenizeJob:
         paths = {row.source_id: row.path for row in reversed(plan)}
         result = []
         for unit in units:
-            keys = [self.code_key(clip) for clip in unit.clips]
-            copies = {place: known[key] for place, key in enumerate(keys) if key in known}
+            copies = {
+                place: found
+                for place, clip in enumerate(unit.clips)
+                if (found := self._copies(clip, known))
+            }
             failures = {
                 place: failed[clip.clip_id]
                 for place, clip in enumerate(unit.clips)
-                if clip.clip_id in failed and place not in copies
+                if clip.clip_id in failed and not _is_whole(copies.get(place), self.makings)
             }
             fresh = [
                 clip
                 for place, clip in enumerate(unit.clips)
-                if place not in copies and place not in failures
+                if place not in failures and not _is_whole(copies.get(place), self.makings)
             ]
             chunks = make_chunks(
                 fresh,
@@ -135,160 +149,98 @@ class TokenizeJob:
             result.append(replace(unit, chunks=tuple(chunks), copies=copies, failures=failures))
         return result
 
-    def load_model(self) -> Encoder:
-        return self.recipe.load()
+    def load_model(self) -> tuple[Encoder, ...]:
+        """The encoder of each token set, the primary one's first."""
+        return tuple(recipe.load() for recipe in self.recipes)
 
-    def process(self, unit: ClipUnit, decoded: DecodedClips, model: Encoder) -> Finish:
+    def process(self, unit: ClipUnit, decoded: DecodedClips, encoders: Sequence[Encoder]) -> Finish:
         """Encodes a unit into a draft of its shard; the result publishes and commits it."""
-        shard = _Shard(self, unit, model)
+        log = EncodingLog(self.driver_pid)
+        first = unit.clips[0]
+        shard = ShardDraft(self.store, unit.id, first.split, self.bucket(first.bucket), encoders)
         try:
-            for clip, array, error in _encoded(unit, decoded, shard.log, model):
-                shard.add(clip, array, error)
+            for clip, arrays, error in _encoded(unit, decoded, log, encoders):
+                if arrays is None:
+                    shard.add_failure(clip, str(error))
+                else:
+                    shard.add(clip, arrays, self.code_key(clip))
         except BaseException:
-            shard.draft.close()
+            shard.close()
             raise
-        return shard.finish
+        return lambda: shard.finish(self._made_by(), log)
 
     def bucket(self, name: str) -> Bucket:
         buckets = make_buckets(parse_bucket(text) for text in self.config.clips.buckets)
         return next(each for each in buckets if each.name == name)
 
+    def _copies(self, clip: Clip, known: Mapping[str, CodePlace]) -> dict[str, CodePlace]:
+        """The arrays of a clip that are known, by token set."""
+        keys = {name: self.code_key(clip, making) for name, making in self.makings.items()}
+        return {name: known[key] for name, key in keys.items() if key in known}
 
-@dataclass
-class _Log:
-    """Who decoded and how long what took: for a commit's `run`."""
-
-    started_at: float = field(default_factory=time.time)
-    decoder_pids: set[int] = field(default_factory=set)
-    num_encoded: int = 0
-    encode_seconds: float = 0.0
-    encode_span: list[float] = field(default_factory=list)
-
-    def facts(self) -> dict[str, Any]:
-        facts = worker_facts()
-        return {
-            "host": facts["host"],
-            "encoder_pid": facts["pid"],
-            "decoder_pids": sorted(self.decoder_pids),
-            "started_at": round(self.started_at, 3),
-            "finished_at": round(time.time(), 3),
-            "seconds": round(time.time() - self.started_at, 3),
-            "encode_seconds": round(self.encode_seconds, 3),
-            "encode_span": [round(each, 3) for each in self.encode_span],
-            "num_encoded": self.num_encoded,
-        }
+    def _made_by(self) -> dict[str, Any]:
+        """What a commit says of how its arrays were made."""
+        primary, *further = self.recipes
+        made_by: dict[str, Any] = {"fingerprint": self.fingerprint, "how": dict(primary.how)}
+        if further:
+            made_by["makings"] = self.makings
+            made_by["further_how"] = {each.name: dict(each.how) for each in further}
+        return made_by
 
 
-class _Shard:
-    """A shard in the making: its draft, and what its commit will say."""
-
-    def __init__(self, job: TokenizeJob, unit: ClipUnit, model: Encoder) -> None:
-        self.log = _Log()
-        self._job = job
-        self._unit = unit
-        self._token_set = model.token_set
-        self._bucket = job.bucket(unit.clips[0].bucket)
-        self._schedule = model.schedule(self._bucket)
-        self._tally = Tally()
-        self._outcomes: Counter[str] = Counter()
-        self._failed: dict[str, str] = {}
-        short = unit.id.removeprefix("tokenize-")[:12]
-        self.draft = job.store.draft(f"{unit.clips[0].split}-{self._bucket.name}-{short}")
-        self._writer = ShardWriter(self.draft.stream, (self._token_set.member,))
-
-    def add(self, clip: Clip, array: np.ndarray | None, error: str | None) -> None:
-        if array is None:
-            self._failed[clip.clip_id] = f"error:{error}"
-            self._outcomes[f"error:{error}"] += 1
-            return
-        metadata = clip.metadata()
-        self._writer.write(
-            clip.key,
-            {self._token_set.member: array},
-            metadata,
-            clip=clip.view_group,
-            code_key=self._job.code_key(clip),
-        )
-        self._outcomes["kept"] += 1
-        self._tally.add_sample(
-            metadata,
-            array if self._schedule else None,
-            self._schedule.scale_of_token if self._schedule else None,
-            self._token_set.codebook_size,
-            array.nbytes,
-        )
-
-    def finish(self) -> None:
-        """Publishes tar and sidecar, then commits."""
-        unit, store = self._unit, self._job.store
-        with self.draft:
-            sidecar = self._writer.close()
-            parts = []
-            if self._outcomes["kept"]:
-                part = self.draft.publish(".tar")
-                parts = [part, store.write_beside(part, ".idx", sidecar)]
-        for outcome, count in sorted(self._outcomes.items()):
-            self._tally.add_outcome(outcome, count)
-        result = {
-            "phase": "tokenize",
-            "fingerprint": self._job.fingerprint,
-            "how": dict(self._job.recipe.how),
-            "parts": [asdict(each) for each in parts],
-            "split": unit.clips[0].split,
-            "bucket": self._bucket.name,
-            "schedule": self._schedule.to_list() if self._schedule else None,
-            "token_set": asdict(self._token_set),
-            "num_samples": self._outcomes["kept"],
-            "failed": self._failed,
-            **accounts(self._outcomes),
-            "statistics": self._tally.to_json(),
-        }
-        run = self.log.facts() | {"driver_pid": self._job.driver_pid}
-        store.commit(unit.id, result, run)
+def _is_whole(copies: Mapping[str, CodePlace] | None, token_sets: Collection[str]) -> bool:
+    return copies is not None and all(name in copies for name in token_sets)
 
 
 def _encoded(
-    unit: ClipUnit, decoded: DecodedClips, log: _Log, model: Encoder
-) -> Iterator[tuple[Clip, np.ndarray | None, str | None]]:
-    """Every clip of the unit in order, with its array or its error class."""
+    unit: ClipUnit, decoded: DecodedClips, log: EncodingLog, encoders: Sequence[Encoder]
+) -> Iterator[tuple[Clip, Mapping[str, np.ndarray] | None, str | None]]:
+    """Every clip of the unit in order, with its arrays by token set, or its error class."""
+    names = [encoder.token_set.name for encoder in encoders]
     waiting: list[tuple[int, Clip, str | None]] = []
     batch: dict[int, np.ndarray] = {}
 
-    def flush() -> Iterator[tuple[Clip, np.ndarray | None, str | None]]:
-        try:
-            arrays = dict(zip(batch, _timed_encode(model, list(batch.values()), log)))
-        except NotFinite as caught:
-            clip = unit.clips[list(batch)[caught.row]]
-            raise UserError(f"{clip.uri}, clip {clip.clip_id}: {caught.reason}") from None
+    def flush() -> Iterator[tuple[Clip, Mapping[str, np.ndarray] | None, str | None]]:
+        made = {each.token_set.name: _made(each, unit, batch, log) for each in encoders}
         for place, clip, error in waiting:
-            if place in unit.copies:
-                yield clip, copies.read(unit.copies[place]), None
-            else:
-                yield clip, arrays.get(place), error
+            there = unit.copies.get(place, {})
+            arrays = None
+            if error is None:
+                arrays = {
+                    name: copies.read(there[name]) if name in there else made[name][place]
+                    for name in names
+                }
+            yield clip, arrays, error
         waiting.clear()
         batch.clear()
 
     with CodeCopies() as copies:
         for place, clip in enumerate(unit.clips):
             error = unit.failures.get(place)
-            if place not in unit.copies and error is None:
+            if error is None and not _is_whole(unit.copies.get(place), names):
                 frames, error, pid = next(decoded)
                 log.decoder_pids.add(pid)
                 if frames is not None:
                     batch[place] = frames
             waiting.append((place, clip, error))
-            if len(batch) == model.batch_size:
+            if len(batch) == encoders[0].batch_size:
                 yield from flush()
         yield from flush()
 
 
-def _timed_encode(model: Encoder, frames: list[np.ndarray], log: _Log) -> np.ndarray | tuple[()]:
-    if not frames:
-        return ()
+def _made(
+    encoder: Encoder, unit: ClipUnit, batch: Mapping[int, np.ndarray], log: EncodingLog
+) -> dict[int, np.ndarray]:
+    """What the encoder makes of the clips of a batch whose array is not there already, by place."""
+    name = encoder.token_set.name
+    places = [place for place in batch if name not in unit.copies.get(place, ())]
+    if not places:
+        return {}
     started = time.time()
-    codes = model.encode(np.stack(frames))
-    finished = time.time()
-    log.num_encoded += len(frames)
-    log.encode_seconds += finished - started
-    log.encode_span = [log.encode_span[0] if log.encode_span else started, finished]
-    return codes
+    try:
+        arrays = encoder.encode(np.stack([batch[place] for place in places]))
+    except NotFinite as caught:
+        clip = unit.clips[places[caught.row]]
+        raise UserError(f"{clip.uri}, clip {clip.clip_id}: {caught.reason}") from None
+    log.encoded(len(places), started, time.time())
+    return dict(zip(places, arrays))

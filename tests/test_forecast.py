@@ -39,7 +39,7 @@ def config(
 def test_a_sample_predicts_clips_shards_and_bytes_of_the_build(config: BuildConfig) -> None:
     files = list_sources(config.sources)
     recipe = code_recipe(Path(str(config.tokenize.tokenizer)), config.tokenize)
-    made = forecast(config, files, 6, recipe, 2)
+    made = forecast(config, files, 6, [recipe], 2)
     assert not Path(config.out).exists()
     build(config)
     declared = json.loads((Path(config.out) / "shards.json").read_text())["shards"]
@@ -53,7 +53,7 @@ def test_a_sample_predicts_clips_shards_and_bytes_of_the_build(config: BuildConf
 
 
 def test_all_files_predict_the_clips_exactly(config: BuildConfig) -> None:
-    made = forecast(config, list_sources(config.sources), 100, None, 2)
+    made = forecast(config, list_sources(config.sources), 100, (), 2)
     assert made.num_sampled == made.num_files == 12
     assert (made.num_clips, made.num_shards) == (12, 3)
     assert "encode" not in made.cpu_hours

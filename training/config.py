@@ -20,6 +20,9 @@ from training.step_sizes import StepSizes
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     path: str | None = setting(None, "the dataset folder that `tessera build` made")
+    token_set: str | None = setting(
+        None, "which of the dataset's token sets to train on (default: the primary one)"
+    )
     mixture: dict[str, float] = setting(
         help="further dataset folders, each with its weight beside this one's, which is 1",
         default_factory=dict,

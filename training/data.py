@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
-from pipeline.shards import Dataset, Loader, LoaderConfig, Source, open_dataset
+from pipeline.shards import Bucket, Dataset, Loader, LoaderConfig, Source, open_dataset
 from tokenizer.settings import UserError
 from training.config import DataConfig, TrainerConfig
 
@@ -22,10 +23,12 @@ def open_sources(config: DataConfig) -> tuple[Dataset, list[Source]]:
     """
     if config.path is None:
         raise UserError("data.path is required: the dataset folder that `tessera build` made")
-    dataset = open_dataset(config.path, where=config.where, captions=config.captions)
+    dataset = open_dataset(
+        config.path, where=config.where, captions=config.captions, token_set=config.token_set
+    )
     sources = [Source(samples=dataset.by_bucket(config.split, config.buckets))]
     for path, weight in config.mixture.items():
-        other = open_dataset(path, where=config.where)
+        other = open_dataset(path, where=config.where, token_set=config.token_set)
         _check_alike(dataset, other, sources[0])
         names = [each for each in sources[0].samples if each in other.buckets]
         sources.append(Source(samples=other.by_bucket(config.split, names), weight=weight))
@@ -73,8 +76,15 @@ def _check_alike(dataset: Dataset, other: Dataset, source: Source) -> None:
             f"{str(mine.tokenizer)[:12]}; build both with one tokenizer"
         )
     shared = [name for name in source.samples if name in other.buckets]
-    if not shared or any(dataset.buckets[name] != other.buckets[name] for name in shared):
+    if not shared or any(
+        _primary_only(dataset.buckets[name]) != _primary_only(other.buckets[name])
+        for name in shared
+    ):
         raise UserError(
             f"data.mixture: {other.root} has not the buckets of {dataset.root} that are trained "
             f"on ({', '.join(source.samples)})"
         )
+
+
+def _primary_only(bucket: Bucket) -> Bucket:
+    return replace(bucket, schedules={})

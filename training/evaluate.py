@@ -159,18 +159,24 @@ def _datasets(
     run: OpenedRun, data_dir: Path, prepare_pixels: Callable[[str], Path] | None
 ) -> tuple[Dataset, Dataset]:
     pixels_dir = data_dir / "pixels"
-    codes = open_dataset(data_dir)
+    codes = _codes_of(open_dataset(data_dir), run.record.tokenizer)
     if prepare_pixels is not None and not (pixels_dir / "_SUCCESS").exists():
         pixels_dir = prepare_pixels(str(data_dir))
     pixels = open_dataset(pixels_dir)
-    if codes.primary.tokenizer != run.record.tokenizer:
-        raise UserError(
-            f"{data_dir}: made by another tokenizer than the run's; give --data the dataset that "
-            "the run was trained on"
-        )
     if pixels.primary.kind != "frames":
         raise UserError(f"{pixels_dir}: holds {pixels.primary.kind}, not frames of real clips")
     return codes, pixels
+
+
+def _codes_of(dataset: Dataset, tokenizer: str) -> Dataset:
+    """The dataset, its primary token set that of the run's tokenizer."""
+    for token_set in dataset.token_sets.values():
+        if token_set.tokenizer == tokenizer:
+            return open_dataset(dataset.root, token_set=token_set.name)
+    raise UserError(
+        f"{dataset.root}: made by another tokenizer than the run's; give --data the dataset that "
+        "the run was trained on"
+    )
 
 
 def _judge(

@@ -18,8 +18,9 @@ import numpy as np
 
 from pipeline.inspection.reconstruction import Comparison, compare, fingerprint_in
 from pipeline.inspection.summary import summarize
-from pipeline.shards.reader import open_dataset
-from pipeline.statistics import overall_usage
+from pipeline.shards.format import TokenSet
+from pipeline.shards.reader import Dataset, open_dataset
+from pipeline.statistics import further_token_sets, overall_usage
 
 MIN_PSNR, MIN_USAGE, MIN_AGREEMENT = 20.0, 0.05, 0.9
 
@@ -84,9 +85,13 @@ def audit_dataset(
     min_psnr: float = MIN_PSNR,
     min_usage: float = MIN_USAGE,
 ) -> Audit:
-    """Compares `num_samples` random samples with their sources; UserError when nothing can be."""
-    declared = open_dataset(root).primary.tokenizer
+    """Compares `num_samples` random samples with their sources; UserError when nothing can be.
+
+    The codes are those of the token set that the tokenizer made.
+    """
     found = fingerprint_in(tokenizer)
+    token_set = _made_by(open_dataset(root), found)
+    declared = token_set.tokenizer
     checks = [
         Check(
             name="tokenizer",
@@ -97,10 +102,22 @@ def audit_dataset(
     ]
     if checks[0].is_passed is False:  # its pictures would say nothing
         return Audit(checks=checks, comparisons=[])
-    comparisons = compare(root, num_samples=num_samples, seed=seed, tokenizer=tokenizer)
+    comparisons = compare(
+        root,
+        num_samples=num_samples,
+        seed=seed,
+        tokenizer=tokenizer,
+        token_set=token_set.name,
+    )
     checks += _picture_checks(comparisons, min_psnr)
-    checks.append(_usage_check(root, min_usage))
+    checks.append(_usage_check(root, token_set.name, min_usage))
     return Audit(checks=checks, comparisons=comparisons)
+
+
+def _made_by(dataset: Dataset, tokenizer: str) -> TokenSet:
+    """The token set of this tokenizer; the primary one when there is none."""
+    made = [each for each in dataset.token_sets.values() if each.tokenizer == tokenizer]
+    return made[0] if made else dataset.primary
 
 
 def _picture_checks(comparisons: list[Comparison], min_psnr: float) -> list[Check]:
@@ -146,8 +163,10 @@ def _picture_checks(comparisons: list[Comparison], min_psnr: float) -> list[Chec
     return checks
 
 
-def _usage_check(root: str | Path, min_usage: float) -> Check:
-    usage = overall_usage(summarize(root).statistics)
+def _usage_check(root: str | Path, token_set: str, min_usage: float) -> Check:
+    statistics = summarize(root).statistics
+    is_further = token_set in further_token_sets(statistics)
+    usage = overall_usage(statistics, token_set if is_further else None)
     counted = usage is not None and usage.num_used is not None
     share = usage.num_used / usage.codebook_size if usage and usage.num_used is not None else 0.0
     bits = "" if usage is None or usage.entropy_bits is None else f", {usage.entropy_bits:.2f} bits"

@@ -26,7 +26,8 @@ def register(commands: Any) -> None:
     sheet.add_argument("--clips", type=at_least(1), default=8, help="rows (default: 8)")
     sheet.add_argument("--seed", type=at_least(0), default=0, help="which clips (default: 0)")
     sheet.add_argument("--split", help="only of this split")
-    sheet.add_argument("--tokenizer", metavar="T", help="its folder (default: DIR/tokenizer)")
+    sheet.add_argument("--tokenizer", metavar="T", help="its folder (default: the dataset's own)")
+    sheet.add_argument("--token-set", metavar="NAME", help="codes to show (default: the primary)")
     audit = add_command(
         commands,
         "audit",
@@ -76,6 +77,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         split=arguments.split,
         tokenizer=arguments.tokenizer,
+        token_set=arguments.token_set,
     )
     missing = [each.reason for each in comparisons if each.original is None]
     without = f"; {len(missing)} without source ({', '.join(sorted(set(missing)))})"

@@ -53,14 +53,15 @@ def compare(
     split: str | None = None,
     tokenizer: str | Path | None = None,
     seconds: float = 600.0,
+    token_set: str | None = None,
 ) -> list[Comparison]:
     """Draws samples at random, without repetition, in the order of the shards.
 
     `tokenizer` is the folder of the one that decodes (default: the dataset's own); it must have
-    made the codes. Sources are decoded for at most `seconds`. UserError when there is no tokenizer
-    or it is another.
+    made the codes. Sources are decoded for at most `seconds`. `token_set` names what is shown
+    (default: the primary one). UserError when there is no tokenizer or it is another.
     """
-    dataset = open_dataset(root)
+    dataset = open_dataset(root, token_set=token_set)
     coder = None
     if dataset.primary.kind == "codes":
         coder = _load(dataset, tokenizer)

@@ -28,7 +28,7 @@ from pipeline.inspection.funnel import COLUMNS, FACTS, funnel
 from pipeline.inspection.gallery import NEEDED, OPTIONAL, make_gallery
 from pipeline.inspection.page import Section, page, text, tiles
 from pipeline.inspection.shard_sections import (
-    codebook_section,
+    codebook_sections,
     failures_section,
     shards_section,
     times_section,
@@ -56,7 +56,7 @@ def write_report(directory: str | Path, *, gallery_seconds: float = GALLERY_SECO
     accounts = read_accounts(storage, dict.fromkeys(shown)) if summary.accounts_file else None
     sections = [
         shards_section(summary),
-        codebook_section(summary),
+        *codebook_sections(summary),
         times_section(storage),
         failures_section(summary),
     ]

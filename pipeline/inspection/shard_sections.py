@@ -9,7 +9,7 @@ from pipeline.inspection.page import Section, table, text
 from pipeline.inspection.summary import Summary
 from pipeline.inspection.timings import StageTimes, stage_times
 from pipeline.quantities import duration, large
-from pipeline.statistics import code_counts, code_usage, overall_usage
+from pipeline.statistics import code_counts, code_usage, further_token_sets, overall_usage
 from pipeline.storage import Storage
 
 MAX_ROWS, MAX_NAME_CHARACTERS = 30, 60
@@ -45,18 +45,24 @@ def shards_section(summary: Summary) -> Section:
     return Section("shards", "What the shards hold", f'<div class="grid">{"".join(tables)}</div>')
 
 
-def codebook_section(summary: Summary) -> Section:
-    """How each scale of each bucket uses the codes."""
-    overall = overall_usage(summary.statistics)
+def codebook_sections(summary: Summary) -> list[Section]:
+    """Of each token set: how each scale of each bucket uses the codes."""
+    further = further_token_sets(summary.statistics)
+    return [_codebook_section(summary, token_set) for token_set in (None, *further)]
+
+
+def _codebook_section(summary: Summary, token_set: str | None) -> Section:
+    name = f"codebook-{token_set}" if token_set else "codebook"
+    overall = overall_usage(summary.statistics, token_set)
     if overall is None:
-        return Section("codebook", "", "")
+        return Section(name, "", "")
     rows = []
     counts = [
         row
-        for each in code_counts(summary.statistics).values()
+        for each in code_counts(summary.statistics, token_set).values()
         for row in (each.counts if each.counts is not None else [None] * len(each.tokens))
     ]
-    usages = code_usage(summary.statistics)
+    usages = code_usage(summary.statistics, token_set)
     total = sum((row for row in counts if row is not None), start=np.zeros(1, np.int64))
     for usage, histogram_row in [(overall, total), *zip(usages, counts)]:
         is_counted = usage.num_used is not None
@@ -82,7 +88,8 @@ def codebook_section(summary: Summary) -> Section:
     )
     if overall.entropy_bits is None:
         note += " Codebooks this large are not counted code by code."
-    return Section("codebook", "Use of the codebook", table(header, rows), note)
+    title = f"Use of the codebook of {token_set}" if token_set else "Use of the codebook"
+    return Section(name, title, table(header, rows), note)
 
 
 def times_section(storage: Storage) -> Section:

@@ -29,9 +29,20 @@ def write_sheet(
     seed: int = 0,
     split: str | None = None,
     tokenizer: str | Path | None = None,
+    token_set: str | None = None,
 ) -> list[Comparison]:
-    """Writes the picture and returns what is on it; UserError when it cannot be made."""
-    comparisons = compare(root, num_samples=num_clips, seed=seed, split=split, tokenizer=tokenizer)
+    """Writes the picture and returns what is on it; UserError when it cannot be made.
+
+    `token_set` names the codes that are shown (default: the primary ones).
+    """
+    comparisons = compare(
+        root,
+        num_samples=num_clips,
+        seed=seed,
+        split=split,
+        tokenizer=tokenizer,
+        token_set=token_set,
+    )
     picture = draw_sheet(
         comparisons, f"{Path(root).resolve().name}, {num_clips} clips, seed {seed}"
     )

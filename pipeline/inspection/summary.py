@@ -28,6 +28,7 @@ from pipeline.shards.removal import REMOVED_FOLDER, read_removed
 from pipeline.statistics import (
     Statistics,
     code_usage,
+    further_token_sets,
     merge,
     outcome_totals,
     overall_usage,
@@ -106,7 +107,6 @@ def summarize(directory: str | Path) -> Summary:
 def to_json(summary: Summary) -> dict[str, Any]:
     """The summary as plain JSON: what `tessera stats --json` prints."""
     statistics = summary.statistics
-    usages = [usage for usage in (overall_usage(statistics), *code_usage(statistics)) if usage]
     return {
         "path": summary.root,
         "finished": summary.is_finished,
@@ -127,11 +127,21 @@ def to_json(summary: Summary) -> dict[str, Any]:
         "missing_scores": statistics["missing_scores"],
         "resolutions": statistics["resolutions"],
         "captioned_by": statistics["captioned_by"],
-        "codebook": [
-            asdict(usage) | {"num_dead": usage.num_dead, "perplexity": usage.perplexity}
-            for usage in usages
-        ],
+        "codebook": _codebook(statistics, None),
+        "further_codebooks": {
+            name: _codebook(statistics, name) for name in further_token_sets(statistics)
+        },
     }
+
+
+def _codebook(statistics: Statistics, token_set: str | None) -> list[dict[str, Any]]:
+    """The use of a token set's codes: of all together, then by bucket and scale."""
+    overall = overall_usage(statistics, token_set)
+    return [
+        asdict(usage) | {"num_dead": usage.num_dead, "perplexity": usage.perplexity}
+        for usage in (overall, *code_usage(statistics, token_set))
+        if usage
+    ]
 
 
 def distributions(statistics: Statistics) -> dict[str, dict[str, Any]]:

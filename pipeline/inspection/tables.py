@@ -10,7 +10,7 @@ from pipeline.inspection.by_source import SourceRow
 from pipeline.inspection.summary import Summary, distributions
 from pipeline.inspection.terminal import print_line, print_table
 from pipeline.quantities import duration, size
-from pipeline.statistics import code_usage, outcome_totals, overall_usage
+from pipeline.statistics import code_usage, further_token_sets, outcome_totals, overall_usage
 
 MAX_GROUP_ROWS, MAX_SOURCE_ROWS = 12, 1000
 MAX_FAILURE_ROWS = 10
@@ -36,7 +36,8 @@ def print_summary(summary: Summary) -> None:
         _print_group(summary, name, MAX_GROUP_ROWS)
     _print_numbers("of clips considered", summary.considered)
     _print_numbers("of kept samples", distributions(statistics))
-    _print_codebook(summary)
+    for token_set in (None, *further_token_sets(summary.statistics)):
+        _print_codebook(summary, token_set)
     shapes = sorted(statistics["resolutions"].items(), key=lambda item: (-item[1], item[0]))
     print_table(["width x height", "#samples"], [[name, f"{n:,}"] for name, n in shapes])
     authors = sorted(statistics["captioned_by"].items(), key=lambda item: (-item[1], item[0]))
@@ -114,8 +115,8 @@ def _print_numbers(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     print_table(header, cells)
 
 
-def _print_codebook(summary: Summary) -> None:
-    overall = overall_usage(summary.statistics)
+def _print_codebook(summary: Summary, token_set: str | None) -> None:
+    overall = overall_usage(summary.statistics, token_set)
     if overall is None:
         return
     rows = [
@@ -126,9 +127,9 @@ def _print_codebook(summary: Summary) -> None:
             *("-" if n is None else f"{n:,}" for n in (usage.num_used, usage.num_dead)),
             *("-" if x is None else f"{x:,.2f}" for x in (usage.entropy_bits, usage.perplexity)),
         ]
-        for usage in (*code_usage(summary.statistics), overall)
+        for usage in (*code_usage(summary.statistics, token_set), overall)
     ]
-    title = f"codes of {overall.codebook_size:,}"
+    title = f"{token_set or 'codes'} of {overall.codebook_size:,}"
     print_table([title, "#scale", "#tokens", "#used", "#dead", "#bits", "#perplexity"], rows)
 
 

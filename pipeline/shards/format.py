@@ -3,6 +3,7 @@
     DIR/shards.json       token sets, buckets, shards; written last but one, read first
     DIR/index.bin         the sidecars of all shards, one after the other
     DIR/parts/*.tar       shards: KEY.<token set>.npy and KEY.json, adjacent, keys sorted
+    DIR/tokenizer/        what made the codes; DIR/tokenizers/NAME/ those of further token sets
     DIR/_SUCCESS          the build is complete
 
 Version 2. Unknown versions, kinds and dtypes are errors, never guesses; a dataset of version 1 is
@@ -90,6 +91,14 @@ class ShardEntry:
     split: str
     index_offset: int
     index_bytes: int
+
+
+def tokenizer_folders(token_sets: Sequence[str]) -> dict[str, str]:
+    """The folder of each token set's tokenizer in a dataset, by name; the primary set is first."""
+    return {
+        name: f"tokenizers/{name}" if place else "tokenizer"
+        for place, name in enumerate(token_sets)
+    }
 
 
 def bucket_name(num_frames: int, height: int, width: int) -> str:

@@ -28,6 +28,7 @@ from pipeline.shards.format import (
     TokenSet,
     canonical_json,
     parse_declaration,
+    tokenizer_folders,
 )
 from pipeline.shards.overrides import Captions, read_captions
 from pipeline.shards.remote import RemoteFolder, is_remote
@@ -46,6 +47,7 @@ def open_dataset(
     where: str | None = None,
     captions: str | Path | None = None,
     companions: Sequence[str | Path] = (),
+    token_set: str | None = None,
 ) -> Dataset:
     """The finished dataset at `location`; UserError if there is none, ShardError if damaged.
 
@@ -54,9 +56,12 @@ def open_dataset(
     `where` keeps the samples that match an expression over the columns of its manifest (see
     `where`), `captions` names a parquet of other captions (see `overrides`), `companions` are
     datasets with further token sets of the same samples. All of them change the fingerprint, and so
-    do samples that were removed.
+    do samples that were removed. `token_set` names the one that is read as the primary one; the
+    samples, their order in training and the fingerprint are the same for each.
     """
     declared = _declared(location)
+    if token_set is not None:
+        declared = _led_by(declared, token_set)
     folder, fingerprint = declared.folder, declared.fingerprint
     removed = read_removed(folder.names(REMOVED_FOLDER), folder.read, str(folder))
     matching = texts = None
@@ -91,7 +96,8 @@ def open_dataset(
 class Dataset:
     """A finished dataset; `token_sets` lists the primary set first.
 
-    `removed` and `matching` are rows by shard path: those left out, and (unless None) those kept.
+    `tokenizers` says, by set, in which folder its tokenizer is if it is there. `removed` and
+    `matching` are rows by shard path: those left out, and (unless None) those kept.
     """
 
     root: str
@@ -104,11 +110,12 @@ class Dataset:
     matching: Mapping[str, np.ndarray] | None = field(repr=False, default=None)
     captions: Captions | None = field(repr=False, default=None)
     companions: tuple[Dataset, ...] = ()
+    tokenizers: Mapping[str, str] = field(repr=False, default_factory=dict)
 
     @property
     def tokenizer_dir(self) -> Path | None:
-        """The folder of the tokenizer that made the codes; None when there is none."""
-        return self.folder.local("tokenizer")
+        """The folder of the tokenizer that made the primary codes; None when there is none."""
+        return self.folder.local(self.tokenizers[self.primary.name])
 
     @property
     def primary(self) -> TokenSet:
@@ -226,7 +233,27 @@ def _declared(location: str | Path | Sequence[str | Path]) -> Dataset:
         buckets={each.name: each for each in buckets},
         shards=shards,
         folder=folder,
+        tokenizers=tokenizer_folders([each.name for each in token_sets]),
     )
+
+
+def _led_by(dataset: Dataset, name: str) -> Dataset:
+    """The dataset with another of its token sets as the primary one."""
+    sets = dataset.token_sets
+    if name not in sets:
+        known = ", ".join(sets)
+        raise UserError(f"{dataset.root}: has no token set {name!r}; it has {known}")
+    before = dataset.primary.name
+    buckets = {}
+    for bucket in dataset.buckets.values():
+        schedules = {before: bucket.schedule, **bucket.schedules}
+        buckets[bucket.name] = replace(
+            bucket,
+            schedule=schedules.pop(name, None),
+            schedules={each: schedule for each, schedule in schedules.items() if schedule},
+        )
+    ordered = {name: sets[name]} | sets
+    return replace(dataset, token_sets=ordered, buckets=buckets)
 
 
 def _parsed(

@@ -22,15 +22,18 @@ import pyarrow.compute as pc
 from pipeline.annotate import accounts as account
 from pipeline.commit import Store
 from pipeline.finalize import MANIFEST_FILE, STATISTICS_FILE
+from pipeline.shard_draft import LaidOut, token_sets_of
 from pipeline.shards.format import (
     INDEX_FILE,
     SHARDS_FILE,
     SUCCESS_FILE,
+    Bucket,
     ShardEntry,
     ShardError,
     TokenSet,
     dump_declaration,
     parse_declaration,
+    tokenizer_folders,
 )
 from pipeline.shards.sidecar import code_key_bytes, key_bytes
 from pipeline.shards.table import read_table
@@ -59,9 +62,17 @@ class Declared:
     """`shards.json`, parsed."""
 
     token_sets: list[TokenSet]
+    buckets: dict[str, Bucket]
     shards: list[ShardEntry]
-    num_tokens: dict[str, int]
-    """Of each bucket with a schedule."""
+
+    def token_sets_of(self, bucket: str) -> list[LaidOut]:
+        """The token sets with their schedules in a bucket, the primary one first."""
+        own = self.buckets[bucket]
+        primary, *further = self.token_sets
+        return [
+            (primary, own.schedule),
+            *((each, own.schedules.get(each.name)) for each in further),
+        ]
 
 
 def check_manifest(store: Store) -> Accounts | None:
@@ -84,8 +95,8 @@ def read_declared(store: Store) -> Declared:
     _, token_sets, buckets, shards = parse_declaration(text, where)
     if dump_declaration(token_sets, buckets, shards) != text:
         raise ShardError(f"{where}: not the text that its records and fingerprint give")
-    num_tokens = {each.name: each.schedule.num_tokens for each in buckets if each.schedule}
-    return Declared(token_sets=token_sets, shards=shards, num_tokens=num_tokens)
+    by_name = {each.name: each for each in buckets}
+    return Declared(token_sets=token_sets, buckets=by_name, shards=shards)
 
 
 def check_lists(
@@ -243,8 +254,8 @@ def _check_entries(
         if said != committed:
             what = f"{entry.path}: {said}, its commit says {committed}"
             yield derived(store, SHARDS_FILE, "wrong", what)
-        if TokenSet(**result["token_set"]) not in declared.token_sets:
-            what = f"{entry.path} is of another token set"
+        if token_sets_of(result) != declared.token_sets_of(entry.bucket):
+            what = f"{entry.path} is of other token sets"
             yield derived(store, SHARDS_FILE, "wrong", what)
 
 
@@ -279,20 +290,23 @@ def _check_statistics(store: Store, results: list[dict[str, Any]]) -> Iterator[P
 
 
 def _check_tokenizer(store: Store, declared: Declared) -> Iterator[Problem]:
-    made_by = declared.token_sets[0].tokenizer
-    if made_by is None:
-        return
-    name = "tokenizer/tokenizer.json"
-    try:
-        found = json.loads(store.storage.read(name))["fingerprint"]
-    except FileNotFoundError:
-        found = None
-    except (ValueError, KeyError, TypeError):
-        found = "damaged"
-    if found != made_by and not (found is None and not store.committed()):
-        yield Problem(
-            file=name,
-            kind="missing" if found is None else "wrong",
-            what=f"fingerprint {str(found)[:16]}; the codes are of tokenizer {made_by[:16]}",
-            remedy="put that tokenizer there",
-        )
+    folders = tokenizer_folders([each.name for each in declared.token_sets])
+    for token_set in declared.token_sets:
+        made_by = token_set.tokenizer
+        if made_by is None:
+            continue
+        name = f"{folders[token_set.name]}/tokenizer.json"
+        try:
+            found = json.loads(store.storage.read(name))["fingerprint"]
+        except FileNotFoundError:
+            found = None
+        except (ValueError, KeyError, TypeError):
+            found = "damaged"
+        if found != made_by and not (found is None and not store.committed()):
+            yield Problem(
+                file=name,
+                kind="missing" if found is None else "wrong",
+                what=f"fingerprint {str(found)[:16]}; the {token_set.name} are of tokenizer "
+                f"{made_by[:16]}",
+                remedy="put that tokenizer there",
+            )

@@ -12,20 +12,19 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.commit import Part, Store
-from pipeline.shards.format import ShardError
+from pipeline.shards.format import ShardError, TokenSet
 from pipeline.shards.sidecar import Sidecar, clip_bytes, parse_sidecar
 from pipeline.shards.table import read_table
 from pipeline.shards.tarindex import TarIndex, index_tar
 from pipeline.storage import local_file
+from tokenizer.scales import Schedule
 
 MAX_NAMED_MEMBERS = 5
 """Damaged members that are listed one by one; the rest are counted."""
@@ -51,6 +50,24 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArrayClaim:
+    """What is said of the arrays of one token set in a shard."""
+
+    member: str
+    dtype: str
+    num_tokens: int | None
+
+    @classmethod
+    def of(cls, token_set: TokenSet, schedule: Schedule | None) -> ArrayClaim:
+        is_packed = token_set.dtype == "bits"
+        return cls(
+            member=token_set.member,
+            dtype="uint8" if is_packed else token_set.dtype,
+            num_tokens=None if is_packed or schedule is None else schedule.num_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardClaim:
     """What a commit, or `shards.json` where there are no commits, says of a shard."""
 
@@ -58,8 +75,7 @@ class ShardClaim:
     tar: Part
     sidecar: Part
     num_samples: int
-    token_set: Mapping[str, Any] | None
-    num_tokens: int | None
+    arrays: tuple[ArrayClaim, ...]
 
 
 @dataclass(frozen=True)
@@ -206,19 +222,17 @@ def _broken_claims(
     wrong = []
     if len(index.keys) != claim.num_samples:
         wrong.append(f"{len(index.keys)} samples, its commit says {claim.num_samples}")
-    if claim.token_set is not None:
-        member = f"{claim.token_set['name']}.npy"
-        arrays = index.arrays.get(member)
+    for said in claim.arrays:
+        arrays = index.arrays.get(said.member)
         if arrays is None or (arrays.header_of < 0).any():
-            wrong.append(f"not every sample has {member}")
-        else:
-            expected = "uint8" if claim.token_set["dtype"] == "bits" else claim.token_set["dtype"]
-            found = {str(header.dtype) for header in arrays.headers}
-            if found != {expected}:
-                wrong.append(f"{member} of {', '.join(sorted(found))}, not {expected}")
-            shapes = {header.shape for header in arrays.headers}
-            if claim.num_tokens is not None and shapes != {(claim.num_tokens,)}:
-                wrong.append(f"{member} of shapes {sorted(shapes)}, not ({claim.num_tokens},)")
+            wrong.append(f"not every sample has {said.member}")
+            continue
+        found = {str(header.dtype) for header in arrays.headers}
+        if found != {said.dtype}:
+            wrong.append(f"{said.member} of {', '.join(sorted(found))}, not {said.dtype}")
+        shapes = {header.shape for header in arrays.headers}
+        if said.num_tokens is not None and shapes != {(said.num_tokens,)}:
+            wrong.append(f"{said.member} of shapes {sorted(shapes)}, not ({said.num_tokens},)")
     if listed is not None:
         if not np.array_equal(listed.keys, _digests(index.sidecar.samples["key"])):
             wrong.append("manifest.parquet lists other samples for it, or in another order")

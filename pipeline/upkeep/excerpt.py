@@ -20,10 +20,10 @@ import numpy as np
 
 from pipeline.annotate import accounts, worker_facts
 from pipeline.commit import Store, unit_id
+from pipeline.shard_draft import add_to_tally, token_sets_of
 from pipeline.shards.sidecar import Sidecar, parse_sidecar
 from pipeline.shards.writer import ShardWriter
 from pipeline.statistics import Tally
-from tokenizer.scales import Schedule
 from tokenizer.settings import UserError
 
 EXCERPT_VERSION = 1  # raise it when the same rows give other bytes
@@ -73,8 +73,7 @@ def _copy(
     where = f"{source.root}/{idx}"
     sidecar = parse_sidecar(source.storage.read(idx), where)
     members = tuple(each for each in sidecar.members if each != "json")
-    schedule = Schedule.from_list(result["schedule"]) if result["schedule"] else None
-    token_set = result["token_set"]
+    token_sets = token_sets_of(result)
     writer = ShardWriter(stream, members)
     with source.storage.open(tar) as file:
         for row in rows:
@@ -87,14 +86,8 @@ def _copy(
             code_key = sidecar.samples["code_key"][row].tobytes().hex()
             clip = metadata["key"].rpartition("_")[0]
             writer.write(metadata["key"], arrays, metadata, clip=clip, code_key=code_key)
-            codes = arrays[f"{token_set['name']}.npy"]
-            tally.add_sample(
-                metadata,
-                codes if schedule else None,
-                schedule.scale_of_token if schedule else None,
-                token_set["codebook_size"],
-                codes.nbytes,
-            )
+            by_set = {each.name: arrays[each.member] for each, _ in token_sets}
+            add_to_tally(tally, metadata, by_set, token_sets)
     return writer.close()
 
 

@@ -13,15 +13,14 @@ import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 from pipeline.commit import COMMITS, Part, Store, result_sha256
+from pipeline.shard_draft import token_sets_of
 from pipeline.shards.format import INDEX_FILE
 from pipeline.statistics import outcome_totals
 from pipeline.upkeep.agreement import Declared
-from pipeline.upkeep.damage import Problem, ShardClaim
-from tokenizer.scales import Schedule
+from pipeline.upkeep.damage import ArrayClaim, Problem, ShardClaim
 
 UNIT = re.compile(r"(annotate|caption|tokenize)-[0-9a-f]{24}")
 PART = re.compile(r"parts/[A-Za-z0-9_-]+-[0-9a-f]{12}\.(tar|idx|parquet|json)")
@@ -71,15 +70,13 @@ def claims_of(
             tar=Part(**result["parts"][0]),
             sidecar=Part(**result["parts"][1]),
             num_samples=result["num_samples"],
-            token_set=result["token_set"],
-            num_tokens=_num_tokens(result["schedule"]),
+            arrays=tuple(ArrayClaim.of(each, schedule) for each, schedule in token_sets_of(result)),
         )
         for unit, result in results.items()
         if result["phase"] == "tokenize" and result["parts"]
     ]
     if results or declared is None:
         return claims
-    token_set = declared.token_sets[0]
     index = _index(store)
     return [
         ShardClaim(
@@ -91,8 +88,10 @@ def claims_of(
                 entry.index_bytes,
             ),
             num_samples=entry.num_samples,
-            token_set=asdict(token_set),
-            num_tokens=None if token_set.dtype == "bits" else declared.num_tokens.get(entry.bucket),
+            arrays=tuple(
+                ArrayClaim.of(each, schedule)
+                for each, schedule in declared.token_sets_of(entry.bucket)
+            ),
         )
         for entry in declared.shards
     ]
@@ -128,10 +127,6 @@ def _wrong_hash(record: dict[str, Any]) -> str:
     """ "" for commits of format version 1, which have none."""
     expected = record.get("sha256")
     return "" if expected in (None, result_sha256(record["result"])) else "its result was changed"
-
-
-def _num_tokens(schedule: Any) -> int | None:
-    return Schedule.from_list(schedule).num_tokens if schedule else None
 
 
 def _index(store: Store) -> memoryview:

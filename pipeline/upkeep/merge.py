@@ -34,6 +34,7 @@ from pipeline.shards.format import (
     TokenSet,
     canonical_json,
     parse_declaration,
+    tokenizer_folders,
 )
 from pipeline.storage import LocalStorage, is_remote, light_copy, local_file, sha256_of
 from pipeline.upkeep.excerpt import excerpt
@@ -87,8 +88,8 @@ def merge(roots: Sequence[str | Path], out: str | Path) -> dict[str, int]:
             _take_annotations(each, removed, target)
     clips = _placed(union, places)
     with tempfile.TemporaryDirectory(prefix="tessera-merge-") as folder:
-        tokenizer = _tokenizer(inputs[0], folder)
-        totals = publish(target, clips, results, _buckets(inputs, results), tokenizer)
+        tokenizers = _tokenizers(inputs[0], Path(folder))
+        totals = publish(target, clips, results, _buckets(inputs, results), tokenizers)
     with light_copy(target.root) as copy:
         report = write_report(copy)
         if is_remote(target.root):
@@ -273,10 +274,16 @@ def _buckets(inputs: Sequence[_Input], results: Sequence[dict[str, Any]]) -> lis
     return [bucket for bucket in known.values() if bucket.name in used]
 
 
-def _tokenizer(first: _Input, folder: str) -> Path | None:
-    """The tokenizer's files on this disk; None for datasets without one."""
-    if first.token_sets[0].tokenizer is None:
-        return None
-    for name in TOKENIZER_FILES:
-        (Path(folder) / name).write_bytes(first.store.storage.read(f"tokenizer/{name}"))
-    return Path(folder)
+def _tokenizers(first: _Input, aside: Path) -> dict[str, Path]:
+    """The tokenizers' files on this disk, by the folder of the dataset where they belong."""
+    folders = tokenizer_folders([each.name for each in first.token_sets])
+    found = {}
+    for token_set in first.token_sets:
+        if token_set.tokenizer is None:
+            continue
+        folder = folders[token_set.name]
+        found[folder] = aside / folder
+        found[folder].mkdir(parents=True)
+        for name in TOKENIZER_FILES:
+            (found[folder] / name).write_bytes(first.store.storage.read(f"{folder}/{name}"))
+    return found

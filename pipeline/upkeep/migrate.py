@@ -118,7 +118,7 @@ def _migrate(folder: Path) -> Migration:
     clips = [placed[clip.clip_id] if clip.outcome == KEPT else clip for clip in clips]
     tokenizer = folder / "tokenizer"
     complete = all((tokenizer / name).exists() for name in TOKENIZER_FILES)
-    publish(store, clips, results, buckets, tokenizer if complete else None)
+    publish(store, clips, results, buckets, {"tokenizer": tokenizer} if complete else {})
     store.storage.delete(MARKER)
     return done
 

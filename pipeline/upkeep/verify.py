@@ -61,6 +61,9 @@ KNOWN_FILES = {
 OTHER_FOLDERS = ("tokenizer_run/",)
 """Folders that other commands keep beside the dataset."""
 
+_FURTHER_TOKENIZER = re.compile(
+    rf"tokenizers/[a-z0-9_-]+/({'|'.join(map(re.escape, TOKENIZER_FILES))})"
+)
 _ATTEMPT = re.compile(r"(annotate|caption|tokenize)-[0-9a-f]{24}\.[0-9]+")
 _THREADS = 8
 
@@ -233,6 +236,8 @@ def _explain(
         path = PurePosixPath(name)
         folder = path.parts[0] if len(path.parts) > 1 else ""
         if name in KNOWN_FILES or name in committed or name.startswith(OTHER_FOLDERS):
+            continue
+        if _FURTHER_TOKENIZER.fullmatch(name):
             continue
         if folder == PIXELS_FOLDER or (folder == COMMITS and UNIT.fullmatch(path.stem)):
             continue
