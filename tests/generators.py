@@ -98,12 +98,14 @@ def make_vocabulary(kind: str) -> Vocabulary:
     return build_vocabulary(kind, prompts, max_pieces=8)
 
 
-def make_generator(variant: Variant, kind: str, block: BlockConfig | None = None) -> Generator:
+def make_generator(
+    variant: Variant, kind: str, block: BlockConfig | None = None, width: int = 16
+) -> Generator:
     """A small generator whose weights are all random (zero ones would hide mistakes)."""
     torch.manual_seed(1)
     quantizer = make_quantizer()
     generator = Generator(
-        ModelConfig(width=16, depth=2, heads=2, block=block or BlockConfig()),
+        ModelConfig(width=width, depth=2, heads=2, block=block or BlockConfig()),
         variant.method,
         variant.schedule,
         make_vocabulary(kind),
@@ -127,13 +129,17 @@ def random_codes(schedule: Schedule, seed: int = 2) -> Tensor:
     return torch.randint(CODEBOOK_SIZE, (3, schedule.num_tokens), generator=drawn)
 
 
-def known_of(generator: Generator, codes: Tensor, training: bool = True) -> Known:
+def known_of(
+    generator: Generator,
+    codes: Tensor,
+    training: bool = True,
+    schedule: Schedule | None = None,
+) -> Known:
     """Known clips, each in an order of its own where orders are random."""
-    order = generator.layout_for(generator.schedule, training).order
+    schedule = schedule or generator.schedule
+    order = generator.layout_for(schedule, training).order
     drawn = [order.drawn(np.random.default_rng(seed)) for seed in range(len(codes))]
     features = None
     if generator.num_features:
-        features = input_features(
-            make_quantizer(), codes, generator.schedule, generator.num_features
-        )
+        features = input_features(make_quantizer(), codes, schedule, generator.num_features)
     return Known(torch.from_numpy(np.stack(drawn)), codes, features)

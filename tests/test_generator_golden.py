@@ -22,7 +22,7 @@ from tokenizer.model import Tokenizer
 from tokenizer.published import load_published
 from tokenizer.quantizer import MultiScaleQuantizer
 from tokenizer.scales import Schedule, image_and_clip, single_grid
-from training.attention import dense_mask
+from training.attention import Sight, dense_mask
 from training.block_config import BlockConfig
 from training.compat import llamagen
 from training.compat.var import var
@@ -252,7 +252,8 @@ def check_mask(case: Case) -> None:
     """The mask rule gives the reference's mask, whose rows are in storage order."""
     recorded = case.golden.recorded
     layout = case.generator.layout_for(case.schedule)
-    mask = dense_mask(torch.from_numpy(layout.step), torch.from_numpy(layout.role), layout.num_rows)
+    sight = Sight(torch.from_numpy(layout.step), torch.from_numpy(layout.role))
+    mask = dense_mask(sight, sight)
     mask = mask[0, 0]
     if "attn_bias_for_masking" in case.golden.weights:
         assert torch.equal(mask, case.golden.weights["attn_bias_for_masking"][0, 0] == 0)

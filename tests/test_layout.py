@@ -6,10 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from tests.generators import VARIANTS, Variant
-from training.attention import dense_mask, visible
 from training.layout import Embedding, Layout, Role
 from training.methods import METHODS
 
@@ -28,31 +26,6 @@ def slow_visible(step_i: int, role_i: int, step_j: int, role_j: int, queries_mee
     if role_j == Role.CONTEXT:
         return step_j < step_i
     return queries_meet and step_j == step_i
-
-
-@pytest.mark.parametrize("queries_meet", [True, False])
-def test_the_rule_is_the_definition_for_every_pair_of_steps_and_roles(queries_meet: bool) -> None:
-    rows = [(step, role) for step in range(4) for role in (Role.CONTEXT, Role.QUERY)]
-    step = torch.tensor([each[0] for each in rows])
-    role = torch.tensor([int(each[1]) for each in rows])
-    found = visible(step[:, None], role[:, None], step[None], role[None], queries_meet)
-    for i, (step_i, role_i) in enumerate(rows):
-        for j, (step_j, role_j) in enumerate(rows):
-            expected = slow_visible(step_i, role_i, step_j, role_j, queries_meet)
-            assert bool(found[i, j]) == expected
-
-
-def test_a_dense_mask_of_the_last_rows_is_the_end_of_the_whole_mask() -> None:
-    layout = make_layout(VARIANTS[0], 3)
-    step, role = torch.from_numpy(layout.step), torch.from_numpy(layout.role)
-    whole = dense_mask(step, role, layout.num_rows)
-    assert torch.equal(dense_mask(step, role, 4), whole[:, :, -4:])
-
-
-def test_padded_keys_are_unseen() -> None:
-    step, role = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
-    valid = torch.tensor([[True, False, True]])
-    assert dense_mask(step, role, 3, valid)[0, 0].tolist() == [[True, False, True]] * 3
 
 
 @either

@@ -59,7 +59,7 @@ def test_there_is_one_training_loop() -> None:
 
 
 def test_there_is_one_sampling_loop() -> None:
-    assert calls("due") == ["sampler.py"]
+    assert calls("loop_steps") == ["sampler.py"]
     assert calls("draw") == ["sampler.py"]
     assert calls("new_cache") == ["sampler.py"]
 

@@ -9,6 +9,7 @@ Its rooms:
     layout fed_rows methods     what is fed for that, who predicts it
     attention rotary transformer block_config
                                 the one mask rule, positions, the one block, its cache
+    packing                     clips of several shapes in one sequence
     compat                      published weights under our names
     vocabulary condition        prompts as integers, and as the transformer sees them
     generator partial           the model, a clip in the making

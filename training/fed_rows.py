@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from training.attention import dense_mask
+from training.attention import Mask, Sight, make_mask
 from training.layout import Embedding, Layout, Role
 
 
@@ -36,28 +36,40 @@ class FedRows:
     """Which piece of the condition a row is, -1 for other rows."""
     num_context: int
     queries_meet: bool
-    _masks: dict[int, Tensor | None] = field(default_factory=dict)
+    _masks: dict[int, tuple[Mask, ...]] = field(default_factory=dict)
 
     @property
     def num_queries(self) -> int:
         return len(self.step) - self.num_context
 
-    def mask(
-        self, num_rows: int, valid: Bool[Tensor, "b p"] | None = None
-    ) -> Bool[Tensor, "#b 1 r k"] | None:
-        """What the last `num_rows` of these see of all of them; None where that is everything.
+    def masks(self, num_rows: int, valid: Bool[Tensor, "b p"] | None = None) -> tuple[Mask, ...]:
+        """What the last `num_rows` of these see of all; of contexts only where queries do not meet,
+        and then contexts and queries have a mask each.
 
-        `valid` says which pieces of the condition may be seen.
+        `valid` says which pieces of the condition are no padding.
         """
+        clip = self.clips(valid)
+        if clip is not None:
+            return self._new_masks(num_rows, clip)
         if num_rows not in self._masks:
-            whole = dense_mask(self.step, self.role, num_rows, queries_meet=self.queries_meet)
-            self._masks[num_rows] = None if whole.all() else whole
-        mask = self._masks[num_rows]
-        if valid is None or not valid.shape[1] or valid.all():
-            return mask
+            self._masks[num_rows] = self._new_masks(num_rows, None)
+        return self._masks[num_rows]
+
+    def clips(self, valid: Bool[Tensor, "b p"] | None) -> Int[Tensor, "b r"] | None:
+        """0, and -1 where padding is (see `attention.Sight`); None without a prefix."""
+        if valid is None or not valid.shape[1]:
+            return None
         others = valid.new_ones(len(valid), 1)
-        keys = torch.cat([valid, others], dim=1)[:, self.prefix_piece][:, None, None, :]
-        return keys if mask is None else mask & keys
+        return torch.cat([valid, others], dim=1)[:, self.prefix_piece].long() - 1
+
+    def _new_masks(self, num_rows: int, clip: Int[Tensor, "b r"] | None) -> tuple[Mask, ...]:
+        sight = Sight(self.step, self.role, clip)
+        first = len(self.step) - num_rows
+        if self.queries_meet:
+            return (make_mask(sight.rows(slice(first, None)), sight),)
+        asked = sight.rows(slice(self.num_context))
+        parts = slice(first, self.num_context), slice(self.num_context, None)
+        return tuple(make_mask(sight.rows(part), asked) for part in parts)
 
     @classmethod
     def of(cls, layout: Layout, rows: Int[np.ndarray, " r"], device: torch.device) -> FedRows:

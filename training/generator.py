@@ -6,6 +6,7 @@ rows of a clip at once, the sampler feeds them step by step through the same `hi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,8 +23,9 @@ from training.fed_rows import FedRows, Run, Sources
 from training.layout import Embedding, Layout
 from training.method_config import MethodConfig
 from training.methods import METHODS
+from training.packing import Group, Packing
 from training.rotary import Rotation, angles
-from training.transformer import Cache, Stacks, Transformer
+from training.transformer import Cache, Stacks, Transformer, Vectors
 from training.vocabulary import Vocabulary
 
 
@@ -158,11 +160,35 @@ class Generator(nn.Module):
         layout = self.layout_for(schedule)
         rows, sources = _all_rows(layout, known.codes.device)
         hidden = self.hidden(rows, rows, self.condition(prompts), known)
-        by_place = self.logits(hidden, sources)
-        sequence = known.sequence.expand(len(by_place), -1)
-        return torch.zeros_like(by_place).scatter(
-            1, sequence[..., None].expand_as(by_place), by_place
+        return _by_cell(self.logits(hidden, sources), known)
+
+    def packed(
+        self, groups: Sequence[tuple[Known, Int[Tensor, "b n"], Schedule]]
+    ) -> list[Float[Tensor, "b l k"]]:
+        """`forward` of clips of each of several schedules, as one sequence (see `packing`)."""
+        knowns, device = [known for known, _, _ in groups], groups[0][0].codes.device
+        layouts = [_all_rows(self.layout_for(schedule), device) for _, _, schedule in groups]
+        conditions = [self.condition(prompts) for _, prompts, _ in groups]
+        packing = Packing([
+            Group(rows, condition.valid) for (rows, _), condition in zip(layouts, conditions)
+        ])  # fmt: skip
+        inputs = list(zip(packing.groups, conditions, knowns))
+        x = packing.joined([self._embedded(group.rows, *given) for group, *given in inputs])
+        rotations = [self._rotation(group.rows, known) for group, _, known in inputs]
+        vectors = Vectors(torch.cat([each.pooled for each in conditions]), packing.clip)
+        hidden = self.transformer(
+            x[None],
+            packing.masks(),
+            _joined(packing, rotations),
+            vectors,
+            None,
+            packing.num_context,
         )
+        of_groups = zip(*(packing.parted(each[0]) for each in hidden))
+        return [
+            _by_cell(self.logits(list(outputs), sources), known)
+            for outputs, (_, sources), known in zip(of_groups, layouts, knowns)
+        ]
 
     def hidden(
         self,
@@ -174,9 +200,10 @@ class Generator(nn.Module):
     ) -> list[Float[Tensor, "b r d"]]:
         """The transformer's outputs at `rows`, which are the last of the rows `seen`."""
         x = self._embedded(rows, condition, known)
-        mask = seen.mask(len(rows.step), condition.valid)
+        masks = seen.masks(len(rows.step), condition.valid)
+        vectors = Vectors(condition.pooled)
         return self.transformer(
-            x, mask, self._rotation(rows, known), condition.pooled, cache, rows.num_context
+            x, masks, self._rotation(rows, known), vectors, cache, rows.num_context
         )
 
     def logits(
@@ -244,6 +271,18 @@ class Generator(nn.Module):
         cells = known.sequence[:, rows.position.clamp(min=0)]
         cells = torch.where(outside, len(self.cosines) - 1, cells)
         return Rotation(self.cosines[cells], self.sines[cells])
+
+
+def _by_cell(logits: Float[Tensor, "b l k"], known: Known) -> Float[Tensor, "b l k"]:
+    """Logits by place in the order of the cells."""
+    sequence = known.sequence.expand(len(logits), -1)
+    return torch.zeros_like(logits).scatter(1, sequence[..., None].expand_as(logits), logits)
+
+
+def _joined(packing: Packing, rotations: Sequence[Rotation | None]) -> Rotation | None:
+    cos = [each.cos for each in rotations if each is not None]
+    sin = [each.sin for each in rotations if each is not None]
+    return Rotation(packing.joined(cos)[None], packing.joined(sin)[None]) if cos else None
 
 
 @lru_cache(maxsize=16)

@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from training.attention import attend
+from training.attention import Mask, attend
 from training.block_config import BlockConfig
 from training.rotary import Rotation, rotated
 
@@ -63,23 +64,25 @@ class Transformer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b l d"],
-        mask: Bool[Tensor, "#b 1 l k"] | None,
+        masks: Sequence[Mask],
         rotation: Rotation | None = None,
-        condition: Float[Tensor, "b d"] | None = None,
+        condition: Vectors | None = None,
         cache: Cache | None = None,
         num_context: int = 0,
     ) -> list[Float[Tensor, "b l d"]]:
         """The rows behind each output, normalised; with a second stack those of contexts are 0.
 
-        `condition` is the vector that modulates the blocks, in the configurations that have it.
+        There is one mask, or one for contexts and one for queries if these have a stack of their
+        own. `condition` modulates the blocks, in the configurations that have it.
         """
         shared = None
         if self.modulation is not None:
             assert condition is not None
-            shared = self.modulation(F.silu(condition)).unflatten(-1, (6, -1))
+            shared = self.modulation(F.silu(condition.each)).unflatten(-1, (6, -1))
         memory = Memory(cache)
         if self.shared is not None:
-            return [self._in_two_stacks(x, mask, rotation, condition, shared, memory, num_context)]
+            return [self._in_two_stacks(x, masks, rotation, condition, shared, memory, num_context)]
+        (mask,) = masks
         outputs, behind = [], list(self.stacks.head_blocks)
         for block in self.blocks:
             x = block(x, mask, rotation, condition, shared, memory)
@@ -95,33 +98,46 @@ class Transformer(nn.Module):
     def _in_two_stacks(
         self,
         x: Float[Tensor, "b l d"],
-        mask: Bool[Tensor, "#b 1 l k"] | None,
+        masks: Sequence[Mask],
         rotation: Rotation | None,
-        condition: Float[Tensor, "b d"] | None,
-        shared: Float[Tensor, "b 6 d"] | None,
+        condition: Vectors | None,
+        shared: Float[Tensor, "c 6 d"] | None,
         memory: Memory,
         num_context: int,
     ) -> Float[Tensor, "b l d"]:
         assert self.shared is not None
         known, asking = x[:, :num_context], x[:, num_context:]
-        of_known = of_asking = None
-        if mask is not None:
-            seen = mask[..., : mask.shape[-1] - asking.shape[1]]
-            of_known, of_asking = seen[:, :, :num_context], seen[:, :, num_context:]
         at_known, at_asking = _split(rotation, num_context)
+        of_known, of_asking = _split(condition, num_context)
         for block in self.blocks:
-            known = block(known, of_known, at_known, condition, shared, memory)
+            known = block(known, masks[0], at_known, of_known, shared, memory)
         keys_values = memory.extended(*self.shared(known, at_known))
         for block in self.second:
-            asking = block(asking, of_asking, at_asking, condition, shared, keys_values)
+            asking = block(asking, masks[1], at_asking, of_asking, shared, keys_values)
         memory.keep(num_context)
-        return F.pad(self.norms[0](asking, condition), (0, 0, num_context, 0))
+        return F.pad(self.norms[0](asking, of_asking), (0, 0, num_context, 0))
 
     def new_cache(self, batch_size: int, capacity: int) -> Cache:
         """An empty cache for `capacity` contexts, and queries of one call, on this device."""
         weight = next(self.parameters())
         shape = (self.stacks.num_cached, batch_size, self.heads, capacity, self.head_width)
         return Cache(weight.new_empty(shape), weight.new_empty(shape))
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The vector of each sample's condition or, of clips in one sequence, of each clip's."""
+
+    each: Float[Tensor, "c d"]
+    of_row: Int[Tensor, " l"] | None = None
+    """In one sequence of several clips: the clip of each row."""
+
+    def rows(self, chosen: slice) -> Vectors:
+        return self if self.of_row is None else Vectors(self.each, self.of_row[chosen])
+
+    def at_rows(self, values: Float[Tensor, "c d"]) -> Float[Tensor, "#b #l d"]:
+        """What was made from `each`, where it belongs."""
+        return values[:, None] if self.of_row is None else values[self.of_row][None]
 
 
 class Cache:
@@ -137,6 +153,7 @@ class Cache:
         return self.keys.nbytes + self.values.nbytes
 
 
+Sliced = TypeVar("Sliced", Rotation, Vectors)
 KeysValues = tuple[Float[Tensor, "b n k e"], Float[Tensor, "b n k e"]]
 
 
@@ -188,48 +205,53 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b l d"],
-        mask: Bool[Tensor, "#b 1 l k"] | None,
+        mask: Mask,
         rotation: Rotation | None,
-        condition: Float[Tensor, "b d"] | None,
-        shared: Float[Tensor, "b 6 d"] | None,
+        condition: Vectors | None,
+        shared: Float[Tensor, "c 6 d"] | None,
         memory: Memory | KeysValues,
     ) -> Float[Tensor, "b l d"]:
         """`memory` is where keys and values are kept or, in a second stack, what they are."""
-        gates, scales, shifts = self._modulation(condition, shared)
+        modulation = self._modulation(condition, shared)
         change = self.attention(
-            modulated(self.attention_norm(x), scales, shifts, 0), mask, rotation, memory
+            modulation.shifted(self.attention_norm(x), 0), mask, rotation, memory
         )
-        x = x + self._dropped(gated(change, gates, 0))
-        change = self.mlp(modulated(self.mlp_norm(x), scales, shifts, 1))
-        return x + self._dropped(gated(change, gates, 1))
+        x = x + self._dropped(modulation.gated(change, 0))
+        change = self.mlp(modulation.shifted(self.mlp_norm(x), 1))
+        return x + self._dropped(modulation.gated(change, 1))
 
-    def _modulation(
-        self, condition: Tensor | None, shared: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gates, scales and shifts, each [b, 2, d]: of attention and of the MLP (VAR's order)."""
+    def _modulation(self, condition: Vectors | None, shared: Tensor | None) -> Modulation:
         if self._kind == "adaln":
             assert condition is not None
-            six = self.modulation(F.silu(condition)).unflatten(-1, (6, -1))
-        elif self._kind == "shared_adaln":
+            return Modulation(
+                condition, self.modulation(F.silu(condition.each)).unflatten(-1, (6, -1))
+            )
+        if self._kind == "shared_adaln":
             assert shared is not None
-            six = shared + self.offset
-        else:
-            return None, None, None
-        gates, scales, shifts = six.split(2, dim=1)
-        return gates, scales, shifts
+            return Modulation(condition, shared + self.offset)
+        return Modulation(None, None)
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
-def modulated(x: Tensor, scales: Tensor | None, shifts: Tensor | None, index: int) -> Tensor:
-    if scales is None or shifts is None:
-        return x
-    return x * (scales[:, index, None] + 1) + shifts[:, index, None]
+@dataclass(frozen=True)
+class Modulation:
+    """Gates, scales and shifts, two of each: of attention and of the MLP (VAR's order); or none."""
 
+    condition: Vectors | None
+    six: Float[Tensor, "c 6 d"] | None
 
-def gated(x: Tensor, gates: Tensor | None, index: int) -> Tensor:
-    return x if gates is None else x * gates[:, index, None]
+    def shifted(self, x: Float[Tensor, "b l d"], branch: int) -> Float[Tensor, "b l d"]:
+        if self.condition is None or self.six is None:
+            return x
+        scale, shift = (self.condition.at_rows(self.six[:, kind + branch]) for kind in (2, 4))
+        return x * (scale + 1) + shift
+
+    def gated(self, x: Float[Tensor, "b l d"], branch: int) -> Float[Tensor, "b l d"]:
+        if self.condition is None or self.six is None:
+            return x
+        return x * self.condition.at_rows(self.six[:, branch])
 
 
 class Attention(nn.Module):
@@ -251,7 +273,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b l d"],
-        mask: Bool[Tensor, "#b 1 l k"] | None,
+        mask: Mask,
         rotation: Rotation | None,
         memory: Memory | KeysValues,
     ) -> Float[Tensor, "b l d"]:
@@ -350,13 +372,14 @@ class FinalNorm(nn.Module):
         self.modulation = nn.Linear(width, 2 * width) if config.modulates else None
 
     def forward(
-        self, x: Float[Tensor, "b l d"], condition: Float[Tensor, "b d"] | None
+        self, x: Float[Tensor, "b l d"], condition: Vectors | None
     ) -> Float[Tensor, "b l d"]:
         x = self.norm(x)
         if self.modulation is None:
             return x
         assert condition is not None
-        scale, shift = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
+        made = self.modulation(F.silu(condition.each)).chunk(2, dim=-1)
+        scale, shift = (condition.at_rows(each) for each in made)
         return x * (scale + 1) + shift
 
 
@@ -379,7 +402,8 @@ def _by_head(x: Float[Tensor, "b l d"], head_width: int) -> Float[Tensor, "b n l
     return x.unflatten(-1, (-1, head_width)).transpose(1, 2)
 
 
-def _split(rotation: Rotation | None, count: int) -> Sequence[Rotation | None]:
-    if rotation is None:
+def _split(of_rows: Sliced | None, count: int) -> tuple[Sliced, Sliced] | tuple[None, None]:
+    """What belongs to the first `count` rows, and to the others."""
+    if of_rows is None:
         return None, None
-    return rotation.rows(slice(None, count)), rotation.rows(slice(count, None))
+    return of_rows.rows(slice(None, count)), of_rows.rows(slice(count, None))
