@@ -73,5 +73,5 @@ PRESETS: dict[str, TokenizerConfig] = {
     ),
 }
 """tiny: the demo, 64 x 64; small: for 128 x 128; base: for 256 x 256. A latent frame stands for 4
-frames and a cell for 16 x 16 pixels, or 8 x 8 in those that end in s8. Behind the first frame, small
-and base have a pyramid for every 80 frames, so that videos of any length stream."""
+frames and a cell for 16 x 16 pixels, or 8 x 8 in those that end in s8. Behind the first frame,
+small and base have a pyramid for every 80 frames, so that videos of any length stream."""
