@@ -4,6 +4,7 @@
 # make health tokenizers trained for minutes on digits and real films, and how their codes are used
 # make bench-shards   what writing and reading shards costs, beside other formats' readers
 # make bench-encoder  the batched encoder beside the same model run clip by clip
+# make bench-sampling  seconds per video of every method beside cell by cell
 # make bench-tokenizer   multi-scale beside single-scale codes, and how codebooks are used
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -16,7 +17,7 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-tokenize bench-encoder bench-tokenizer format clean
+.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-tokenize bench-encoder bench-tokenizer bench-sampling format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -69,6 +70,11 @@ bench-encoder: install
 
 bench-tokenizer: install
 	$(BIN)/python benchmarks/rate_distortion.py
+
+bench-sampling: export OMP_NUM_THREADS = 1
+
+bench-sampling: install
+	$(BIN)/python benchmarks/sampling.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -50,7 +50,7 @@ class ConditionEncoder(nn.Module):
         pieces = self.pooled(prompts.clamp(min=0)) * given[..., None]
         count = given.sum(dim=1, keepdim=True)
         # The sum over pieces, scaled so that long captions are no louder than short ones.
-        pooled = pieces.sum(dim=1) / count.clamp(min=1).sqrt()
+        pooled = pieces.sum(dim=1) / count.clamp(min=1).sqrt().to(pieces.dtype)
         pooled = torch.where(count > 0, pooled, self.absent)
         if not self.num_prefix:
             return Condition(pooled, pooled.new_zeros(batch_size, 0, pooled.shape[1]), given[:, :0])

@@ -254,7 +254,8 @@ class Generator(nn.Module):
             assert self.features is not None
             assert known.features is not None
             index = cells[..., None].expand(-1, -1, known.features.shape[-1])
-            x = x + self.features(known.features.gather(1, index))
+            features = known.features.gather(1, index).to(self.features.weight.dtype)
+            x = x + self.features(features)
         return x.expand(len(known.codes), len(run.index), -1)
 
     def _place(self, cells: Int[Tensor, "#b r"]) -> Float[Tensor, "#b r d"] | float:
