@@ -6,7 +6,8 @@
 
 One transformer of 12 layers x 512 with random weights, by class, without guidance; next scale makes
 a pyramid over the same latent grid (see PYRAMID). Each method, batch size and precision is a
-process of its own on one thread, and seconds on a CPU are those of that thread. The bound on a method's speed-up is that of its transformer alone:
+process of its own on one thread, and seconds on a CPU are those of that thread. The bound on a
+method's speed-up is that of its transformer alone:
 
     seconds of the blocks on 1 row, for every step of raster
     --------------------------------------------------------

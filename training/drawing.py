@@ -47,7 +47,9 @@ def draw(
     """A code per cell by inversion: the first whose cumulative probability exceeds `uniform`."""
     if filters.temperature == 0:
         return logits.argmax(dim=-1)
-    cumulative = filtered(logits.double(), filters).softmax(dim=-1).cumsum(dim=-1)
+    likelihood = filtered(logits.double(), filters)
+    likelihood -= likelihood.amax(dim=-1, keepdim=True)
+    cumulative = likelihood.exp_().cumsum(dim=-1)  # up to a factor, which the total has too
     total = cumulative[..., -1:]
     # Below the total even after rounding, so that a code of no probability is never the last.
     threshold = torch.minimum(uniform[..., None] * total, total.nextafter(torch.zeros_like(total)))

@@ -6,6 +6,7 @@ once per layout and device, and the loop itself does nothing but run the transfo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from training.fed_rows import FedRows, Sources
 from training.given import passes
+from training.guidance import Moment
 from training.layout import Layout, Role
 
 
@@ -23,13 +25,11 @@ from training.layout import Layout, Role
 class LoopStep:
     """One step: `rows` are fed, `seen` are those in the cache and then these."""
 
-    number: int
+    moment: Moment
     rows: FedRows
     seen: FedRows
     places: Int[Tensor, " n"]
     """The places whose logits are known behind this step."""
-    cells_before: int
-    cells_after: int
     sources: Sources
     """Where their logits are read: among the outputs of `rows` and, behind these, those carried."""
     carried: Int[Tensor, " c"] | None
@@ -64,12 +64,16 @@ def loop_steps(
         fed = FedRows.of(layout, rows, device)
         steps.append(
             LoopStep(
-                number=number,
+                moment=Moment(
+                    number,
+                    layout.order.num_steps,
+                    int(due[0]),
+                    int(due[-1]) + 1,
+                    layout.order.schedule.num_tokens,
+                ),
                 rows=fed,
                 seen=fed if len(rows) == len(seen) else FedRows.of(layout, seen, device),
                 places=torch.as_tensor(places, device=device),
-                cells_before=int(due[0]),
-                cells_after=int(due[-1]) + 1,
                 sources=Sources.of(np.where(source >= 0, output_of[source], -1), device),
                 carried=torch.as_tensor(later, device=device) if len(later) else None,
             )
@@ -78,7 +82,7 @@ def loop_steps(
     return tuple(steps)
 
 
-def cache_rows(steps: tuple[LoopStep, ...]) -> int:
+def cache_rows(steps: Sequence[LoopStep]) -> int:
     """How many rows the cache must hold: all contexts, and queries while they are fed."""
     sizes = [
         len(step.seen.step) - (0 if step.seen.queries_meet else step.rows.num_queries)

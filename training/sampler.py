@@ -9,7 +9,7 @@ Every draw is keyed by (seed, sample index), so a sample does not depend on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,13 +27,12 @@ from training.generator import Generator, Known
 from training.given import Given
 from training.guidance import Moment, guidance_scale, is_guided
 from training.layout import Layout
-from training.loop_steps import cache_rows, loop_steps
+from training.loop_steps import LoopStep, cache_rows, loop_steps
 from training.order import Order
 from training.partial import PartialClip
 from training.vocabulary import ABSENT
 
 
-@torch.no_grad()
 def sample_codes(
     generator: Generator,
     prompts: Int[Tensor, "b n"],
@@ -55,23 +54,76 @@ def sample_codes(
     settings' schedule, `sequence` for the orders that would be drawn. Cells that are `given` come
     back as they are; `watch` is shown every step.
     """
+    clip, steps = sampling(
+        generator,
+        prompts,
+        schedule,
+        settings,
+        sample_indices,
+        quantizer,
+        cached=cached,
+        guidance=guidance,
+        sequence=sequence,
+        given=given,
+    )
+    for step in steps:
+        if watch is not None:
+            watch(step)
+    return clip.codes
+
+
+def sampling(
+    generator: Generator,
+    prompts: Int[Tensor, "b n"],
+    schedule: Schedule,
+    settings: SampleConfig,
+    sample_indices: Sequence[int],
+    quantizer: MultiScaleQuantizer | None = None,
+    *,
+    cached: bool = True,
+    guidance: Callable[[Moment], float] | None = None,
+    sequence: Int[Tensor, "#b l"] | None = None,
+    given: Given | None = None,
+) -> tuple[PartialClip, Iterator[Step]]:
+    """A clip with nothing but what is given, and the loop that fills it, a step at a time.
+
+    Arguments are those of `sample_codes`.
+    """
     layout = layout_of(generator, schedule, settings, given)
     device = prompts.device
-    batch_size = len(prompts)
-    guided = guidance is not None or is_guided(settings.guidance)
-    scale_at = guidance or partial(guidance_scale, settings.guidance)
-    both = torch.cat([prompts, torch.full_like(prompts, ABSENT)]) if guided else prompts
-    condition = generator.condition(both)
-    uniform = uniforms(settings.seed, sample_indices, schedule.num_tokens).to(device)
+    if guidance is None and is_guided(settings.guidance):
+        guidance = partial(guidance_scale, settings.guidance)
     if sequence is None:
         sequence = _sequences(layout.order, settings.seed, sample_indices).to(device)
     needed = quantizer if generator.num_features else None
-    clip = PartialClip(schedule, batch_size, device, needed, generator.num_features)
+    clip = PartialClip(schedule, len(prompts), device, needed, generator.num_features)
     if given is not None:
         write_given(clip, given, sequence, layout.order)
-    known_cells = None if given is None else given.cells.tobytes()
-    steps = loop_steps(layout, device, cached, known_cells)
-    cache = generator.transformer.new_cache(len(both), cache_rows(steps)) if cached else None
+    cells = None if given is None else given.cells.tobytes()
+    steps = loop_steps(layout, device, cached, cells)
+    uniform = uniforms(settings.seed, sample_indices, schedule.num_tokens).to(device)
+    return clip, _loop(
+        clip, generator, prompts, steps, settings, guidance, sequence, uniform, cached
+    )
+
+
+@torch.no_grad()
+def _loop(
+    clip: PartialClip,
+    generator: Generator,
+    prompts: Int[Tensor, "b n"],
+    steps: Sequence[LoopStep],
+    settings: SampleConfig,
+    guidance: Callable[[Moment], float] | None,
+    sequence: Int[Tensor, "#b l"],
+    uniform: Float[Tensor, "b l"],
+    cached: bool,
+) -> Iterator[Step]:
+    guided = guidance is not None
+    if guided:
+        prompts = torch.cat([prompts, torch.full_like(prompts, ABSENT)])
+    condition = generator.condition(prompts)
+    cache = generator.transformer.new_cache(len(prompts), cache_rows(steps)) if cached else None
     carried: list[Tensor] = []
     for step in steps:
         known = Known(sequence, clip.codes, clip.features)
@@ -82,23 +134,15 @@ def sample_codes(
             hidden = [torch.cat([new, old], dim=1) for new, old in zip(hidden, carried)]
         logits = generator.logits(hidden, step.sources)
         carried = [] if step.carried is None else [each[:, step.carried] for each in hidden]
-        moment = Moment(
-            step.number,
-            layout.order.num_steps,
-            step.cells_before,
-            step.cells_after,
-            schedule.num_tokens,
-        )
-        scale = scale_at(moment) if guided else 1.0
-        if guided:
+        scale = 1.0
+        if guidance is not None:
+            scale = guidance(step.moment)
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + scale * (conditional - unconditional)
         cells = sequence[:, step.places]
-        at_cells = uniform.gather(1, cells.expand(batch_size, -1))
-        clip.write(cells, draw(logits, at_cells, filters_at(settings, moment)))
-        if watch is not None:
-            watch(Step(step.number, cells, logits, scale, clip))
-    return clip.codes
+        at_cells = uniform.gather(1, cells.expand(len(uniform), -1))
+        clip.write(cells, draw(logits, at_cells, filters_at(settings, step.moment)))
+        yield Step(step.moment.step, cells, logits, scale, clip)
 
 
 def layout_of(

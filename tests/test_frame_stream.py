@@ -1,0 +1,105 @@
+"""Frames come while clips are generated, and are those of the whole clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from tests.generators import CODEBOOK_SIZE, VARIANTS, Variant, encoded, make_generator
+from tokenizer.autoencoder_config import AutoencoderConfig
+from tokenizer.config import TokenizerConfig
+from tokenizer.model import Tokenizer
+from tokenizer.quantizer_config import QuantizerConfig
+from tokenizer.scales import Schedule
+from training import frame_stream
+from training.config import GuidanceConfig, SampleConfig
+from training.frame_stream import stream_frames
+from training.given import Given
+from training.sampler import Step, sample_codes, sampling
+
+SETTINGS = SampleConfig(guidance=GuidanceConfig(scale=2.0))
+CAUSAL = {"raster", "nar-frames", "arpg-frames"}
+GRIDS = [variant for variant in VARIANTS if variant.schedule.grid is not None]
+PYRAMIDS = [variant for variant in VARIANTS if variant.name in ("next_scale", "raster-pyramid")]
+
+
+def make_tokenizer() -> Tokenizer:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(
+        TokenizerConfig(
+            autoencoder=AutoencoderConfig(
+                patch=8, temporal_patch=4, spatial_stride=8, temporal_stride=4, channels=(8,)
+            ),
+            quantizer=QuantizerConfig(codebook_size=CODEBOOK_SIZE, codebook_dim=4, num_phi=1),
+        )
+    )
+    for parameter in tokenizer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return tokenizer.eval()
+
+
+@pytest.mark.parametrize("variant", GRIDS + PYRAMIDS, ids=lambda each: each.name)
+@torch.no_grad()
+def test_streamed_frames_are_those_of_the_whole_clip(variant: Variant) -> None:
+    tokenizer, generator = make_tokenizer(), make_generator(variant, "class")
+    arguments = (encoded("class"), variant.schedule, SETTINGS, range(3))
+    codes = sample_codes(generator, *arguments, tokenizer.quantizer)
+    frames = list(stream_frames(tokenizer, generator, *arguments))
+    assert len(frames) == variant.schedule.num_latent_frames
+    assert torch.equal(torch.cat(frames, dim=1), tokenizer.decode(codes, variant.schedule))
+
+
+@pytest.mark.parametrize("variant", GRIDS + PYRAMIDS, ids=lambda each: each.name)
+def test_frames_come_as_soon_as_their_codes_are_there(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Step] = []
+
+    def counted(*arguments: object, **more: object) -> object:
+        clip, steps = sampling(*arguments, **more)  # type: ignore[arg-type]
+
+        def counting() -> Iterator[Step]:
+            for step in steps:
+                done.append(step)
+                yield step
+
+        return clip, counting()
+
+    monkeypatch.setattr(frame_stream, "sampling", counted)
+    tokenizer, generator = make_tokenizer(), make_generator(variant, "class")
+    frames = stream_frames(
+        tokenizer, generator, encoded("class"), variant.schedule, SETTINGS, range(3)
+    )
+    steps_at = [len(done) for _ in frames]
+    order = generator.layout_for(variant.schedule, training=False).order
+    if variant.name == "arpg":  # each sample's cells come in an order of its own
+        assert steps_at[-1] <= order.num_steps
+        return
+    last = [order.step_of_cell[cells].max() for cells in cells_of_frames(variant.schedule)]
+    assert steps_at == np.maximum.accumulate(last).tolist()
+    if variant.name in CAUSAL:
+        assert steps_at[0] <= order.num_steps // 3 + 1
+
+
+def cells_of_frames(schedule: Schedule) -> list[np.ndarray]:
+    """For each latent frame, the cells that it cannot be decoded without."""
+    cells = np.arange(schedule.num_tokens)
+    if schedule.grid is not None:
+        return np.split(cells, schedule.num_latent_frames)
+    first = sum(scale.num_tokens for scale in schedule.pyramids[0])
+    return [cells[:first]] + [cells[first:]] * (schedule.num_latent_frames - 1)
+
+
+def test_a_clip_all_of_whose_cells_are_given_streams_without_a_step() -> None:
+    variant = next(each for each in GRIDS if each.name == "raster")
+    tokenizer, generator = make_tokenizer(), make_generator(variant, "class")
+    codes = torch.arange(variant.schedule.num_tokens)[None] % CODEBOOK_SIZE
+    given = Given(codes, np.ones(codes.shape[1], dtype=bool))
+    frames = stream_frames(
+        tokenizer, generator, encoded("class"), variant.schedule, SETTINGS, range(3), given
+    )
+    whole = tokenizer.decode(codes, variant.schedule)
+    assert torch.equal(torch.cat(list(frames), dim=1), whole.expand(3, -1, -1, -1, -1))
