@@ -186,7 +186,7 @@ def _case(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]
         cache.length = len(step.seen.step) - len(step.rows.step)
         generator.transformer(
             inputs[:, : len(step.rows.step)],
-            step.seen.mask(len(step.rows.step)),
+            step.seen.masks(len(step.rows.step)),
             num_context=step.rows.num_context,
             cache=cache,
         )
