@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from tokenizer.quantizer import MultiScaleQuantizer
 from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import Schedule, image_and_clip, single_grid
 from training.block_config import BlockConfig
+from training.caption_features import CaptionFeatures
 from training.config import ModelConfig
 from training.generator import Generator, Known
 from training.method_config import MethodConfig
@@ -26,6 +27,7 @@ PROMPTS = {
     "none": [None, None, None],
     "class": ["seven", None, "three"],
     "text": ["a red seven", None, "three moving left"],
+    "clip_text": ["a red seven", None, "three moving left"],
 }
 
 
@@ -80,6 +82,7 @@ SETTINGS = [
     ("text", "default"),
     ("text", "shared"),
     ("text", "dropout"),
+    ("clip_text", "default"),
 ]
 """Kinds of condition, each with some blocks."""
 
@@ -95,7 +98,21 @@ def make_quantizer() -> MultiScaleQuantizer:
 
 def make_vocabulary(kind: str) -> Vocabulary:
     prompts = [each for each in PROMPTS[kind] if each] or ["unused"]
-    return build_vocabulary(kind, prompts, max_pieces=8)
+    vocabulary = build_vocabulary(kind, prompts, max_pieces=8)
+    return replace(vocabulary, tower=make_features().tower) if kind == "clip_text" else vocabulary
+
+
+def make_features() -> CaptionFeatures:
+    """What no tower said of two captions, of five and of seven pieces."""
+    drawn = torch.Generator().manual_seed(4)
+    return CaptionFeatures(
+        captions=("a red seven", "three moving left"),
+        counts=torch.tensor([5, 7]),
+        pieces=torch.randn(12, 6, generator=drawn).half(),
+        pooled=torch.randn(2, 4, generator=drawn).half(),
+        model="none",
+        sha256="0",
+    )
 
 
 def make_generator(
@@ -115,6 +132,8 @@ def make_generator(
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)
+    if kind == "clip_text":
+        generator.condition.told = make_features()
     return generator.eval()
 
 

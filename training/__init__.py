@@ -12,6 +12,8 @@ Its rooms:
     packing                     clips of several shapes in one sequence
     compat                      published weights under our names
     vocabulary condition        prompts as integers, and as the transformer sees them
+    text_tower caption_features telling
+                                captions as a frozen tower of open_clip reads them
     generator partial           the model, a clip in the making
     sampler loop_steps guidance drawing given
                                 the loop that makes it, its steps, what it does to logits, what

@@ -86,9 +86,16 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionConfig:
-    kind: Literal["none", "class", "text"] = setting("text", "what a clip is generated from")
+    kind: Literal["none", "class", "text", "clip_text"] = setting(
+        "text",
+        "what a clip is generated from: nothing, its label, or its caption as word pieces that are "
+        "learned (text) or as a frozen text tower of open_clip reads it (clip_text)",
+    )
     dropout: float = setting(0.1, "share of clips trained without it, which guidance needs")
     max_pieces: int = setting(64, "longest caption in word pieces; longer ones are cut in training")
+    model: str = setting("ViT-B-32", "clip_text: what open_clip calls the model of the tower")
+    weights: str | None = setting(None, "clip_text: file of its weights, .safetensors or .pt")
+    weights_sha256: str | None = setting(None, "clip_text: SHA-256 of that file, in hex")
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout <= 1:
@@ -304,6 +311,9 @@ class SampleConfig:
     seed: int = setting(0, "seed; sample i is the same whatever the batch size")
     batch_size: int = setting(32, "samples generated together, and stored in a file")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to sample")
+    text_weights: str | None = setting(
+        None, "clip_text: weights of the tower, for new captions (default: where training had them)"
+    )
     fps: float = setting(8.0, "frames per second of the written videos")
 
     def __post_init__(self) -> None:

@@ -31,7 +31,12 @@ _SHEET_RESULTS = 12
 
 def write_edit(run_dir: Path, source: str, config: EditConfig, decode: Decode | None) -> Edited:
     """Edits `source` by a run and prints a line; UserError before any work."""
-    run = open_run(run_dir, pick_device(config.device))
+    run = open_run(
+        run_dir,
+        pick_device(config.device),
+        prompts=config.prompts,
+        text_weights=config.text_weights,
+    )
     check_settings(run, config)
     opened = open_source(run, source, bucket_of(run, config), config, decode)
     edited = edit(run, opened, config)

@@ -15,10 +15,10 @@ from pipeline.shards.sidecar import key_digest
 from tokenizer.settings import UserError
 from training.edit_config import EditConfig
 from training.run import OpenedRun, Shape
+from training.vocabulary import FIELDS
 
 Decode = Callable[[Path, int, int, int, float, float], np.ndarray]
 """(path, num_frames, height, width, fps, start_seconds) to uint8 frames, at most `num_frames`."""
-_FIELD = {"class": "label", "text": "caption", "clip_text": "caption"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,7 +88,7 @@ def _sample(run: OpenedRun, key: str, bucket: str, config: EditConfig) -> EditSo
         name=key,
         frames=frames.cpu().numpy(),
         codes=codes,
-        prompt=samples.metadata(found)[0].get(_FIELD.get(run.vocabulary.kind, "")),
+        prompt=samples.metadata(found)[0].get(FIELDS.get(run.vocabulary.kind, "")),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.shards import Dataset
 from tokenizer.settings import UserError
 from training.judge import attribute_values
-from training.vocabulary import Vocabulary
+from training.vocabulary import FIELDS, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def read_clips(dataset: Dataset, split: str, bucket: str, limit: int, kind: str)
     count = min(len(samples), limit)
     chosen = np.arange(count) * len(samples) // count
     metadata = samples.metadata(chosen)
-    prompt = {"class": "label", "text": "caption"}.get(kind)
+    prompt = FIELDS.get(kind)
     return Clips(
         frames=samples.gather(chosen),
         attributes=[_attributes(each) for each in metadata],

@@ -2,7 +2,8 @@
 
 config.yaml       the settings, which can be given back
 run.json          what made it: dataset, tokenizer, method, shapes; see `RunRecord`
-vocabulary.json   the classes or word pieces of its condition
+vocabulary.json   the classes, word pieces or captions of its condition
+captions.safetensors   with a frozen text tower: what it says of the captions
 tokenizer/        the tokenizer of its codes, so that the folder suffices to make videos
 checkpoints/      weights and optimizer state
 metrics.jsonl, tensorboard/
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,11 @@ from tokenizer.folder import load_tokenizer
 from tokenizer.model import Tokenizer
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError, read_settings, save_settings
+from training.caption_features import FEATURES_FILE, load_features
 from training.checkpoint import latest_checkpoint, load_weights, read_state
 from training.config import GeneratorRun
 from training.generator import Generator
+from training.telling import with_new_captions
 from training.vocabulary import Vocabulary, load_vocabulary, save_vocabulary
 
 _FORMAT = 1
@@ -87,11 +91,19 @@ def write_run(
         shutil.copytree(tokenizer_dir, run / "tokenizer", dirs_exist_ok=True)
 
 
-def open_run(run: Path, device: str = "cpu", checkpoint: Path | None = None) -> OpenedRun:
+def open_run(
+    run: Path,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    *,
+    prompts: Sequence[str] = (),
+    text_weights: str | None = None,
+) -> OpenedRun:
     """The run at its latest checkpoint, or at `checkpoint`.
 
-    Raises UserError when it is not a run, has no checkpoint yet, or the checkpoint or tokenizer is
-    another one's.
+    A run with a frozen text tower must be told the `prompts` that it was not trained on; the tower
+    is read from `text_weights`, or from where training had it. Raises UserError when it is not a
+    run, has no checkpoint yet, or the checkpoint or tokenizer is another one's.
     """
     record, config, vocabulary = read_run(run)
     checkpoint = checkpoint or latest_checkpoint(run)
@@ -116,6 +128,10 @@ def open_run(run: Path, device: str = "cpu", checkpoint: Path | None = None) -> 
     if order.fingerprint != record.order:
         raise UserError(f"{run}: the order {record.method} has changed since this run was trained")
     load_weights(checkpoint, generator, averaged=True)
+    if vocabulary.tower is not None:
+        told = load_features(run / FEATURES_FILE)
+        weights = text_weights or config.condition.weights
+        vocabulary, generator.condition.told = with_new_captions(vocabulary, told, prompts, weights)
     return OpenedRun(
         record=record,
         config=config,

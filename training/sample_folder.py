@@ -31,7 +31,17 @@ from training.samples import bucket_of, chosen_prompts
 PLAN_FILE = "plan.json"
 REPORT_FILE = "samples.json"
 _FORMAT = 1
-_FREE = ("out", "num", "prompts", "max_prompts", "videos", "ranks", "device", "bucket")
+_FREE = (
+    "out",
+    "num",
+    "prompts",
+    "max_prompts",
+    "videos",
+    "ranks",
+    "device",
+    "bucket",
+    "text_weights",
+)
 """Settings that say nothing about what is in a chunk, or that the plan has by itself."""
 
 

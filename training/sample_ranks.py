@@ -34,7 +34,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 def write_samples(run_dir: Path, settings: SampleConfig) -> SampleFolder:
     """Samples the run in `run_dir` and prints a line of timing; UserError before any work."""
     device = pick_device(settings.device)
-    run = open_run(run_dir, device)
+    run = open_run(run_dir, device, prompts=settings.prompts, text_weights=settings.text_weights)
     schedule = check_settings(run, settings)
     plan = Plan.of(run, settings, device)
     folder = SampleFolder(Path(settings.out) if settings.out else run_dir / "samples", plan)
@@ -164,7 +164,9 @@ def _rank(
     if device == "cuda":
         device = f"cuda:{rank % torch.cuda.device_count()}"
     try:
-        run = open_run(run_dir, device)
+        run = open_run(
+            run_dir, device, prompts=settings.prompts, text_weights=settings.text_weights
+        )
         if run.fingerprint != folder.plan.model:
             raise UserError(f"{run_dir}: has been trained on since sampling began")
 

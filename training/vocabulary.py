@@ -1,5 +1,7 @@
 """Vocabularies: prompts (nothing, a class name or a caption) as integers; saved in a run.
 
+Captions for a frozen text tower are single integers: which of the captions it was shown.
+
 Captions are cut into the word pieces of open_clip's byte-pair encoding. Only the pieces and merges
 that the training captions need are kept, so a run carries its vocabulary in a small JSON file and
 sampling needs no open_clip. An encoded prompt has `length` entries, padded with -1; all -1 means
@@ -23,6 +25,8 @@ from typing import Any
 from tokenizer.settings import UserError
 
 ABSENT = -1
+FIELDS = {"class": "label", "text": "caption", "clip_text": "caption"}
+"""What of a sample's metadata is its prompt, by the kind of condition."""
 _NUM_EXAMPLES = 256
 # What open_clip's own pattern finds in clean text: contractions, runs of letters, single digits,
 # runs of anything else.
@@ -31,8 +35,20 @@ _END = "</w>"
 
 
 @dataclass(frozen=True)
+class TowerShape:
+    """What a text tower gives: at most so many pieces of `width`, a vector of `pooled_width`."""
+
+    model: str
+    sha256: str
+    num_pieces: int
+    width: int
+    pooled_width: int
+
+
+@dataclass(frozen=True)
 class Vocabulary:
-    """What a run was conditioned on: `kind` none, class (names) or text (pieces and merges).
+    """What a run was conditioned on: `kind` none, class (names), text (pieces and merges) or
+    clip_text (whole captions, and the tower that read them).
 
     `length` is the number of integers of an encoded prompt, `examples` are prompts of the training
     data in order of frequency.
@@ -43,6 +59,7 @@ class Vocabulary:
     merges: tuple[tuple[str, str], ...] = ()
     length: int = 0
     examples: tuple[str, ...] = ()
+    tower: TowerShape | None = None
     _ids: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
     _ranks: dict[tuple[str, str], int] = field(
         init=False, repr=False, compare=False, default_factory=dict
@@ -64,6 +81,8 @@ class Vocabulary:
             return [ABSENT] * self.length
         if self.kind == "class":
             return [self._class(prompt)]
+        if self.kind == "clip_text":
+            return [self._caption(prompt)]
         ids = [self._piece(piece, word) for word in words(prompt) for piece in self._pieces(word)]
         if len(ids) > self.length and not cut:
             raise UserError(
@@ -74,6 +93,8 @@ class Vocabulary:
 
     def to_json(self) -> dict[str, Any]:
         content = asdict(self)
+        if self.tower is None:
+            del content["tower"]
         return {key: value for key, value in content.items() if not key.startswith("_")}
 
     @classmethod
@@ -84,6 +105,7 @@ class Vocabulary:
             merges=tuple((left, right) for left, right in content["merges"]),
             length=content["length"],
             examples=tuple(content["examples"]),
+            tower=TowerShape(**content["tower"]) if "tower" in content else None,
         )
 
     def _class(self, name: str) -> int:
@@ -92,6 +114,13 @@ class Vocabulary:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.names[:20])}"
             raise UserError(f"class {name!r} was not in the training data; {hint}")
         return self._ids[name]
+
+    def _caption(self, text: str) -> int:
+        if text not in self._ids:
+            raise UserError(
+                f"caption {text!r} was not shown to the run's text tower; open the run with it"
+            )
+        return self._ids[text]
 
     def _piece(self, piece: str, word: str) -> int:
         if piece not in self._ids:
@@ -106,7 +135,10 @@ class Vocabulary:
 
 
 def build_vocabulary(kind: str, prompts: Iterable[str | None], max_pieces: int) -> Vocabulary:
-    """The vocabulary for these training prompts; labels for `class`, captions for `text`."""
+    """The vocabulary for these training prompts: labels for `class`, captions for the others.
+
+    That of `clip_text` has no tower yet.
+    """
     counts: dict[str, int] = {}
     for prompt in prompts:
         if prompt is not None:
@@ -119,6 +151,8 @@ def build_vocabulary(kind: str, prompts: Iterable[str | None], max_pieces: int) 
         raise UserError(f"condition.kind is {kind}, but no training clip has a {what}")
     if kind == "class":
         return Vocabulary("class", names=tuple(sorted(counts)), length=1, examples=examples)
+    if kind == "clip_text":
+        return Vocabulary("clip_text", names=tuple(sorted(counts)), length=1, examples=examples)
     ranks = open_clip_merges()
     pieces: dict[str, list[str]] = {}
     used: set[tuple[str, str]] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tokenizer.folder import load_tokenizer
 from tokenizer.model import Tokenizer
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError, to_dict
+from training.caption_features import FEATURES_FILE, CaptionFeatures
 from training.config import GeneratorRun
 from training.data import data_order, open_loader, open_sources
 from training.draws import numpy_generator
@@ -25,9 +27,8 @@ from training.generator import Generator, Known
 from training.partial import feature_channels, input_features
 from training.run import RunRecord, Shape, write_run
 from training.tasks.task import Losses, Part, Preview
-from training.vocabulary import ABSENT, Vocabulary, build_vocabulary
-
-_FIELD = {"none": "caption", "class": "label", "text": "caption"}
+from training.telling import features_of
+from training.vocabulary import ABSENT, FIELDS, Vocabulary, build_vocabulary
 
 
 class GeneratorTask:
@@ -42,6 +43,11 @@ class GeneratorTask:
         self.dataset, sources = open_sources(config.data)
         self.tokenizer_dir, self.tokenizer = _tokenizer(self.dataset, device)
         self.vocabulary = _vocabulary(config, sources)
+        self._told: CaptionFeatures | None = None
+        if self.vocabulary.kind == "clip_text":
+            run = None if config.out is None else Path(config.out)
+            self._told = features_of(self.vocabulary.names, config.condition, run)
+            self.vocabulary = replace(self.vocabulary, tower=self._told.tower)
         self._shapes = _shapes(sources[0].samples)
         self._schedules = {
             name: self.dataset.buckets[name].schedule or _no_schedule(name) for name in self._shapes
@@ -57,6 +63,7 @@ class GeneratorTask:
                 self.tokenizer.codebook_size,
                 feature_channels(self.tokenizer.quantizer, longest),
             ).to(device)
+        self.generator.condition.told = self._told
         self.module: nn.Module = self.generator
         self.parts = [Part("generator", self.generator, config.optimizer, _is_matrix)]
         for schedule in self._schedules.values():
@@ -111,6 +118,8 @@ class GeneratorTask:
 
     def prepare(self, run: Path) -> None:
         write_run(run, self.config, self.record, self.vocabulary, self.tokenizer_dir)
+        if self._told is not None:
+            self._told.save(run / FEATURES_FILE)
 
     def finish(self, run: Path) -> None:
         """Nothing: the last checkpoint is the generator."""
@@ -128,7 +137,7 @@ class GeneratorTask:
 
     def _prompts(self, batch: Batch, step: int) -> Tensor:
         """Encoded prompts, a share of them dropped by a draw keyed by their place in the batch."""
-        field = _FIELD[self.vocabulary.kind]
+        field = FIELDS.get(self.vocabulary.kind, "caption")
         encoded = torch.tensor(
             [self._encode(each[field]) for each in batch.metadata], dtype=torch.int64
         ).view(len(batch.metadata), self.vocabulary.length)
@@ -169,7 +178,7 @@ def _tokenizer(dataset: Dataset, device: str) -> tuple[Path, Tokenizer]:
 
 def _vocabulary(config: GeneratorRun, sources: Sequence[Source]) -> Vocabulary:
     kind = config.condition.kind
-    field = _FIELD[kind]
+    field = FIELDS.get(kind, "caption")
     skip = config.data.damaged == "skip"
     prompts = (
         each[field]
