@@ -289,6 +289,11 @@ class SampleConfig:
     videos: int = setting(64, "of how many samples, from the first, videos are written too")
     ranks: int = setting(1, "processes; on a CPU each computes on one thread")
     bucket: str | None = setting(None, "shape to sample (default: the one trained on)")
+    shape: tuple[int, int, int] | None = setting(
+        None,
+        "frames, height and width of clips of another size; for raster, par, nar and arpg with "
+        "model.block.position rope",
+    )
     num_steps: int | None = setting(
         None, "random orders: steps of a clip, frame or scale (default: the method's)"
     )

@@ -18,9 +18,9 @@ from training.edit_config import EditConfig
 from training.edit_source import Decode, open_source
 from training.editing import Edited, edit
 from training.pictures import contact_sheet, save_png, write_video
-from training.run import OpenedRun, open_run, pick_device
+from training.run import OpenedRun, pick_device
 from training.sample_folder import slug
-from training.samples import bucket_of, check_settings
+from training.samples import bucket_of, check_settings, open_to_sample
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,12 +31,7 @@ _SHEET_RESULTS = 12
 
 def write_edit(run_dir: Path, source: str, config: EditConfig, decode: Decode | None) -> Edited:
     """Edits `source` by a run and prints a line; UserError before any work."""
-    run = open_run(
-        run_dir,
-        pick_device(config.device),
-        prompts=config.prompts,
-        text_weights=config.text_weights,
-    )
+    run = open_to_sample(run_dir, config, pick_device(config.device))
     check_settings(run, config)
     opened = open_source(run, source, bucket_of(run, config), config, decode)
     edited = edit(run, opened, config)

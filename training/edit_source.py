@@ -66,7 +66,7 @@ def _sample(run: OpenedRun, key: str, bucket: str, config: EditConfig) -> EditSo
             f"{key}: no such file; for a sample by its key, --data names its dataset "
             f"({folder} is not there)"
         )
-    dataset = open_dataset(folder)
+    dataset = open_dataset(folder, token_set=run.config.data.token_set)
     if dataset.primary.tokenizer != run.record.tokenizer:
         raise UserError(f"{folder}: its codes are of another tokenizer than the run's")
     if bucket not in dataset.buckets:

@@ -22,10 +22,10 @@ import torch
 from tokenizer.settings import UserError
 from training.config import SampleConfig
 from training.pictures import contact_sheet, save_png, write_video
-from training.run import OpenedRun, open_run, pick_device
+from training.run import OpenedRun, pick_device
 from training.sample_folder import Plan, SampleFolder
 from training.sampler import layout_of
-from training.samples import check_settings, sample_batch
+from training.samples import check_settings, open_to_sample, sample_batch
 
 _SHEET_ROWS, _SHEET_COLUMNS = 20, 4
 _SECONDS_BETWEEN_LINES = 10.0
@@ -34,7 +34,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 def write_samples(run_dir: Path, settings: SampleConfig) -> SampleFolder:
     """Samples the run in `run_dir` and prints a line of timing; UserError before any work."""
     device = pick_device(settings.device)
-    run = open_run(run_dir, device, prompts=settings.prompts, text_weights=settings.text_weights)
+    run = open_to_sample(run_dir, settings, device)
     schedule = check_settings(run, settings)
     plan = Plan.of(run, settings, device)
     folder = SampleFolder(Path(settings.out) if settings.out else run_dir / "samples", plan)
@@ -164,9 +164,7 @@ def _rank(
     if device == "cuda":
         device = f"cuda:{rank % torch.cuda.device_count()}"
     try:
-        run = open_run(
-            run_dir, device, prompts=settings.prompts, text_weights=settings.text_weights
-        )
+        run = open_to_sample(run_dir, settings, device)
         if run.fingerprint != folder.plan.model:
             raise UserError(f"{run_dir}: has been trained on since sampling began")
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from tokenizer.settings import UserError
 from training.config import SampleConfig
 from training.given import Given, passes
 from training.guidance import is_guided
-from training.run import OpenedRun
+from training.resize import resized
+from training.run import OpenedRun, open_run
 from training.sampler import layout_of, sample_codes
 from training.vocabulary import words
 
@@ -31,6 +33,12 @@ class Generated:
     frames: np.ndarray  # uint8 [n, t, h, w, 3]
     num_steps: int
     seconds: float
+
+
+def open_to_sample(run_dir: Path, settings: SampleConfig, device: str) -> OpenedRun:
+    """A run for the prompts and the size of the settings; UserError where it is not for them."""
+    run = open_run(run_dir, device, prompts=settings.prompts, text_weights=settings.text_weights)
+    return run if settings.shape is None else resized(run, settings.shape)
 
 
 def generate(
