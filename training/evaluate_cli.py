@@ -19,9 +19,11 @@ examples:
 
 writes RUN/evaluation.json, RUN/nearest.png and the trained judge in RUN/judge
 """
-_NOT_FLAGS = tuple(
-    f"sample.{name}" for name in ("out", "num", "max_prompts", "prompts", "videos", "ranks", "fps")
+_NOT_SAMPLED = (
+    *("out", "num", "max_prompts", "prompts", "videos", "ranks", "fps"),
+    *("shape", "text_weights"),
 )
+_NOT_FLAGS = tuple(f"sample.{name}" for name in _NOT_SAMPLED)
 
 
 def register(commands: Any, prepare_pixels: Callable[[str], Path] | None = None) -> None:
