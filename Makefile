@@ -44,7 +44,7 @@ contracts: install
 unit integration: export OMP_NUM_THREADS = 1
 
 unit: install
-	$(BIN)/pytest -q -n 2 -m 'not slow and not ray and not multiprocess and not gpu and not chaos and not health'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not ray and not multiprocess and not gpu and not chaos and not health'
 
 integration: install
 	$(BIN)/pytest -q -m '(slow or ray or multiprocess) and not gpu and not chaos and not health'

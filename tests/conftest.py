@@ -1,17 +1,19 @@
-"""What all tests share: one torch thread, the data beside the project, small videos."""
+"""What all tests share: one torch thread, the data beside the project, small videos.
+
+It is imported by the process that only distributes tests, too, so it loads no torch.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-
-from tests.golden import absent, golden_folders
 
 if TYPE_CHECKING:
     from tokenizer.model import Tokenizer
@@ -30,9 +32,34 @@ def _exact_small_numbers() -> Iterator[None]:
         sys.modules["torch"].set_flush_denormal(False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _decoded_elsewhere() -> Iterator[Any]:
+    """Reports decode their pictures in the test's process: another costs more than the build."""
+    from pipeline.inspection import originals
+
+    def decoded_here(job: Any, wanted: Any, deadline: float) -> Any:
+        stream = io.BytesIO()
+        originals._serve(job, stream)
+        stream.seek(0)
+        return originals._received(stream, wanted)
+
+    in_a_process = originals._decoded_elsewhere
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(originals, "_decoded_elsewhere", decoded_here)
+        yield in_a_process
+
+
+@pytest.fixture
+def another_process(monkeypatch: pytest.MonkeyPatch, _decoded_elsewhere: Any) -> None:
+    """Pictures are decoded in a process of their own, as they are outside of tests."""
+    monkeypatch.setattr("pipeline.inspection.originals._decoded_elsewhere", _decoded_elsewhere)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs a test that takes `golden_folder` for every folder of the family in its marker."""
     if "golden_folder" in metafunc.fixturenames:
+        from tests.golden import golden_folders
+
         marker = metafunc.definition.get_closest_marker("golden")
         assert marker is not None
         (family,) = marker.args
@@ -45,6 +72,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def golden_folder(request: pytest.FixtureRequest) -> Path:
     """A folder of the family that the test's marker names."""
     if not isinstance(request.param, Path):
+        from tests.golden import absent
+
         absent(request.param)
     return request.param
 

@@ -39,6 +39,9 @@ class Variant:
     method: MethodConfig
     schedule: Schedule
 
+    def __str__(self) -> str:
+        return self.name
+
 
 VARIANTS = [
     Variant("next_scale", MethodConfig(name="next_scale"), PYRAMID),
@@ -85,6 +88,15 @@ SETTINGS = [
     ("clip_text", "default"),
 ]
 """Kinds of condition, each with some blocks."""
+
+_EACH_METHOD = ("next_scale", "raster", "par", "nar", "arpg")
+CASES = [
+    (variant, *setting)
+    for number, variant in enumerate(VARIANTS)
+    for index, setting in enumerate(SETTINGS)
+    if variant.name in _EACH_METHOD or index % 3 == number % 3
+]
+"""(variant, kind, block): each method with all settings, its other variants with two in turn."""
 
 
 def make_quantizer() -> MultiScaleQuantizer:

@@ -53,6 +53,7 @@ def pixels(settings: BuildConfig, built: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("another_process")
 def test_pixel_shards_show_exactly_what_their_sources_show(pixels: Path) -> None:
     comparisons = compare(pixels, num_samples=6, seed=1)
     assert {each.psnr for each in comparisons} == {BEST_PSNR}

@@ -117,7 +117,7 @@ JSON = st.recursive(
 @settings(max_examples=60, deadline=None)
 @given(value=JSON)
 def test_any_json_is_a_sidecar_or_a_sidecar_error(value, tmp_path_factory) -> None:
-    path = write(tmp_path_factory.mktemp("any") / "a.json", json.dumps(value))
+    path = write(tmp_path_factory.getbasetemp() / "any.json", json.dumps(value))
     try:
         sidecar = read_sidecar(path)
     except SidecarError:
@@ -143,6 +143,7 @@ def test_missing_weights_are_one_line_before_anything_is_loaded(tmp_path: Path) 
         load_captioner(tmp_path / "text.pt", model="ViT-B-32")
 
 
+@pytest.mark.slow
 def test_weights_of_another_model_are_named(tmp_path: Path) -> None:
     import torch
 

@@ -156,13 +156,15 @@ def test_help_of_every_command_shows_an_example(capsys: pytest.CaptureFixture[st
 def test_help_loads_neither_torch_nor_ray() -> None:
     code = (
         "import sys\nfrom pipeline.cli import main\n"
-        "try:\n    main(['stats', '--help'])\nexcept SystemExit:\n    pass\n"
+        "for command in ('stats', 'submit'):\n"
+        "    try:\n        main([command, '--help'])\n    except SystemExit:\n        pass\n"
         "loaded = {'torch', 'ray', 'av', 'open_clip'} & set(sys.modules)\n"
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow  # in small: `make contracts`, which reads the imports
 def test_training_imports_where_the_pipelines_libraries_are_absent() -> None:
     code = (
         "import sys\n"

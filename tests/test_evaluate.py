@@ -32,7 +32,7 @@ from training.launch.local import launch
 from training.likeness import copy_share, nearest
 from training.pictures import read_metadata
 
-NUM_TRAIN, NUM_VAL = 40, 12
+NUM_TRAIN, NUM_VAL = 20, 8
 BUCKET = "t9_h64_w64"
 CONFIG = EvaluateConfig(num_samples=6, num_shown=3, judge=JudgeConfig(num_steps=6, batch_size=16))
 

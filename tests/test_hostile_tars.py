@@ -313,11 +313,12 @@ def mutated(sound: bytes, random: Random) -> bytes:
     return bytes(data)
 
 
-def test_damaged_tars_never_raise_anything_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_tars", [480, pytest.param(2400, marks=pytest.mark.slow)])
+def test_damaged_tars_never_raise_anything_else(tmp_path: Path, num_tars: int) -> None:
     tars, random = sound_tars(), np.random.default_rng(0)
     path = tmp_path / "shard.tar"
     read, refused = 0, []
-    for number in range(2400):
+    for number in range(num_tars):
         data = mutated(tars[number % 3], random)
         path.write_bytes(data)
         with only_reads_in(tmp_path):
@@ -340,5 +341,5 @@ def test_damaged_tars_never_raise_anything_else(tmp_path: Path) -> None:
         assert int((places["offset"] + places["length"]).max()) <= len(data)
         assert not any(".." in key.split("/") or key.startswith("/") for key in index.keys)
     assert all(text.startswith(str(path)) for text in refused)
-    assert read > 100
-    assert len(refused) > 1000
+    assert read > num_tars / 24
+    assert len(refused) > num_tars / 2.4

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import commit_sum
+from pipeline.cli import main
 from pipeline.commit import Store
 from pipeline.inspection.members import open_shard
 from pipeline.inspection.summary import summarize, to_json
@@ -37,23 +38,11 @@ NUM_SHARDS, SAMPLES_PER_SHARD = 3, 5
 
 
 def tessera(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The commands of this area through a parser of their own: fast, and exit codes as they are."""
-    code = (
-        "import argparse, sys\n"
-        "from pipeline.inspection import cli as inspection_cli\n"
-        "from tokenizer.settings import UserError\n"
-        "parser = argparse.ArgumentParser()\n"
-        "inspection_cli.register(parser.add_subparsers())\n"
-        "arguments = parser.parse_args()\n"
-        "try: status = arguments.run(arguments)\n"
-        "except UserError as error: print(error, file=sys.stderr); status = 2\n"
-        "heavy = {'torch', 'ray', 'av'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "sys.exit(status)\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
-    )
+    """What a command of this area returns and prints."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        status = main(list(arguments))
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), error.getvalue())
 
 
 def sample_metadata(index: int) -> dict[str, Any]:
@@ -154,7 +143,22 @@ def test_every_key_of_the_json_is_documented(dataset: Path) -> None:
     assert {key for key in keys if f"`{key}`" not in described} == set()
 
 
-def test_stats_print_tables_without_torch_or_ray(dataset: Path) -> None:
+def test_stats_and_inspect_load_neither_torch_nor_ray(dataset: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pipeline.cli import main\n"
+        "status = max(main(['stats', sys.argv[1]]), main(['inspect', sys.argv[2]]))\n"
+        "heavy = {'torch', 'ray', 'av'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(status)\n"
+    )
+    command = [sys.executable, "-c", code, str(dataset), str(first_shard(dataset))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "15 samples in 3 shards" in done.stdout
+
+
+def test_stats_print_tables(dataset: Path) -> None:
     shown = tessera("stats", str(dataset))
     assert shown.returncode == 0, shown.stderr
     for text in ("15 samples in 3 shards", "dropped:too_static", "perplexity", "brightness"):

@@ -17,34 +17,13 @@ import numpy as np
 import pytest
 
 from pipeline.isolation import Death, run_alone, time_limit
+from tests.doomed import die_at_first, die_by, refuse, say_and_return
 
 MEMORY = 256 << 20
 
 
 def alone(function: Callable[..., Any], *args: Any, seconds: float = 60) -> Any:
     return run_alone(pickle.dumps(partial(function, *args)), MEMORY, seconds)
-
-
-def die_by(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-def refuse() -> None:
-    raise ValueError("no such thing")
-
-
-def die_at_first(log: Path, times: int) -> str:
-    with open(log, "a") as file:
-        file.write("x")
-    if len(log.read_text()) <= times:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "done"
-
-
-def say_and_return() -> int:
-    print("frames: 7")
-    os.write(1, b"libav: frames: 7\n")
-    return 7
 
 
 def test_values_and_errors_come_back_and_prints_do_not_disturb() -> None:
@@ -70,7 +49,7 @@ def test_a_kill_from_outside_is_no_evidence_until_it_repeats(tmp_path: Path) -> 
 def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     program = (
         "import pickle, os, sys; from functools import partial\n"
-        "from pipeline.isolation import run_alone; from tests.test_isolation import mark_and_wait\n"
+        "from pipeline.isolation import run_alone; from tests.doomed import mark_and_wait\n"
         "run_alone(pickle.dumps(partial(mark_and_wait, sys.argv[1])), 1 << 30, 60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "pid")])
@@ -84,12 +63,6 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     while is_running(child):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def mark_and_wait(path: str) -> None:
-    Path(path + "~").write_text(str(os.getpid()))
-    os.rename(path + "~", path)
-    time.sleep(60)
 
 
 def is_running(pid: int) -> bool:

@@ -106,11 +106,11 @@ def test_any_number_of_ranks_sees_the_same_global_batches(
 ) -> None:
     whole = loader_of(numbers, order=order, tail=tail)
     for first, world_size in ((0, 2), (9, 1), (14, 4), (20, 8), (25, 3)):
+        parts = [
+            loader_of(numbers, rank=rank, world_size=world_size, order=order, tail=tail)
+            for rank in range(world_size)
+        ]
         for step in range(first, first + 9):
-            parts = [
-                loader_of(numbers, rank=rank, world_size=world_size, order=order, tail=tail)
-                for rank in range(world_size)
-            ]
             batches = [part.batch(step) for part in parts]
             expected = whole.batch(step)
             arrays = np.concatenate([each.arrays for each in batches])

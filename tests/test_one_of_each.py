@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 TRAINING = Path(__file__).resolve().parent.parent / "training"
 
 
-def nodes() -> Iterator[tuple[str, ast.AST]]:
+@cache
+def nodes() -> list[tuple[str, ast.AST]]:
     """Everything in the sources, with the name of its file."""
-    for path in sorted(TRAINING.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            yield path.relative_to(TRAINING).as_posix(), node
+    return [
+        (path.relative_to(TRAINING).as_posix(), node)
+        for path in sorted(TRAINING.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    ]
 
 
 def calls(name: str) -> list[str]:

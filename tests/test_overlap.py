@@ -30,8 +30,7 @@ def hashes_near_each_other(generator: np.random.Generator, count: int, spread: i
     centres[1, :96] = 0
     bits = centres[generator.integers(0, 4, count)]
     flips = generator.integers(0, spread + 1, count)
-    for row, flipped in zip(bits, flips):
-        row[generator.choice(192, flipped, replace=False)] ^= 1
+    bits ^= generator.random((count, 192)).argsort(axis=1) < flips[:, None]
     return np.packbits(bits, axis=1).view(np.uint64).reshape(count, 3)
 
 

@@ -137,6 +137,7 @@ def test_the_funnel_counts_each_clip_once_and_what_each_rule_would_do() -> None:
     assert 6 - sum(step.clips for step in steps) == outcomes.count("kept")
 
 
+@pytest.mark.usefixtures("another_process")
 def test_a_file_that_kills_its_decoder_costs_only_its_own_pictures(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_file_that_kills_its_decoder_costs_only_its_own_pictures(
     assert {each.reason for each in read_originals(built, wanted, seconds=0)} == {"out of time"}
 
 
+@pytest.mark.usefixtures("another_process")
 def test_originals_are_what_the_build_decoded(built: Path, tmp_path: Path) -> None:
     """Pixel shards hold the frames that the build saw; decoding anew gives the same."""
     from pipeline.build import build_pixels

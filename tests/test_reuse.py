@@ -20,17 +20,20 @@ from tokenizer.settings import UserError
 NUM_VIDEOS = 6
 
 
-@pytest.fixture
-def made(
-    write_film: Callable[[Path, int], Path], random_tokenizer: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def finished(
+    write_film: Callable[[Path, int], Path],
+    random_tokenizer: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> BuildConfig:
     """A finished dataset of a few films, each with a caption of its own."""
+    folder = tmp_path_factory.mktemp("reuse")
     for seed in range(NUM_VIDEOS):
-        write_film(tmp_path / "videos" / "films" / f"{seed}.mp4", seed)
-        (tmp_path / "videos" / "films" / f"{seed}.txt").write_text(f"film {seed}")
+        write_film(folder / "videos" / "films" / f"{seed}.mp4", seed)
+        (folder / "videos" / "films" / f"{seed}.txt").write_text(f"film {seed}")
     config = BuildConfig(
-        sources=(str(tmp_path / "videos"),),
-        out=str(tmp_path / "data"),
+        sources=(str(folder / "videos"),),
+        out=str(folder / "data"),
         executor="inline",
         annotate=AnnotateSettings(sources_per_unit=3),
         select=SelectSettings(val_share=0.3, drop={"too_static": "motion < 20"}),
@@ -40,6 +43,14 @@ def made(
     )
     build(config)
     return config
+
+
+@pytest.fixture
+def made(finished: BuildConfig, tmp_path: Path) -> BuildConfig:
+    """A copy of the dataset beside a copy of its films, and its settings."""
+    shutil.copytree(finished.sources[0], tmp_path / "videos")
+    shutil.copytree(finished.out, tmp_path / "data")
+    return replace(finished, sources=(str(tmp_path / "videos"),), out=str(tmp_path / "data"))
 
 
 def commits(out: str, phase: str) -> dict[str, dict]:

@@ -9,7 +9,7 @@ import torch
 
 from tests.generators import (
     BLOCKS,
-    SETTINGS,
+    CASES,
     VARIANTS,
     Variant,
     encoded,
@@ -29,8 +29,7 @@ BY_NAME = {variant.name: variant for variant in VARIANTS}
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.name)
 
 
-@pytest.mark.parametrize(("kind", "block"), SETTINGS)
-@every_variant
+@pytest.mark.parametrize(("variant", "kind", "block"), CASES, ids=str)
 def test_samples_with_a_cache_are_those_of_a_full_pass_per_step(
     variant: Variant, kind: str, block: str
 ) -> None:

@@ -161,7 +161,7 @@ _PYTHON = {
 
 
 @given(rows=st.lists(st.tuples(VALUES, VALUES, LABELS), min_size=1, max_size=12), text=EXPRESSION)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_filter_means_what_it_means_row_by_row(
     rows: list[tuple[Any, Any, Any]], text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

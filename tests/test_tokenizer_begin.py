@@ -57,9 +57,9 @@ def test_the_beginning_follows_from_the_frames_and_the_generator() -> None:
 def test_a_beginning_in_chunks_and_from_fewer_blocks_is_about_as_good(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    frames = clips(48)
+    frames = clips(24)
     found = []
-    for size, most in ((48, 1 << 15), (5, 1 << 15), (5, 800)):
+    for size, most in ((24, 1 << 15), (5, 1 << 15), (5, 800)):
         monkeypatch.setattr(beginning, "MOST_BLOCKS", most)
         torch.manual_seed(0)
         tokenizer = Tokenizer(TokenizerConfig())

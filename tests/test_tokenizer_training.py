@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -42,6 +43,11 @@ ADVERSARIAL = replace(
 
 def learner(config=SMALL):
     """A new tokenizer that has begun from clips, and what it learns with."""
+    return copy.deepcopy(begun(config))
+
+
+@cache
+def begun(config):
     torch.manual_seed(0)
     made = Learner(Tokenizer(config))
     begin(made.tokenizer, [clips(999, batch=32)], torch.Generator().manual_seed(0))
@@ -75,8 +81,9 @@ def step(model, progress=0.9, seed=0, num_frames=9):
     return model(clips(seed, num_frames=num_frames), progress, torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("num_frames", [1, 5, 9])
-@pytest.mark.parametrize("progress", [0.0, 0.2, 0.9])
+@pytest.mark.parametrize(
+    ("progress", "num_frames"), [(0.0, 1), (0.2, 5), (0.9, 9), (0.9, 1), (0.0, 9)]
+)
 @pytest.mark.parametrize("config", [SMALL, ADVERSARIAL])
 def test_every_parameter_gets_a_gradient_in_every_step(config, progress, num_frames):
     model = learner(config)
@@ -199,14 +206,14 @@ def test_images_train_with_the_same_weights_as_clips():
 @pytest.mark.parametrize("config", [SMALL, ADVERSARIAL])
 def test_a_training_that_is_resumed_twice_is_the_undisturbed_one(config):
     states = []
-    for breaks in ((), (2, 10)):
+    for breaks in ((), (2, 5)):
         model = learner(config)
-        for number in range(12):
+        for number in range(7):
             if number in breaks:
                 state = copy.deepcopy(model.state_dict())
                 model = Learner(Tokenizer(config))
                 model.load_state_dict(state)
-            output = step(model, number / 12, number)
+            output = step(model, number / 7, number)
             gradients = torch.autograd.grad(output.loss, list(model.parameters()))
             with torch.no_grad():
                 for parameter, gradient in zip(model.parameters(), gradients):

@@ -9,8 +9,8 @@ import torch
 
 from tests.generators import (
     BLOCKS,
+    CASES,
     CODEBOOK_SIZE,
-    SETTINGS,
     VARIANTS,
     Variant,
     encoded,
@@ -28,11 +28,11 @@ from training.loop_steps import cache_rows, loop_steps
 from training.partial import input_features
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.name)
+every_case = pytest.mark.parametrize(("variant", "kind", "block"), CASES, ids=str)
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
-@pytest.mark.parametrize(("kind", "block"), SETTINGS)
-@every_variant
+@every_case
 @torch.no_grad()
 def test_rows_fed_step_by_step_with_a_cache_give_the_logits_of_one_pass(
     variant: Variant, kind: str, block: str
@@ -96,8 +96,9 @@ def test_padding_of_a_caption_changes_nothing(variant: Variant) -> None:
     assert torch.equal(before[unaffected], after[unaffected])
 
 
-@pytest.mark.parametrize(("kind", "block"), SETTINGS[1:])
-@every_variant
+@pytest.mark.parametrize(
+    ("variant", "kind", "block"), [each for each in CASES if each[1] != "none"], ids=str
+)
 @torch.no_grad()
 def test_the_condition_matters(variant: Variant, kind: str, block: str) -> None:
     generator, prompts = make_generator(variant, kind, BLOCKS[block]), encoded(kind)

@@ -333,14 +333,15 @@ NOT_SEALED = {"config.yaml", "report.html", "_status.json"}
 """What is for people."""
 
 
-def test_any_flipped_bit_of_any_file_is_noticed(copy: Path) -> None:
+@pytest.mark.parametrize("per_file", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_any_flipped_bit_of_any_file_is_noticed(copy: Path, per_file: int) -> None:
     files = sorted(path for path in copy.rglob("*") if path.is_file())
     generator = np.random.default_rng(0)
     for path in files:
         if path.name in NOT_SEALED:
             continue
         sound = path.read_bytes()
-        for at_byte in generator.integers(0, len(sound), 3).tolist():
+        for at_byte in generator.integers(0, len(sound), per_file).tolist():
             flip(path, at_byte, 1 << int(generator.integers(8)))
             if not is_meaningless(path, sound):
                 assert verify(copy).problems, (path, at_byte)
