@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ CASES = [
     for index, setting in enumerate(SETTINGS)
     if variant.name in _EACH_METHOD or index % 3 == number % 3
 ]
-"""(variant, kind, block): each method with all settings, its other variants with two in turn."""
+"""(variant, kind, block): each method with all settings, its other variants with some in turn."""
 
 
 def make_quantizer() -> MultiScaleQuantizer:
@@ -108,6 +109,7 @@ def make_quantizer() -> MultiScaleQuantizer:
     return quantizer.eval()
 
 
+@cache
 def make_vocabulary(kind: str) -> Vocabulary:
     prompts = [each for each in PROMPTS[kind] if each] or ["unused"]
     vocabulary = build_vocabulary(kind, prompts, max_pieces=8)

@@ -196,6 +196,7 @@ def merge_pieces(
     return pieces, merges
 
 
+@lru_cache(maxsize=1)
 def open_clip_merges() -> dict[tuple[str, str], int]:
     """The rank of each merge, from the file that ships inside open_clip (which is not imported)."""
     package = importlib.util.find_spec("open_clip")
