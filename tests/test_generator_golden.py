@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.golden import LOSSES, Golden
+from tests.golden import LOSSES, Golden, phi_settings
 from tokenizer.model import Tokenizer
 from tokenizer.published import load_published
 from tokenizer.quantizer import MultiScaleQuantizer
@@ -37,6 +37,8 @@ from training.vocabulary import ABSENT, Vocabulary
 
 GUIDED = {"rtol": 1e-4, "atol": 3e-4}
 DROPPED = 0.1
+NEVER_FED = ("codes.weight", "transitions.weight")
+"""What generators that make all cells in their first steps have no use for."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,13 @@ def make_case(
         settings["vocab_size"],
         settings.get("z_channels", 1),
     ).eval()
-    generator.load_state_dict(ours_of(golden.weights))
-    return Case(golden, generator, ours_of, schedule)
+    useless = [name for name in NEVER_FED if name not in generator.state_dict()]
+
+    def used(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in ours_of(theirs).items() if name not in useless}
+
+    generator.load_state_dict(used(golden.weights))
+    return Case(golden, generator, used, schedule)
 
 
 def llama_block(golden: Golden, **changes: object) -> BlockConfig:
@@ -130,6 +137,7 @@ def nar_image_case(folder: Path) -> Case:
 
 
 def nar_video_case(folder: Path) -> Case:
+    """The reference counts blocks from the end: head D has attn_num_back of them, B the others."""
     golden = Golden(folder)
     config = golden.config
     return make_case(
@@ -138,7 +146,7 @@ def nar_video_case(folder: Path) -> Case:
         llama_block(golden, position="table"),
         single_grid(*config["latent_shape"]),
         lambda theirs: llamagen.nar_video(theirs, config["n_layer"]),
-        head_blocks=(config["attn_num_down"], config["attn_num_back"]),
+        head_blocks=(config["attn_num_back"], config["attn_num_down"]),
         **llama_size(golden),
     )
 
@@ -152,7 +160,7 @@ def arpg_case(folder: Path, **method: object) -> Case:
         llama_block(golden),
         single_grid(1, config["grid"], config["grid"]),
         lambda theirs: llamagen.arpg(theirs, config["vocab_size"]),
-        **llama_size(golden),
+        **llama_size(golden) | {"depth": config["n_layer"] // 2 * 2},
     )
 
 
@@ -182,9 +190,15 @@ def var_case(folder: Path) -> Case:
 
 
 def tokenizer_of(golden: Golden) -> Tokenizer:
+    """The tokenizer that a folder names, at the transformer's scales."""
     path = golden.folder / golden.description["weights_from"]["vae"]
-    scales = golden.config["patch_nums"]
-    return load_published(path, {"quantizer.scales": scales}).tokenizer
+    settings = Golden(path.parent).config
+    asked = {
+        "quantizer.scales": golden.config["patch_nums"],
+        "quantizer.metric": "cosine" if settings["using_znorm"] else "l2",
+        **{f"quantizer.{key}": value for key, value in phi_settings(settings).items()},
+    }
+    return load_published(path, asked).tokenizer
 
 
 def known_of(case: Case, codes: Tensor, sequence: Tensor | None = None) -> Known:

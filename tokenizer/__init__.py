@@ -27,6 +27,8 @@
     folder          a tokenizer's folder: load, save
     latents         mean and standard deviation of each channel of the latents
     checkpoint      other people's checkpoints: tensors by name, nothing executed
+    told_sizes      what most of its tensors say about one size
+    key_report      whether it is a model's, whole: one error that names every key
     layouts         how published families name our tensors                  (no torch)
     shapes          what a checkpoint's shapes say about the model in it
     published       published checkpoints as tokenizers, whole or not at all

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from tokenizer.settings import UserError
 
-PARTS = ("model", "ema", "vae", "state_dict")
+PARTS = ("model", "module", "ema", "vae", "state_dict")
 """Keys under which a training's checkpoint holds a state dict."""
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
@@ -76,7 +76,7 @@ def _digest(path: Path) -> tuple[str, int]:
         size_bytes = path.stat().st_size
         if size_bytes > MAX_FILE_BYTES:
             raise UserError(
-                f"{path}: {size_bytes >> 30} GiB; a tokenizer has at most {MAX_FILE_BYTES >> 30}"
+                f"{path}: {size_bytes >> 30} GiB; a checkpoint has at most {MAX_FILE_BYTES >> 30}"
             )
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), size_bytes
@@ -153,6 +153,8 @@ def _unwrap(
         raise UserError(f"{path}: has no part {part!r}; it holds {', '.join(parts) or 'none'}")
     found = part or (parts[0] if parts else None)
     state = content if found is None else content[found]
+    if isinstance(state.get("sd"), Mapping):  # NAR's beside a model's name and arguments
+        state = state["sd"]
     strange = [repr(key) for key, value in state.items() if not _is_plain(key, value)]
     if strange or not state:
         listed = ", ".join(strange[:3]) or "nothing"

@@ -20,28 +20,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenizer import key_report
 from tokenizer.checkpoint import Checkpoint, read_checkpoint
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import CONFIG_FILE, place_weights, read_description, save_tokenizer
+from tokenizer.key_report import CheckpointMismatch
 from tokenizer.layouts import PUBLISHED, TRAINING_ONLY, Names, settings_of
 from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError, from_dict
 from tokenizer.shapes import detect_layout, read_names, read_sizes
 
+__all__ = [
+    "CheckpointMismatch",
+    "Published",
+    "check_keys",
+    "convert",
+    "from_published",
+    "load_published",
+    "to_published",
+    "weights_in",
+]
+
 IMAGE_SIDE = 256
 """Side of the images for which a converted single-grid tokenizer names its scale."""
-
-
-class CheckpointMismatch(UserError):
-    """A checkpoint that is not of the model it should be; holds every key that is wrong."""
-
-    def __init__(
-        self, path: Path, missing: list[str], unexpected: list[str], misshaped: list[str]
-    ) -> None:
-        self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
-        named = (("missing", missing), ("unexpected", unexpected), ("of another kind", misshaped))
-        parts = [f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in named if keys]
-        super().__init__(f"{path}: nothing was loaded; {'; '.join(parts)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,17 +140,7 @@ def check_keys(
         pieces = names.of(name)
         shape = [value.shape[0] // len(pieces), *value.shape[1:]]
         expected.update((piece, shape) for piece in pieces)
-    missing = [key for key in expected if key not in found]
-    unexpected = [key for key in found if key not in expected]
-    misshaped = [
-        f"{key} is {str(value.dtype).removeprefix('torch.')} {list(value.shape)} instead of "
-        f"{expected[key]}"
-        for key, value in found.items()
-        if key in expected
-        and (list(value.shape) != expected[key] or not value.dtype.is_floating_point)
-    ]
-    if missing or unexpected or misshaped:
-        raise CheckpointMismatch(path, missing, unexpected, misshaped)
+    key_report.check_keys(path, expected, found)
 
 
 def to_published(names: Names, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

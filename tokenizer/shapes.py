@@ -9,19 +9,16 @@ with it. Whether all of them agree is for `tokenizer.published` to check, key by
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from tokenizer.checkpoint import Checkpoint
 from tokenizer.layouts import LAYOUTS, Names
 from tokenizer.settings import UserError
+from tokenizer.told_sizes import agreed_size, count_numbered
 
 MAX_LEVELS = 8
 MAX_BLOCKS = 64
-MAX_SIZE = 1 << 20
-"""Of channels and codes; published ones are far below."""
 
 
 def detect_layout(checkpoint: Checkpoint) -> str:
@@ -47,7 +44,9 @@ def read_names(checkpoint: Checkpoint, layout: str) -> Names:
     num_levels = _count(checkpoint, first, "autoencoder.encoder.levels.{}.", MAX_LEVELS)
     if not num_levels:
         raise UserError(f"{checkpoint.path}: has no {family.detected_by}0; is it of {layout}?")
-    found = [way for way, prefix in family.phi.items() if _numbered(checkpoint, prefix, MAX_BLOCKS)]
+    found = [
+        way for way, prefix in family.phi.items() if count_numbered(checkpoint, prefix, MAX_BLOCKS)
+    ]
     return Names(layout=family, num_levels=num_levels, sharing=found[0] if found else "some")
 
 
@@ -95,7 +94,7 @@ def read_sizes(checkpoint: Checkpoint, names: Names) -> dict[str, Any]:
     if decoder[::-1] != encoder:
         sizes["image.decoder_multipliers"] = decoder[::-1]
     if names.layout.phi:
-        num_phi = _numbered(checkpoint, names.layout.phi[names.sharing], MAX_BLOCKS)
+        num_phi = count_numbered(checkpoint, names.layout.phi[names.sharing], MAX_BLOCKS)
         if num_phi:
             sizes["quantizer.num_phi"] = num_phi
     return sizes
@@ -140,27 +139,9 @@ class _Seen:
 
     def agreed(self, what: str, sizes: Iterable[int]) -> int:
         """The size that most have; UserError when none has one, or one beyond reason."""
-        votes = Counter(sizes).most_common(1)
-        path = self.checkpoint.path
-        if not votes:
-            raise UserError(f"{path}: cannot tell {what}: every tensor that says it is missing")
-        size = votes[0][0]
-        if not 1 <= size <= MAX_SIZE:
-            raise UserError(f"{path}: {what} is {size}; 1 to {MAX_SIZE} is possible")
-        return size
+        return agreed_size(self.checkpoint.path, what, sizes)
 
 
 def _count(checkpoint: Checkpoint, names: Names, template: str, limit: int) -> int:
     """One more than the highest number at {} of our template, among the file's keys."""
-    return _numbered(checkpoint, names.of(template)[0], limit)
-
-
-def _numbered(checkpoint: Checkpoint, template: str, limit: int) -> int:
-    """The same for a template of theirs; 1 or 0 for one without {}."""
-    pattern = re.compile(re.escape(template).replace(re.escape("{}"), r"(\d{1,9})"))
-    matches = [pattern.match(key) for key in checkpoint.tensors]
-    numbers = [int(each[1]) if pattern.groups else 0 for each in matches if each]
-    count = max(numbers, default=-1) + 1
-    if count > limit:
-        raise UserError(f"{checkpoint.path}: {template} goes to {count - 1}; {limit - 1} at most")
-    return count
+    return count_numbered(checkpoint, names.of(template)[0], limit)

@@ -10,7 +10,8 @@ Its rooms:
     attention rotary transformer block_config
                                 the one mask rule, positions, the one block, its cache
     packing                     clips of several shapes in one sequence
-    compat                      published weights under our names
+    compat convert_cli          published weights under our names, as runs
+    models                      generators of the papers by name
     vocabulary condition        prompts as integers, and as the transformer sees them
     text_tower caption_features telling
                                 captions as a frozen tower of open_clip reads them

@@ -20,8 +20,17 @@ from tokenizer.settings import (
     read_settings,
     to_dict,
 )
-from training import edit_cli, evaluate_cli, orders_cli, tokenizer_eval_cli, tokenizer_latents_cli
+from training import (
+    convert_cli,
+    edit_cli,
+    evaluate_cli,
+    orders_cli,
+    tokenizer_eval_cli,
+    tokenizer_latents_cli,
+)
 from training.config import GeneratorRun, SampleConfig, TokenizerRun
+from training.models import MODELS as GENERATORS
+from training.models import model_settings
 
 if TYPE_CHECKING:
     from training.edit_source import Decode
@@ -35,6 +44,7 @@ _TRAIN = """\
 examples:
   tessera train demo --data runs/demo/data --out runs/demo/run
   tessera train demo --data runs/demo/data --out runs/raster --method.name raster
+  tessera train --model nar-l --data DATA --out runs/nar --condition.kind class
   tessera train --out runs/demo/run                 continue an interrupted run
   tessera train demo --data DATA --out RUN --launch.kind ray --launch.workers 2
   torchrun --nproc-per-node 2 -m training train demo --data DATA --out RUN
@@ -67,6 +77,11 @@ def register(
     """Adds the commands; `prepare_pixels` makes the pixel shards of a build that has none yet,
     `decode` reads the videos to edit."""
     train = _add(commands, "train", "train a generator on token shards", _TRAIN)
+    train.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"blocks, sizes and method of a paper: {', '.join(GENERATORS)}; flags come on top",
+    )
     _add_training(train, GeneratorRun, "the dataset folder that `tessera build` made")
     train.set_defaults(run=_train)
 
@@ -75,6 +90,7 @@ def register(
     add_flags(sample, SampleConfig)
     sample.set_defaults(run=_sample)
 
+    convert_cli.register(commands)
     edit_cli.register(commands, decode)
     evaluate_cli.register(commands, prepare_pixels)
     orders_cli.register(commands)
@@ -120,7 +136,8 @@ def _add_training(parser: argparse.ArgumentParser, settings: type, data_help: st
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    config = _settings(arguments, GeneratorRun)
+    chosen = model_settings(arguments.model) if arguments.model else {}
+    config = _settings(arguments, GeneratorRun, chosen)
     if config.out is None:
         raise UserError("out is required: the folder of the run, for example --out runs/generator")
     trained = _launch(config, "train")

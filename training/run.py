@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class RunRecord:
     feature_channels: int
     num_parameters: int
     shapes: dict[str, Shape]
+    source: dict[str, str] = field(default_factory=dict)
+    """Of a published checkpoint: file, sha256, layout and part."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ def par(theirs: State, num_blocks: int) -> dict[str, Tensor]:
     """PAR, and LlamaGen where there are no special tokens."""
     ours = _shared(theirs, num_blocks, theirs["cls_embedding.embedding_table.weight"])
     ours |= _head(theirs, 0, "norm", "output")
-    if "spe_tok_embeddings.special_embeddings.weight" in theirs:
-        ours["transitions.weight"] = theirs["spe_tok_embeddings.special_embeddings.weight"]
+    special = theirs.get("spe_tok_embeddings.special_embeddings.weight")
+    if special is not None and len(special):
+        ours["transitions.weight"] = special
     return ours
 
 
