@@ -5,6 +5,7 @@
 # make bench-shards   what writing and reading shards costs, beside other formats' readers
 # make bench-encoder  the batched encoder beside the same model run clip by clip
 # make bench-sampling  seconds per video of every method beside cell by cell
+# make bench-quality    what samples of every method are worth, on one footing; two hours
 # make bench-tokenizer   multi-scale beside single-scale codes, and how codebooks are used
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -17,7 +18,7 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-tokenize bench-encoder bench-tokenizer bench-sampling format clean
+.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -67,6 +68,11 @@ bench-encoder: export OMP_NUM_THREADS = 1
 
 bench-encoder: install
 	$(BIN)/python benchmarks/encoding.py
+
+bench-quality: export OMP_NUM_THREADS = 1
+
+bench-quality: install
+	$(BIN)/python benchmarks/quality.py
 
 bench-tokenizer: install
 	$(BIN)/python benchmarks/rate_distortion.py

@@ -1,0 +1,371 @@
+"""Which order makes the best clips? Every method on the demo's digits, on one footing.
+
+    python benchmarks/quality.py             make bench-quality; two hours on one core
+    python benchmarks/quality.py --quick     minutes: one seed, short trainings
+    python benchmarks/quality.py --only nar arpg-8 --seeds 1
+
+Two tokenizers of one autoencoder, trained alike and of equal nominal bits per clip within 10%: a
+pyramid of three scales, and a single grid; one build makes both token sets. On the codes of each,
+generators of one backbone learn by every method that the codes allow, over equally many tokens,
+from captions. A judge that was trained on real clips then says what their samples show (class,
+motion), and how far samples are from real clips in its features (Frechet distance), beside real
+held-out clips (the floor) and their reconstructions (what the tokenizer allows). Bits per clip are
+of held-out clips under teacher forcing, to be compared within a token set only. Seconds are of one
+video at batch 1.
+
+Writes a table, `benchmarks/out/quality.json` and `quality.png`. An interrupted run goes on where it
+was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional
+
+from pipeline.build import build, build_pixels
+from pipeline.config import BuildConfig, ClipSettings, SelectSettings, TokenizeSettings
+from pipeline.corpus import write_corpus
+from pipeline.shards import Dataset, open_dataset
+from tokenizer.config import TokenizerConfig
+from tokenizer.quantizer_config import QuantizerConfig
+from tokenizer.settings import read_settings, to_dict
+from training.config import DataConfig, GeneratorRun, SampleConfig, TokenizerRun
+from training.draws import numpy_generator
+from training.evaluate import evaluate
+from training.evaluate_config import EvaluateConfig
+from training.generator import Known
+from training.launch.local import launch
+from training.method_config import MethodConfig
+from training.partial import input_features
+from training.rate_distortion import COLORS, FAINT, INK, PAPER
+from training.run import OpenedRun, open_run
+from training.samples import generate
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "benchmarks" / "out"
+WORK = OUT / "quality"
+PRESETS = ROOT / "training" / "presets"
+
+TOKEN_SETS = {
+    "pyramid": QuantizerConfig(codebook_size=1024, scales=(1, 2, 4)),
+    "grid": QuantizerConfig(codebook_size=8192, scales=(4,), num_phi=1),
+}
+METHODS: dict[str, tuple[str, MethodConfig]] = {
+    "next scale": ("pyramid", MethodConfig(name="next_scale")),
+    "next scale, NAR inside": ("pyramid", MethodConfig(name="next_scale", inner="nar")),
+    "next scale, random inside": (
+        "pyramid",
+        MethodConfig(name="next_scale", inner="random", num_steps=4),
+    ),
+    "raster, pyramid": ("pyramid", MethodConfig(name="raster")),
+    "raster": ("grid", MethodConfig(name="raster")),
+    "PAR 1x2x2": ("grid", MethodConfig(name="par", regions=(1, 2, 2))),
+    "PAR 3x2x2": ("grid", MethodConfig(name="par", regions=(3, 2, 2))),
+    "NAR": ("grid", MethodConfig(name="nar")),
+    "ARPG, 8 steps": ("grid", MethodConfig(name="arpg", num_steps=8)),
+    "ARPG, 24 steps": ("grid", MethodConfig(name="arpg", num_steps=8)),
+}
+TRAINED_AS = {"ARPG, 24 steps": "ARPG, 8 steps"}
+SAMPLED_IN = {"ARPG, 24 steps": 24}
+"""What only samples otherwise, by the other's weights."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one seed, short trainings")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=360 * 24 * 63, help="codes seen in training")
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--samples", type=int, default=320, help="clips to judge per seed")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seeds, arguments.tokens, arguments.samples = 1, 60 * 24 * 63, 80
+    torch.set_num_threads(1)
+    WORK.mkdir(parents=True, exist_ok=True)
+    data = _dataset(arguments)
+    trials = []
+    for seed in range(arguments.seeds):
+        for name in arguments.only:
+            print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
+            trials.append(_trial(name, seed, data, arguments))
+    result = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {arguments.device}, one thread",
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "arguments": vars(arguments),
+        "token_sets": {name: _facts(data, name) for name in TOKEN_SETS},
+        "methods": {
+            name: _of_seeds([each for each in trials if each["name"] == name])
+            for name in arguments.only
+        },
+        "trials": trials,
+    }
+    (OUT / "quality.json").write_text(json.dumps(result, indent=1) + "\n")
+    _print(result)
+    _draw(result)
+    print(f"{OUT / 'quality.json'}, {OUT / 'quality.png'}")
+    return 0
+
+
+def _dataset(arguments: argparse.Namespace) -> Path:
+    """Shards of the corpus with both token sets, made by one build from the same clips."""
+    clips = 200 if arguments.quick else 1200
+    corpus, folder = WORK / f"videos-{clips}", WORK / f"data-{clips}"
+    if (folder / "_SUCCESS").exists():
+        return folder
+    write_corpus(corpus, num_clips=clips, num_images=0)
+    tokenizers = {name: str(WORK / f"tokenizer-{name}-{clips}") for name in TOKEN_SETS}
+    config = BuildConfig(
+        sources=(str(corpus),),
+        out=str(folder),
+        executor="inline",
+        clips=ClipSettings(fps=8.0, buckets=("9x64x64",)),
+        select=SelectSettings(val_share=0.1),
+        tokenize=TokenizeSettings(
+            tokenizer=tokenizers["pyramid"], further={"grid": tokenizers["grid"]}, threads=1
+        ),
+    )
+    build(config, until="select")
+    pixels = build_pixels(config)
+    for name, result in tokenizers.items():
+        _train_tokenizer(name, Path(pixels), Path(result), arguments)
+    build(config)
+    return folder
+
+
+def _train_tokenizer(name: str, pixels: Path, out: Path, arguments: argparse.Namespace) -> None:
+    changes = {
+        "trainer.device": arguments.device,
+        "trainer.num_steps": 60 if arguments.quick else 900,
+        "trainer.tensorboard": False,
+        "trainer.preview_every": 0,
+        "trainer.log_every": 100,
+    }
+    run = replace(
+        read_settings(TokenizerRun, PRESETS / "demo-tokenizer.yaml", changes),
+        tokenizer=TokenizerConfig(quantizer=TOKEN_SETS[name]),
+        data=DataConfig(path=str(pixels)),
+        out=f"{out}-run",
+        result=str(out),
+    )
+    launch(run)
+
+
+def _facts(folder: Path, name: str) -> dict[str, Any]:
+    dataset = _opened(folder, name)
+    (bucket,) = dataset.buckets.values()
+    assert bucket.schedule is not None
+    assert dataset.primary.codebook_size is not None
+    num_tokens = bucket.schedule.num_tokens
+    return {
+        "codes_per_clip": num_tokens,
+        "codebook_size": dataset.primary.codebook_size,
+        "nominal_bits_per_clip": num_tokens * math.log2(dataset.primary.codebook_size),
+        "scales": bucket.schedule.to_list(),
+    }
+
+
+def _opened(folder: Path, name: str) -> Dataset:
+    """The dataset read as this token set; the pyramid's is the primary one."""
+    return open_dataset(folder, token_set=None if name == "pyramid" else name)
+
+
+def _trial(name: str, seed: int, data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One training and what its samples show; read from its folder when it was done before."""
+    trained_as = TRAINED_AS.get(name, name)
+    token_set = METHODS[name][0]
+    (bucket,) = _opened(data, token_set).buckets.values()
+    assert bucket.schedule is not None
+    changes = {
+        "trainer.seed": seed,
+        "trainer.num_steps": round(arguments.tokens / 24 / bucket.schedule.num_tokens),
+        "trainer.device": arguments.device,
+        "trainer.tensorboard": False,
+        "trainer.log_every": 100,
+    }
+    run = replace(
+        read_settings(GeneratorRun, PRESETS / "demo.yaml", changes),
+        method=METHODS[trained_as][1],
+        data=DataConfig(path=str(data), token_set=None if token_set == "pyramid" else token_set),
+    )
+    identity = hashlib.sha256(json.dumps(to_dict(run), sort_keys=True).encode()).hexdigest()[:8]
+    folder = WORK / f"{trained_as.replace(', ', '-').replace(' ', '-')}-{seed}-{identity}"
+    report_file = folder / f"{name.replace(' ', '-')}-{arguments.samples}.json"
+    if report_file.exists():
+        return json.loads(report_file.read_text())
+    cpu = time.process_time()
+    launch(replace(run, out=str(folder)))
+    trained = time.process_time() - cpu
+    judge = WORK / "judge"
+    if judge.exists():
+        shutil.copytree(judge, folder / "judge", dirs_exist_ok=True)
+    opened = open_run(folder, arguments.device)
+    sample = SampleConfig(device=arguments.device, num_steps=SAMPLED_IN.get(name))
+    report = evaluate(folder, EvaluateConfig(num_samples=arguments.samples, sample=sample))
+    if not judge.exists():
+        shutil.copytree(folder / "judge", judge)
+    trial = {
+        "name": name,
+        "seed": seed,
+        "num_steps": report["summary"]["steps_per_clip"],
+        "num_parameters": report["summary"]["num_parameters"],
+        "train_steps": run.trainer.num_steps,
+        "train_cpu_seconds": round(trained, 1),
+        "bits_per_clip": _bits_per_clip(opened, _opened(data, token_set)),
+        "seconds_per_video": _seconds_per_video(opened, sample),
+        "accuracy": report["accuracy"],
+        "frechet": report["frechet"],
+        "copy_share": report["copy_share"],
+    }
+    report_file.write_text(json.dumps(trial, indent=1) + "\n")
+    return trial
+
+
+@torch.no_grad()
+def _bits_per_clip(run: OpenedRun, dataset: Dataset) -> float:
+    """Cross-entropy of held-out clips' codes under teacher forcing, in bits."""
+    name = next(iter(run.record.shapes))
+    samples = dataset.samples("val", name)
+    schedule = run.schedule(name)
+    device = next(run.generator.parameters()).device
+    order = run.generator.layout_for(schedule).order
+    total = 0.0
+    for start in range(0, len(samples), 32):
+        chosen = np.arange(start, min(start + 32, len(samples)))
+        codes = torch.from_numpy(samples.gather(chosen).astype(np.int64)).to(device)
+        prompts = [
+            run.vocabulary.encode(each["caption"], cut=True) for each in samples.metadata(chosen)
+        ]
+        drawn = [order.drawn(numpy_generator(0, "bits", int(number))) for number in chosen]
+        features = None
+        if run.generator.num_features:
+            features = input_features(
+                run.tokenizer.quantizer, codes, schedule, run.generator.num_features
+            )
+        known = Known(torch.from_numpy(np.stack(drawn)).to(device), codes, features)
+        logits = run.generator(known, torch.tensor(prompts, device=device), schedule)
+        loss = functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum")
+        total += float(loss)
+    return total / len(samples) / math.log(2)
+
+
+def _seconds_per_video(run: OpenedRun, settings: SampleConfig) -> float:
+    """The median of six videos made one by one, decoded."""
+    prompts = list(run.vocabulary.examples[:1])
+    return median(generate(run, [*prompts], settings).seconds for _ in range(6))
+
+
+def _of_seeds(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds and standard deviations."""
+    first = trials[0]
+
+    def over(*path: str) -> dict[str, float]:
+        values = []
+        for each in trials:
+            value: Any = each
+            for key in path:
+                value = value[key]
+            values.append(value)
+        return {"mean": mean(values), "spread": stdev(values) if len(values) > 1 else 0.0}
+
+    return {
+        "num_steps": first["num_steps"],
+        "num_parameters": first["num_parameters"],
+        "class": over("accuracy", "samples", "class"),
+        "motion": over("accuracy", "samples", "motion"),
+        "frechet": over("frechet", "samples"),
+        "frechet_reconstructions": over("frechet", "reconstructions"),
+        "frechet_floor": over("frechet", "real_held_out"),
+        "bits_per_clip": over("bits_per_clip"),
+        "seconds_per_video": over("seconds_per_video"),
+        "train_cpu_seconds": over("train_cpu_seconds"),
+        "copy_share": over("copy_share"),
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    console = Console(width=max(Console().width, 150))
+    for name, facts in result["token_sets"].items():
+        console.print(
+            f"{name}: {facts['codes_per_clip']} codes of {facts['codebook_size']} a clip, "
+            f"{facts['nominal_bits_per_clip']:.0f} nominal bits"
+        )
+    table = Table(title=f"Means of {result['arguments']['seeds']} seeds", title_justify="left")
+    columns = ("method", "codes", "steps", "class", "motion", "Frechet", "tokenizer's", "floor")
+    for column in (*columns, "bits per clip", "ms per video", "M parameters", "train CPU s"):
+        table.add_column(column, justify="left" if column in ("method", "codes") else "right")
+    for name, found in result["methods"].items():
+        table.add_row(
+            name,
+            METHODS[name][0],
+            str(found["num_steps"]),
+            _share(found["class"]),
+            _share(found["motion"]),
+            f"{found['frechet']['mean']:.1f} ± {found['frechet']['spread']:.1f}",
+            f"{found['frechet_reconstructions']['mean']:.1f}",
+            f"{found['frechet_floor']['mean']:.1f}",
+            f"{found['bits_per_clip']['mean']:.0f} ± {found['bits_per_clip']['spread']:.0f}",
+            f"{1000 * found['seconds_per_video']['mean']:.0f}",
+            f"{found['num_parameters'] / 1e6:.2f}",
+            f"{found['train_cpu_seconds']['mean']:.0f}",
+        )
+    console.print(table)
+
+
+def _share(value: dict[str, float]) -> str:
+    return f"{value['mean']:.1%} ± {value['spread']:.1%}"
+
+
+def _draw(result: dict[str, Any]) -> None:
+    """Frechet distance over the time of a video."""
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(10, 5.5), facecolor=PAPER)
+    axes.set_facecolor(PAPER)
+    for name, found in result["methods"].items():
+        color = COLORS[0] if METHODS[name][0] == "pyramid" else COLORS[1]
+        x, y = 1000 * found["seconds_per_video"]["mean"], found["frechet"]["mean"]
+        axes.errorbar(x, y, yerr=found["frechet"]["spread"], color=color, marker="o", capsize=3)
+        axes.annotate(
+            f"{name} ({found['num_steps']})", (x, y), (6, 6), textcoords="offset points",
+            color=color, fontsize=9,
+        )  # fmt: skip
+    floor = mean(each["frechet_floor"]["mean"] for each in result["methods"].values())
+    axes.axhline(floor, color=FAINT, linestyle="--", linewidth=1)
+    axes.annotate("real held-out clips", (axes.get_xlim()[0], floor), color=FAINT, fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("milliseconds per video, batch 1", color=INK)
+    axes.set_ylabel("Frechet distance of samples, judge's features", color=INK)
+    axes.set_title("Quality against time: orange on a pyramid, blue on a grid (steps)", color=INK)
+    axes.tick_params(colors=INK)
+    axes.grid(color=FAINT, alpha=0.2)
+    figure.tight_layout()
+    figure.savefig(OUT / "quality.png", dpi=110, facecolor=PAPER)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
