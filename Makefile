@@ -5,7 +5,7 @@
 # make bench-shards   what writing and reading shards costs, beside other formats' readers
 # make bench-encoder  the batched encoder beside the same model run clip by clip
 # make bench-sampling  seconds per video of every method beside cell by cell
-# make bench-quality    what samples of every method are worth, on one footing; two hours
+# make bench-quality   what samples of every method are worth, on one footing; two hours
 # make bench-tokenizer   multi-scale beside single-scale codes, and how codebooks are used
 SHELL := /bin/bash
 PYTHON ?= python3
