@@ -2,7 +2,8 @@
 
     python benchmarks/sampling.py                     make bench-sampling
     python benchmarks/sampling.py --quick             a small model, to see that it runs
-    python benchmarks/sampling.py --device cuda
+    python benchmarks/sampling.py --device cuda       compiled steps beside eager ones, 9 minutes
+    python benchmarks/sampling.py --compiled          the same beside eager on a CPU
 
 One transformer of 12 layers x 512 with random weights, by class, without guidance; next scale makes
 a pyramid over the same latent grid (see PYRAMID). Each method, batch size and precision is a
@@ -16,14 +17,16 @@ method's speed-up is that of its transformer alone:
 both on caches as full as they are in that step, measured in the same processes; raster's are those
 of every 40th step. So the share of the bound says what embedding, heads, drawing and the loop cost.
 Memory is that of weights and cache. "Full forward" feeds every row again in each step: a few steps,
-evenly spaced, are timed and stand for all. Where a machine multiplies bfloat16 more slowly than
-float32, bfloat16 is run at batch size 1 only.
+evenly spaced, are timed and stand for all. Compiled steps run on a static cache (on CUDA as
+graphs); their seconds are without compiling, which is told apart. Where a machine multiplies
+bfloat16 more slowly than float32, bfloat16 is run at batch size 1 only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -31,6 +34,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +61,8 @@ COLUMNS = {
     "share_of_bound": "{:.2f}",
     "memory_mib": "{:.0f}",
     "full_forward": "{:.0f}x",
+    "compiled": "{:.3f}",
+    "compiled_gain": "{:.1f}x",
 }
 
 
@@ -68,21 +74,30 @@ def main() -> int:
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3, help="raster: one (default: 3)")
     parser.add_argument("--quick", action="store_true", help="2 layers x 64, one round")
+    parser.add_argument("--compiled", action="store_true", help="compiled steps too (cuda: always)")
+    parser.add_argument(
+        "--minutes", type=float, help="start no case after so many (default: cuda 8, else none)"
+    )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         print(json.dumps(_case(json.loads(arguments.case), arguments)))
         return 0
+    on_cuda = arguments.device.startswith("cuda")
+    started, limit = time.monotonic(), arguments.minutes or (8.0 if on_cuda else math.inf)
     slow = arguments.device == "cpu" and not arguments.quick and _is_slow_in_bfloat16()
-    cases = []
-    for precision in arguments.precisions:
+    cases: list[dict[str, Any]] = []
+    for precision in sorted(arguments.precisions, reverse=not on_cuda):
         for batch_size in arguments.batch_sizes:
             if slow and precision == "bfloat16" and batch_size > 1:
                 continue
             group = [
                 _run_case({"method": each, "batch": batch_size, "precision": precision})
                 for each in arguments.methods
+                if time.monotonic() - started < 60 * limit
             ]
+            if len(group) < len(arguments.methods):
+                print(f"no time for all methods at batch {batch_size} in {precision}")
             _compare(group)
             _show(group, with_head=not cases)
             cases += group
@@ -176,14 +191,14 @@ def _case(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]
     steps = loop_steps(layout, device)
     rows = cache_rows(steps)
 
-    def sample() -> None:
+    def sample(settings: SampleConfig = settings) -> None:
         sample_codes(generator, prompts, schedule, settings, range(batch_size), quantizer)
 
     @torch.no_grad()
     def blocks(number: int) -> None:
         """The transformer alone, on the rows of one step."""
         step = steps[number]
-        cache.length = len(step.seen.step) - len(step.rows.step)
+        cache.cut(len(step.seen.step) - len(step.rows.step))
         generator.transformer(
             inputs[:, : len(step.rows.step)],
             step.seen.masks(len(step.rows.step)),
@@ -213,8 +228,19 @@ def _case(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]
     full = None
     if batch_size == 1:
         full = _full_forward(generator, prompts, schedule, layout, device) / seconds
+    compiled: dict[str, float] = {}
+    if arguments.compiled or (device.type == "cuda" and weight.dtype == torch.bfloat16):
+        fast = replace(settings, compile=True)
+        first, _ = _seconds(lambda: sample(fast), device), sample(fast)
+        again = statistics.median(_seconds(lambda: sample(fast), device) for _ in range(3))
+        compiled = {
+            "compiled": again / batch_size,
+            "compiled_gain": seconds / again,
+            "seconds_of_compiling": first - again,
+        }
     return {
         **case,
+        **compiled,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "one thread of a CPU",
         "torch": torch.__version__,
         "model": f"{depth} layers x {width}, {CODEBOOK_SIZE} codes",

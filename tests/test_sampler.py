@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from tests.generators import (
     BLOCKS,
@@ -44,6 +45,31 @@ def test_samples_with_a_cache_are_those_of_a_full_pass_per_step(
     )
     assert torch.equal(fast, slow)
     assert len(fast.unique()) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["next_scale", "nar", "arpg"])
+def test_compiled_steps_on_a_static_cache_give_the_same_samples(name: str) -> None:
+    variant = BY_NAME[name]
+    generator, prompts, quantizer = make_generator(variant, "text"), encoded("text"), None
+    if generator.num_features:
+        quantizer = make_quantizer()
+    torch._dynamo.reset()
+    counters.clear()
+    eager, compiled, again = (
+        sample_codes(
+            generator,
+            prompts,
+            variant.schedule,
+            replace(GUIDED, compile=is_compiled),
+            range(3),
+            quantizer,
+        )
+        for is_compiled in (False, True, True)
+    )
+    assert torch.equal(eager, compiled)
+    assert torch.equal(eager, again)
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
 
 
 @every_variant

@@ -32,10 +32,11 @@ every_case = pytest.mark.parametrize(("variant", "kind", "block"), CASES, ids=st
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
+@pytest.mark.parametrize("is_static", [False, True], ids=["growing", "static"])
 @every_case
 @torch.no_grad()
 def test_rows_fed_step_by_step_with_a_cache_give_the_logits_of_one_pass(
-    variant: Variant, kind: str, block: str
+    variant: Variant, kind: str, block: str, is_static: bool
 ) -> None:
     generator = make_generator(variant, kind, BLOCKS[block])
     codes, prompts = random_codes(variant.schedule), encoded(kind)
@@ -43,7 +44,8 @@ def test_rows_fed_step_by_step_with_a_cache_give_the_logits_of_one_pass(
     whole = generator(known, prompts, variant.schedule)
     layout = generator.layout_for(variant.schedule)
     steps = loop_steps(layout, codes.device)
-    cache = generator.transformer.new_cache(len(codes), cache_rows(steps))
+    rows = cache_rows(steps) + 3 * is_static
+    cache = generator.transformer.new_cache(len(codes), rows, is_static)
     condition, carried = generator.condition(prompts), []
     for step in steps:
         hidden = generator.hidden(step.rows, step.seen, condition, known, cache)
@@ -53,7 +55,7 @@ def test_rows_fed_step_by_step_with_a_cache_give_the_logits_of_one_pass(
         carried = [] if step.carried is None else [each[:, step.carried] for each in hidden]
         cells = known.sequence[:, step.places][..., None].expand_as(found)
         torch.testing.assert_close(found, whole.gather(1, cells), atol=1e-4, rtol=1e-4)
-    assert cache.length == layout.num_context
+    assert int(cache.length) == layout.num_context
 
 
 @every_variant

@@ -67,6 +67,12 @@ def make_mask(asking: Sight, asked: Sight, queries_meet: bool = True) -> Mask:
     return None if asking.clip is None and mask.all() else mask
 
 
+def wide_mask(asking: Sight, asked: Sight, width: int) -> Bool[Tensor, "#b 1 q width"]:
+    """The rule for every pair, and behind the `asked` rows others that nothing sees."""
+    mask = dense_mask(asking, asked)
+    return F.pad(mask, (0, width - mask.shape[3]))
+
+
 def dense_mask(asking: Sight, asked: Sight, queries_meet: bool = True) -> Bool[Tensor, "#b 1 q k"]:
     """The rule for every pair."""
     i_clip = None if asking.clip is None else asking.clip[:, None, :, None]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from training.attention import Mask, Sight, make_mask
+from training.attention import Mask, Sight, make_mask, wide_mask
 from training.layout import Embedding, Layout, Role
 
 
@@ -36,24 +36,27 @@ class FedRows:
     """Which piece of the condition a row is, -1 for other rows."""
     num_context: int
     queries_meet: bool
-    _masks: dict[int, tuple[Mask, ...]] = field(default_factory=dict)
+    _masks: dict[tuple[int, int | None], tuple[Mask, ...]] = field(default_factory=dict)
 
     @property
     def num_queries(self) -> int:
         return len(self.step) - self.num_context
 
-    def masks(self, num_rows: int, valid: Bool[Tensor, "b p"] | None = None) -> tuple[Mask, ...]:
+    def masks(
+        self, num_rows: int, valid: Bool[Tensor, "b p"] | None = None, shown: int | None = None
+    ) -> tuple[Mask, ...]:
         """What the last `num_rows` of these see of all; of contexts only where queries do not meet,
         and then contexts and queries have a mask each.
 
-        `valid` says which pieces of the condition are no padding.
+        `valid` says which pieces of the condition are no padding. With `shown` the masks are dense
+        and so wide, as a static cache is, and nothing is seen behind these rows.
         """
         clip = self.clips(valid)
         if clip is not None:
-            return self._new_masks(num_rows, clip)
-        if num_rows not in self._masks:
-            self._masks[num_rows] = self._new_masks(num_rows, None)
-        return self._masks[num_rows]
+            return self._new_masks(num_rows, clip, shown)
+        if (num_rows, shown) not in self._masks:
+            self._masks[num_rows, shown] = self._new_masks(num_rows, None, shown)
+        return self._masks[num_rows, shown]
 
     def clips(self, valid: Bool[Tensor, "b p"] | None) -> Int[Tensor, "b r"] | None:
         """0, and -1 where padding is (see `attention.Sight`); None without a prefix."""
@@ -62,14 +65,19 @@ class FedRows:
         others = valid.new_ones(len(valid), 1)
         return torch.cat([valid, others], dim=1)[:, self.prefix_piece].long() - 1
 
-    def _new_masks(self, num_rows: int, clip: Int[Tensor, "b r"] | None) -> tuple[Mask, ...]:
+    def _new_masks(
+        self, num_rows: int, clip: Int[Tensor, "b r"] | None, shown: int | None
+    ) -> tuple[Mask, ...]:
         sight = Sight(self.step, self.role, clip)
         first = len(self.step) - num_rows
         if self.queries_meet:
-            return (make_mask(sight.rows(slice(first, None)), sight),)
-        asked = sight.rows(slice(self.num_context))
-        parts = slice(first, self.num_context), slice(self.num_context, None)
-        return tuple(make_mask(sight.rows(part), asked) for part in parts)
+            pairs = [(sight.rows(slice(first, None)), sight)]
+        else:
+            parts = slice(first, self.num_context), slice(self.num_context, None)
+            pairs = [(sight.rows(part), sight.rows(slice(self.num_context))) for part in parts]
+        if shown is None:
+            return tuple(make_mask(*pair) for pair in pairs)
+        return tuple(wide_mask(*pair, shown) for pair in pairs)
 
     @classmethod
     def of(cls, layout: Layout, rows: Int[np.ndarray, " r"], device: torch.device) -> FedRows:

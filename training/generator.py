@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError
+from training.cache import Cache
 from training.condition import Condition, ConditionEncoder
 from training.config import ModelConfig
 from training.fed_rows import FedRows, Run, Sources
@@ -25,7 +26,7 @@ from training.method_config import MethodConfig
 from training.methods import METHODS
 from training.packing import Group, Packing
 from training.rotary import Rotation, angles
-from training.transformer import Cache, Stacks, Transformer, Vectors
+from training.transformer import Stacks, Transformer, Vectors
 from training.vocabulary import Vocabulary
 
 
@@ -200,7 +201,8 @@ class Generator(nn.Module):
     ) -> list[Float[Tensor, "b r d"]]:
         """The transformer's outputs at `rows`, which are the last of the rows `seen`."""
         x = self._embedded(rows, condition, known)
-        masks = seen.masks(len(rows.step), condition.valid)
+        shown = None if cache is None else cache.shown
+        masks = seen.masks(len(rows.step), condition.valid, shown)
         vectors = Vectors(condition.pooled)
         return self.transformer(
             x, masks, self._rotation(rows, known), vectors, cache, rows.num_context

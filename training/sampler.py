@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tokenizer.quantizer import MultiScaleQuantizer
 from tokenizer.scales import Schedule
+from training.compiled import begin_step, cache_for
 from training.config import SampleConfig
 from training.drawing import draw, filters_at, uniforms
 from training.draws import numpy_generator
@@ -123,26 +124,29 @@ def _loop(
     if guided:
         prompts = torch.cat([prompts, torch.full_like(prompts, ABSENT)])
     condition = generator.condition(prompts)
-    cache = generator.transformer.new_cache(len(prompts), cache_rows(steps)) if cached else None
-    carried: list[Tensor] = []
-    for step in steps:
-        known = Known(sequence, clip.codes, clip.features)
-        hidden = generator.hidden(
-            step.rows, step.seen, condition, known.doubled() if guided else known, cache
-        )
-        if carried:
-            hidden = [torch.cat([new, old], dim=1) for new, old in zip(hidden, carried)]
-        logits = generator.logits(hidden, step.sources)
-        carried = [] if step.carried is None else [each[:, step.carried] for each in hidden]
-        scale = 1.0
-        if guidance is not None:
-            scale = guidance(step.moment)
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + scale * (conditional - unconditional)
-        cells = sequence[:, step.places]
-        at_cells = uniform.gather(1, cells.expand(len(uniform), -1))
-        clip.write(cells, draw(logits, at_cells, filters_at(settings, step.moment)))
-        yield Step(step.moment.step, cells, logits, scale, clip)
+    with cache_for(
+        generator.transformer, len(prompts), cache_rows(steps), cached, settings.compile
+    ) as cache:
+        carried: list[Tensor] = []
+        for step in steps:
+            begin_step(settings.compile)
+            known = Known(sequence, clip.codes, clip.features)
+            hidden = generator.hidden(
+                step.rows, step.seen, condition, known.doubled() if guided else known, cache
+            )
+            if carried:
+                hidden = [torch.cat([new, old], dim=1) for new, old in zip(hidden, carried)]
+            logits = generator.logits(hidden, step.sources)
+            carried = [] if step.carried is None else [each[:, step.carried] for each in hidden]
+            scale = 1.0
+            if guidance is not None:
+                scale = guidance(step.moment)
+                conditional, unconditional = logits.chunk(2)
+                logits = unconditional + scale * (conditional - unconditional)
+            cells = sequence[:, step.places]
+            at_cells = uniform.gather(1, cells.expand(len(uniform), -1))
+            clip.write(cells, draw(logits, at_cells, filters_at(settings, step.moment)))
+            yield Step(step.moment.step, cells, logits, scale, clip)
 
 
 def layout_of(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from training.attention import Mask, attend
 from training.block_config import BlockConfig
+from training.cache import Cache, GrowingCache, KeysValues, Memory, StaticCache
 from training.rotary import Rotation, rotated
 
 
@@ -117,11 +118,12 @@ class Transformer(nn.Module):
         memory.keep(num_context)
         return F.pad(self.norms[0](asking, of_asking), (0, 0, num_context, 0))
 
-    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+    def new_cache(self, batch_size: int, capacity: int, is_static: bool = False) -> Cache:
         """An empty cache for `capacity` contexts, and queries of one call, on this device."""
         weight = next(self.parameters())
         shape = (self.stacks.num_cached, batch_size, self.heads, capacity, self.head_width)
-        return Cache(weight.new_empty(shape), weight.new_empty(shape))
+        keys, values = weight.new_zeros(2, *shape)
+        return StaticCache(keys, values) if is_static else GrowingCache(keys, values)
 
 
 @dataclass(frozen=True)
@@ -140,48 +142,7 @@ class Vectors:
         return values[:, None] if self.of_row is None else values[self.of_row][None]
 
 
-class Cache:
-    """Keys and values of the contexts fed so far: [layers, b, heads, capacity, head_width]."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys = keys
-        self.values = values
-        self.length = 0
-
-    @property
-    def num_bytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
-
-
 Sliced = TypeVar("Sliced", Rotation, Vectors)
-KeysValues = tuple[Float[Tensor, "b n k e"], Float[Tensor, "b n k e"]]
-
-
-class Memory:
-    """A cache, or none, during one call: attention after attention takes the next layer of it."""
-
-    def __init__(self, cache: Cache | None) -> None:
-        self._cache = cache
-        self._layer = 0
-
-    def extended(
-        self, key: Float[Tensor, "b n l e"], value: Float[Tensor, "b n l e"]
-    ) -> KeysValues:
-        """The kept rows of this layer followed by these, which stay as far as `keep` says."""
-        cache = self._cache
-        if cache is None:
-            return key, value
-        end = cache.length + key.shape[2]
-        keys, values = cache.keys[self._layer], cache.values[self._layer]
-        keys[:, :, cache.length : end] = key
-        values[:, :, cache.length : end] = value
-        self._layer += 1
-        return keys[:, :, :end], values[:, :, :end]
-
-    def keep(self, num_context: int) -> None:
-        """Ends the call: its leading `num_context` rows are kept."""
-        if self._cache is not None:
-            self._cache.length += num_context
 
 
 class Block(nn.Module):
