@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.generators import (
     BLOCKS,
+    CASES,
     CODEBOOK_SIZE,
     VARIANTS,
     Variant,
@@ -25,6 +26,7 @@ from training.given import Given, passes
 from training.sampler import Step, sample_codes
 
 GUIDED = SampleConfig(guidance=GuidanceConfig(kind="linear", scale=2.0))
+UNGUIDED = SampleConfig(guidance=GuidanceConfig(scale=1.0))
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 FIXED = [variant for variant in VARIANTS if "random" not in variant.name + variant.method.inner]
 FIXED = [variant for variant in FIXED if variant.method.name != "arpg"]
@@ -36,14 +38,16 @@ def variants(chosen: list[Variant]) -> Any:
     return pytest.mark.parametrize("variant", chosen, ids=lambda each: each.name)
 
 
-def generate(variant: Variant, block: str = "default", **more: Any) -> tuple[Tensor, list[Step]]:
-    """Three guided clips, and what was shown of each step."""
+def generate(
+    variant: Variant, block: str = "default", kind: str = "class", **more: Any
+) -> tuple[Tensor, list[Step]]:
+    """Three clips, guided where there is a condition, and what was shown of each step."""
     steps: list[Step] = []
     codes = sample_codes(
-        make_generator(variant, "class", BLOCKS[block]),
-        encoded("class"),
+        make_generator(variant, kind, BLOCKS[block]),
+        encoded(kind),
         variant.schedule,
-        GUIDED,
+        UNGUIDED if kind == "none" else GUIDED,
         range(3),
         make_quantizer(),
         watch=steps.append,
@@ -71,6 +75,41 @@ def test_given_cells_come_back_with_a_cache_and_without(variant: Variant, block:
     assert not given.cells[drawn].any()
     assert len(drawn) == (~given.cells).sum()
     assert len(fast[:, ~given.cells].unique()) > 2
+
+
+def cells_of_frame(variant: Variant, frame: int) -> np.ndarray:
+    """The cells of the scales that stand for a latent frame, of a grid's own slice alone."""
+    schedule, cells = variant.schedule, []
+    for scale in schedule.scales:
+        frames = scale.t0 + np.arange(scale.t) * (scale.t1 - scale.t0) // scale.t
+        cells.append(np.repeat(frames == frame, scale.h * scale.w))
+    return np.concatenate(cells)
+
+
+def middle_of(variant: Variant) -> np.ndarray:
+    """The middle third of the cells as they are stored."""
+    at = np.arange(variant.schedule.num_tokens) * 3 // variant.schedule.num_tokens
+    return at == 1
+
+
+REGIONS = {
+    "a frame": lambda variant: cells_of_frame(variant, variant.schedule.num_latent_frames // 2),
+    "all but a frame": lambda variant: ~cells_of_frame(variant, 0),
+    "the middle": middle_of,
+    "all but the middle": lambda variant: ~middle_of(variant),
+}
+
+
+@pytest.mark.parametrize(("variant", "kind", "block"), CASES, ids=str)
+@pytest.mark.parametrize("region", REGIONS)
+def test_frames_and_middles_come_back_under_every_condition(
+    region: str, variant: Variant, kind: str, block: str
+) -> None:
+    given = Given(random_codes(variant.schedule), REGIONS[region](variant))
+    codes, steps = generate(variant, block, kind, given=given)
+    assert torch.equal(codes[:, given.cells], given.codes[:, given.cells])
+    drawn = np.concatenate([np.zeros(0, int), *(step.cells[0] for step in steps)])
+    assert (np.sort(drawn) == np.flatnonzero(~given.cells)).all()
 
 
 @variants(VARIANTS)
