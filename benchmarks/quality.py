@@ -9,9 +9,10 @@ pyramid of three scales, and a single grid; one build makes both token sets. On 
 generators of one backbone learn by every method that the codes allow, over equally many tokens,
 from captions. A judge that was trained on real clips then says what their samples show (class,
 motion), and how far samples are from real clips in its features (Frechet distance), beside real
-held-out clips (the floor) and their reconstructions (what the tokenizer allows). Bits per clip are
-of held-out clips under teacher forcing, to be compared within a token set only. Seconds are of one
-video at batch 1.
+held-out clips (the floor), their reconstructions (what the tokenizer allows) and clips whose every
+code is drawn from those of its place alone (the ceiling). Bits per clip are of held-out clips under
+teacher forcing, to be compared within a token set only. Seconds are of one video at batch 1, taken
+at the end, method after method, in several rounds.
 
 Writes a table, `benchmarks/out/quality.json` and `quality.png`. An interrupted run goes on where it
 was.
@@ -37,8 +38,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.nn import functional
 
 from pipeline.build import build, build_pixels
@@ -46,19 +45,22 @@ from pipeline.config import BuildConfig, ClipSettings, SelectSettings, TokenizeS
 from pipeline.corpus import write_corpus
 from pipeline.shards import Dataset, open_dataset
 from tokenizer.config import TokenizerConfig
+from tokenizer.folder import load_tokenizer
 from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import read_settings, to_dict
 from training.config import DataConfig, GeneratorRun, SampleConfig, TokenizerRun
 from training.draws import numpy_generator
-from training.evaluate import evaluate
+from training.evaluate import evaluate, judged
 from training.evaluate_config import EvaluateConfig
 from training.generator import Known
+from training.judge import open_judge
 from training.launch.local import launch
 from training.method_config import MethodConfig
 from training.partial import input_features
 from training.rate_distortion import COLORS, FAINT, INK, PAPER
+from training.real_clips import read_clips
 from training.run import OpenedRun, open_run
-from training.samples import generate
+from training.samples import Generated, generate
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "out"
@@ -110,6 +112,7 @@ def main() -> int:
         for name in arguments.only:
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
             trials.append(_trial(name, seed, data, arguments))
+    seconds = _seconds_per_video(trials[: len(arguments.only)], arguments.device)
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {arguments.device}, one thread",
         "date": time.strftime("%Y-%m-%d"),
@@ -117,9 +120,13 @@ def main() -> int:
         "arguments": vars(arguments),
         "token_sets": {name: _facts(data, name) for name in TOKEN_SETS},
         "methods": {
-            name: _of_seeds([each for each in trials if each["name"] == name])
+            name: {
+                **_of_seeds([each for each in trials if each["name"] == name]),
+                "seconds_per_video": seconds[name],
+            }
             for name in arguments.only
         },
+        "ceiling": {name: _ceiling(data, name, arguments) for name in TOKEN_SETS},
         "trials": trials,
     }
     (OUT / "quality.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -210,7 +217,8 @@ def _trial(name: str, seed: int, data: Path, arguments: argparse.Namespace) -> d
         method=METHODS[trained_as][1],
         data=DataConfig(path=str(data), token_set=None if token_set == "pyramid" else token_set),
     )
-    identity = hashlib.sha256(json.dumps(to_dict(run), sort_keys=True).encode()).hexdigest()[:8]
+    settings = to_dict(run) | {"data": [data.name, token_set]}
+    identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     folder = WORK / f"{trained_as.replace(', ', '-').replace(' ', '-')}-{seed}-{identity}"
     report_file = folder / f"{name.replace(' ', '-')}-{arguments.samples}.json"
     if report_file.exists():
@@ -218,23 +226,23 @@ def _trial(name: str, seed: int, data: Path, arguments: argparse.Namespace) -> d
     cpu = time.process_time()
     launch(replace(run, out=str(folder)))
     trained = time.process_time() - cpu
-    judge = WORK / "judge"
+    judge = WORK / f"judge-{data.name}"
     if judge.exists():
         shutil.copytree(judge, folder / "judge", dirs_exist_ok=True)
     opened = open_run(folder, arguments.device)
-    sample = SampleConfig(device=arguments.device, num_steps=SAMPLED_IN.get(name))
+    sample = _sample_settings(name, arguments.device)
     report = evaluate(folder, EvaluateConfig(num_samples=arguments.samples, sample=sample))
     if not judge.exists():
         shutil.copytree(folder / "judge", judge)
     trial = {
         "name": name,
         "seed": seed,
+        "run": str(folder.relative_to(WORK)),
         "num_steps": report["summary"]["steps_per_clip"],
         "num_parameters": report["summary"]["num_parameters"],
         "train_steps": run.trainer.num_steps,
         "train_cpu_seconds": round(trained, 1),
         "bits_per_clip": _bits_per_clip(opened, _opened(data, token_set)),
-        "seconds_per_video": _seconds_per_video(opened, sample),
         "accuracy": report["accuracy"],
         "frechet": report["frechet"],
         "copy_share": report["copy_share"],
@@ -271,10 +279,50 @@ def _bits_per_clip(run: OpenedRun, dataset: Dataset) -> float:
     return total / len(samples) / math.log(2)
 
 
-def _seconds_per_video(run: OpenedRun, settings: SampleConfig) -> float:
-    """The median of six videos made one by one, decoded."""
-    prompts = list(run.vocabulary.examples[:1])
-    return median(generate(run, [*prompts], settings).seconds for _ in range(6))
+def _sample_settings(name: str, device: str) -> SampleConfig:
+    return SampleConfig(device=device, num_steps=SAMPLED_IN.get(name))
+
+
+def _seconds_per_video(trials: Sequence[dict[str, Any]], device: str) -> dict[str, float]:
+    """The median of seven videos of each, made one by one and decoded, behind one to warm up."""
+    runs = {trial["name"]: open_run(WORK / trial["run"], device) for trial in trials}
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(8):
+        for name, run in runs.items():
+            prompt = run.vocabulary.examples[0]
+            made = generate(run, [prompt], _sample_settings(name, device))
+            spent[name].append(made.seconds)
+    return {name: median(each[1:]) for name, each in spent.items()}
+
+
+def _ceiling(data: Path, token_set: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Clips whose codes are right place by place and know nothing of one another."""
+    dataset, pixels = _opened(data, token_set), open_dataset(data / "pixels")
+    (bucket,) = dataset.buckets
+    samples = dataset.samples("train", bucket)
+    codes = samples.gather(np.arange(len(samples))).astype(np.int64)
+    random = numpy_generator(0, "ceiling")
+    codes = random.permuted(codes, axis=0)[: arguments.samples]
+    tokenizer = load_tokenizer(
+        WORK / f"tokenizer-{token_set}-{data.name.rpartition('-')[2]}", arguments.device
+    )
+    schedule = dataset.buckets[bucket].schedule
+    assert schedule is not None
+    frames = [
+        tokenizer.decode(torch.from_numpy(part).to(arguments.device), schedule).cpu().numpy()
+        for part in np.array_split(codes, math.ceil(len(codes) / 32))
+    ]
+    train, held_out = (
+        read_clips(pixels, split, bucket, EvaluateConfig().num_real, "text")
+        for split in ("train", "val")
+    )
+    prompts = train.prompts[: len(codes)]
+    made = Generated(prompts, codes, np.concatenate(frames), num_steps=1, seconds=0.0)
+    wanted = dict(zip(train.prompts, train.attributes))
+    found = judged(
+        open_judge(WORK / f"judge-{data.name}"), train, held_out, held_out.frames, made, wanted
+    )
+    return {**found["accuracy"]["samples"], "frechet": found["frechet"]["samples"]}
 
 
 def _of_seeds(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -299,43 +347,53 @@ def _of_seeds(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "frechet_reconstructions": over("frechet", "reconstructions"),
         "frechet_floor": over("frechet", "real_held_out"),
         "bits_per_clip": over("bits_per_clip"),
-        "seconds_per_video": over("seconds_per_video"),
         "train_cpu_seconds": over("train_cpu_seconds"),
         "copy_share": over("copy_share"),
     }
 
 
+COLUMNS = (
+    "method",
+    "codes",
+    "steps",
+    "class",
+    "motion",
+    "Frechet",
+    "bits per clip",
+    "ms per video",
+)
+
+
 def _print(result: dict[str, Any]) -> None:
-    console = Console(width=max(Console().width, 150))
+    methods = result["methods"]
     for name, facts in result["token_sets"].items():
-        console.print(
-            f"{name}: {facts['codes_per_clip']} codes of {facts['codebook_size']} a clip, "
-            f"{facts['nominal_bits_per_clip']:.0f} nominal bits"
-        )
-    table = Table(title=f"Means of {result['arguments']['seeds']} seeds", title_justify="left")
-    columns = ("method", "codes", "steps", "class", "motion", "Frechet", "tokenizer's", "floor")
-    for column in (*columns, "bits per clip", "ms per video", "M parameters", "train CPU s"):
-        table.add_column(column, justify="left" if column in ("method", "codes") else "right")
-    for name, found in result["methods"].items():
-        table.add_row(
+        of_set = [each for key, each in methods.items() if METHODS[key][0] == name]
+        line = f"{name}: {facts['codes_per_clip']} codes of {facts['codebook_size']} a clip, "
+        line += f"{facts['nominal_bits_per_clip']:.0f} nominal bits"
+        if of_set:
+            line += f", reconstructions {of_set[0]['frechet_reconstructions']['mean']:.1f}"
+        print(line)
+    floor = mean(each["frechet_floor"]["mean"] for each in methods.values())
+    print(f"Frechet distance of real held-out clips: {floor:.1f}")
+    print("| " + " | ".join((*COLUMNS, "M parameters", "train CPU s")) + " |")
+    print("|---" * (len(COLUMNS) + 2) + "|")
+    for name, found in methods.items():
+        cells = (
             name,
             METHODS[name][0],
             str(found["num_steps"]),
-            _share(found["class"]),
-            _share(found["motion"]),
+            f"{100 * found['class']['mean']:.1f} ± {100 * found['class']['spread']:.1f}",
+            f"{100 * found['motion']['mean']:.1f} ± {100 * found['motion']['spread']:.1f}",
             f"{found['frechet']['mean']:.1f} ± {found['frechet']['spread']:.1f}",
-            f"{found['frechet_reconstructions']['mean']:.1f}",
-            f"{found['frechet_floor']['mean']:.1f}",
             f"{found['bits_per_clip']['mean']:.0f} ± {found['bits_per_clip']['spread']:.0f}",
-            f"{1000 * found['seconds_per_video']['mean']:.0f}",
+            f"{1000 * found['seconds_per_video']:.0f}",
             f"{found['num_parameters'] / 1e6:.2f}",
             f"{found['train_cpu_seconds']['mean']:.0f}",
         )
-    console.print(table)
-
-
-def _share(value: dict[str, float]) -> str:
-    return f"{value['mean']:.1%} ± {value['spread']:.1%}"
+        print("| " + " | ".join(cells) + " |")
+    for name, found in result["ceiling"].items():
+        shares = f"{100 * found['class']:.1f} | {100 * found['motion']:.1f}"
+        print(f"| each place alone | {name} | 1 | {shares} | {found['frechet']:.1f} | | | | |")
 
 
 def _draw(result: dict[str, Any]) -> None:
@@ -347,7 +405,7 @@ def _draw(result: dict[str, Any]) -> None:
     axes.set_facecolor(PAPER)
     for name, found in result["methods"].items():
         color = COLORS[0] if METHODS[name][0] == "pyramid" else COLORS[1]
-        x, y = 1000 * found["seconds_per_video"]["mean"], found["frechet"]["mean"]
+        x, y = 1000 * found["seconds_per_video"], found["frechet"]["mean"]
         axes.errorbar(x, y, yerr=found["frechet"]["spread"], color=color, marker="o", capsize=3)
         axes.annotate(
             f"{name} ({found['num_steps']})", (x, y), (6, 6), textcoords="offset points",

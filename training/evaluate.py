@@ -96,7 +96,7 @@ def evaluate(
             "samples": float(np.median(similarity)),
             "real_held_out": float(np.median(real_similarity)),
         },
-        **_judged(judge, train, held_out, rebuilt, samples, wanted),
+        **judged(judge, train, held_out, rebuilt, samples, wanted),
     }
     report = {
         "summary": _summary(report, run, samples),
@@ -204,7 +204,7 @@ def _judge(
     return judge, key
 
 
-def _judged(
+def judged(
     judge: Judge | None,
     train: Clips,
     held_out: Clips,
