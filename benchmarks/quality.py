@@ -233,6 +233,7 @@ def _trained(name: str, seed: int, data: Path, arguments: argparse.Namespace) ->
         data=DataConfig(path=str(data), token_set=None if token_set == "pyramid" else token_set),
     )
     settings = to_dict(run) | {"data": [data.name, token_set]}
+    del settings["sampling"]
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     folder = WORK / f"{_slug(name)}-{seed}-{identity}"
     if not (folder / "trained.json").exists():

@@ -7,7 +7,7 @@ Its rooms:
     order_report order_picture orders_cli
                                 that as text and as pictures
     layout fed_rows methods     what is fed for that, who predicts it
-    attention rotary transformer block_config
+    attention rotary transformer block_config cache
                                 the one mask rule, positions, the one block, its cache
     packing                     clips of several shapes in one sequence
     compat convert_cli          published weights under our names, as runs
@@ -16,9 +16,9 @@ Its rooms:
     text_tower caption_features telling
                                 captions as a frozen tower of open_clip reads them
     generator partial           the model, a clip in the making
-    sampler loop_steps guidance drawing given
-                                the loop that makes it, its steps, what it does to logits, what
-                                it is given
+    sampler loop_steps compiled guidance drawing given
+                                the loop that makes it, its steps (compiled, too), what it does to
+                                logits, what it is given
     samples resize sample_folder sample_ranks frame_stream pictures
                                 clips by number, as files, by several processes
     edit_config edit_source known_region editing edit_files edit_cli

@@ -211,10 +211,11 @@ def _where_the_build_looks(data: Path, out: Path, config: TokenizerRun) -> str:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
+    from training.run import sample_settings
     from training.sample_ranks import write_samples
 
-    settings = read_settings(SampleConfig, None, given_flags(arguments))
-    write_samples(Path(arguments.folder), settings)
+    run = Path(arguments.folder)
+    write_samples(run, sample_settings(SampleConfig, run, given_flags(arguments)))
     return 0
 
 

@@ -196,6 +196,57 @@ class LaunchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    kind: Literal["constant", "linear", "ramp", "interval"] = setting(
+        "constant",
+        "over the steps: the same; linear in the share of cells done; from 1 up to the scale; "
+        "or the scale within [start, end) of the cells done and 1 elsewhere",
+    )
+    scale: float = setting(2.0, "logits = unconditional + scale * (conditional - unconditional)")
+    start: float = setting(0.0, "interval: share of cells done from which on the scale holds")
+    end: float = setting(1.0, "interval: share of cells done up to which the scale holds")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise ValueError(
+                f"start ({self.start}) and end ({self.end}) must be 0 <= start < end <= 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig:
+    """How codes are drawn from logits."""
+
+    temperature: float = setting(1.0, "above 1 more varied, below 1 safer; 0 takes the likeliest")
+    top_k: int = setting(0, "sample from the k likeliest codes only; 0: all")
+    top_p: float = setting(1.0, "sample from the likeliest codes of this total probability")
+    last_temperature: float | None = setting(
+        None, "temperature of the last step, linear in between (default: the same in all)"
+    )
+    last_top_k: int | None = setting(
+        None, "top_k of the last step, linear in between (default: the same in all)"
+    )
+    last_top_p: float | None = setting(
+        None, "top_p of the last step, linear in between (default: the same in all)"
+    )
+    guidance: GuidanceConfig = section(GuidanceConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "last_temperature", "top_k", "last_top_k"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
+        for name in ("top_p", "last_top_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} ({value}) must lie in (0, 1]")
+        if self.last_top_k is not None and (self.top_k == 0) != (self.last_top_k == 0):
+            raise ValueError(
+                f"last_top_k ({self.last_top_k}) and top_k ({self.top_k}): 0 keeps all codes, from "
+                "which no line leads to a number; give both, or the size of the codebook for all"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GeneratorRun:
     """Training of a generator on code shards: `tessera train`."""
 
@@ -208,6 +259,9 @@ class GeneratorRun:
     schedule: ScheduleConfig = section(ScheduleConfig)
     trainer: TrainerConfig = section(TrainerConfig)
     launch: LaunchConfig = section(LaunchConfig)
+    sampling: DrawConfig = section(
+        DrawConfig, "how samples of this run are drawn when nothing else is said"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,25 +309,7 @@ class TokenizerRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidanceConfig:
-    kind: Literal["constant", "linear", "ramp", "interval"] = setting(
-        "constant",
-        "over the steps: the same; linear in the share of cells done; from 1 up to the scale; "
-        "or the scale within [start, end) of the cells done and 1 elsewhere",
-    )
-    scale: float = setting(2.0, "logits = unconditional + scale * (conditional - unconditional)")
-    start: float = setting(0.0, "interval: share of cells done from which on the scale holds")
-    end: float = setting(1.0, "interval: share of cells done up to which the scale holds")
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end <= 1:
-            raise ValueError(
-                f"start ({self.start}) and end ({self.end}) must be 0 <= start < end <= 1"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class SampleConfig(DrawConfig):
     out: str | None = setting(None, "folder for the samples (default: RUN/samples)")
     prompts: tuple[str, ...] = setting(
         (), "classes or captions to sample (default: those of the training data)"
@@ -300,19 +336,6 @@ class SampleConfig:
     sizes: StepSizes | None = setting(
         None, "random orders: how the cells are shared out over the steps (default: the method's)"
     )
-    temperature: float = setting(1.0, "above 1 more varied, below 1 safer; 0 takes the likeliest")
-    top_k: int = setting(0, "sample from the k likeliest codes only; 0: all")
-    top_p: float = setting(1.0, "sample from the likeliest codes of this total probability")
-    last_temperature: float | None = setting(
-        None, "temperature of the last step, linear in between (default: the same in all)"
-    )
-    last_top_k: int | None = setting(
-        None, "top_k of the last step, linear in between (default: the same in all)"
-    )
-    last_top_p: float | None = setting(
-        None, "top_p of the last step, linear in between (default: the same in all)"
-    )
-    guidance: GuidanceConfig = section(GuidanceConfig)
     seed: int = setting(0, "seed; sample i is the same whatever the batch size")
     batch_size: int = setting(32, "samples generated together, and stored in a file")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to sample")
@@ -327,22 +350,11 @@ class SampleConfig:
     fps: float = setting(8.0, "frames per second of the written videos")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num", "num_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} ({value}) must be at least 1")
-        for name in ("temperature", "last_temperature", "top_k", "last_top_k"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
-        for name in ("top_p", "last_top_p"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise ValueError(f"{name} ({value}) must lie in (0, 1]")
-        if self.last_top_k is not None and (self.top_k == 0) != (self.last_top_k == 0):
-            raise ValueError(
-                f"last_top_k ({self.last_top_k}) and top_k ({self.top_k}): 0 keeps all codes, from "
-                "which no line leads to a number; give both, or the size of the codebook for all"
-            )
         for name in ("max_prompts", "ranks", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")

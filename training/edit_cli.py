@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizer.settings import add_flags, given_flags, read_settings
+from tokenizer.settings import add_flags, given_flags
 from training.edit_config import NOT_FLAGS, EditConfig
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def register(commands: Any, decode: Decode | None = None) -> None:
 
 def _edit(arguments: argparse.Namespace) -> int:
     from training.edit_files import write_edit
+    from training.run import sample_settings
 
-    config = read_settings(EditConfig, None, given_flags(arguments))
-    write_edit(Path(arguments.folder), arguments.source, config, arguments.decode)
+    run = Path(arguments.folder)
+    config = sample_settings(EditConfig, run, given_flags(arguments))
+    write_edit(run, arguments.source, config, arguments.decode)
     return 0

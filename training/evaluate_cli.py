@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizer.settings import add_flags, given_flags, read_settings
+from tokenizer.settings import add_flags, given_flags
 from training.evaluate_config import EvaluateConfig
 
 _EXAMPLE = """\
@@ -43,11 +43,12 @@ def register(commands: Any, prepare_pixels: Callable[[str], Path] | None = None)
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from training.evaluate import evaluate
+    from training.run import sample_settings
 
-    config = read_settings(EvaluateConfig, None, given_flags(arguments))
+    run, flags = Path(arguments.run_dir), given_flags(arguments)
     report = evaluate(
-        arguments.run_dir,
-        config,
+        run,
+        sample_settings(EvaluateConfig, run, flags, "sample."),
         prepare_pixels=arguments.prepare_pixels,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )

@@ -14,17 +14,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from tokenizer.folder import load_tokenizer
 from tokenizer.model import Tokenizer
 from tokenizer.scales import Schedule
-from tokenizer.settings import UserError, read_settings, save_settings
+from tokenizer.settings import UserError, read_settings, save_settings, to_dict
 from training.caption_features import FEATURES_FILE, load_features
 from training.checkpoint import latest_checkpoint, load_weights, read_state
 from training.config import GeneratorRun
@@ -32,6 +32,7 @@ from training.generator import Generator
 from training.telling import with_new_captions
 from training.vocabulary import Vocabulary, load_vocabulary, save_vocabulary
 
+Settings = TypeVar("Settings")
 _FORMAT = 1
 
 
@@ -159,6 +160,20 @@ def read_run(run: Path) -> tuple[RunRecord, GeneratorRun, Vocabulary]:
     except (json.JSONDecodeError, KeyError, TypeError, FileNotFoundError) as error:
         raise UserError(f"{run}: damaged run folder ({error})") from None
     return record, read_settings(GeneratorRun, run / "config.yaml"), vocabulary
+
+
+def sample_settings(
+    cls: type[Settings], run: Path, flags: Mapping[str, Any], section: str = ""
+) -> Settings:
+    """`cls` from flags; how codes are drawn, in `section` or at the top, is as the run says where
+    they do not (without a condition: unguided). UserError for a wrong flag or folder."""
+    read_settings(cls, None, flags)  # before files are opened
+    _, config, vocabulary = read_run(run)
+    drawn = to_dict(config.sampling)
+    if vocabulary.kind == "none":
+        drawn["guidance"]["scale"] = 1.0
+    of_run = {section + name: value for name, value in drawn.items()}
+    return read_settings(cls, None, {**of_run, **flags})
 
 
 def pick_device(name: str) -> str:
