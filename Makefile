@@ -6,6 +6,7 @@
 # make bench-encoder  the batched encoder beside the same model run clip by clip
 # make bench-sampling  seconds per video of every method beside cell by cell
 # make bench-quality   what samples of every method are worth, on one footing; two hours
+# make bench-text     whether the demo's generator understands captions that it was never trained on
 # make bench-tokenizer   multi-scale beside single-scale codes, and how codebooks are used
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -18,7 +19,7 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality format clean
+.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-text format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -73,6 +74,11 @@ bench-quality: export OMP_NUM_THREADS = 1
 
 bench-quality: install
 	$(BIN)/python benchmarks/quality.py
+
+bench-text: export OMP_NUM_THREADS = 1
+
+bench-text: install
+	$(BIN)/python benchmarks/held_out_captions.py
 
 bench-tokenizer: install
 	$(BIN)/python benchmarks/rate_distortion.py

@@ -110,7 +110,12 @@ class SelectSettings:
         help="rules in order, name: 'score < bound'; the first that holds drops the clip; scores: "
         + ", ".join(SCORES),
     )
-    val_share: float = setting(0.1, "share of the sources held out as split 'val', by hash")
+    val_share: float = setting(0.1, "share of what is held out as split 'val', by hash")
+    hold_out: Literal["source", "caption"] = setting(
+        "source",
+        "what is held out whole: files, so that no video is on both sides; or captions, so that "
+        "no prompt is, though a video with several may be",
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_share < 1:

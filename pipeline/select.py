@@ -1,7 +1,8 @@
 """Select: which clips are kept, in which split and shard. Seconds; no decoding, no GPU.
 
 Rules are read from the config and applied to stored scores, so a threshold can be changed after the
-fact. Splits go by a hash of the source, so that no video is on both sides.
+fact. Splits go by a hash of the source, so that no video is on both sides; or, to learn what a
+generator makes of captions that it never saw, by a hash of the caption.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from pipeline.clip import KEPT, Clip, clips_from_parquet, clips_to_parquet
 from pipeline.commit import Store
@@ -26,7 +28,9 @@ def select_clips(clips: Iterable[Clip], settings: SelectSettings) -> list[Clip]:
     selected = []
     for clip in clips:
         outcome = clip.outcome or outcome_of(clip, rules)
-        split = split_of(clip.source_id, settings.val_share) if outcome == KEPT else ""
+        split = ""
+        if outcome == KEPT:
+            split = split_of(held_together(clip, settings.hold_out), settings.val_share)
         selected.append(replace(clip, outcome=outcome, split=split))
     return selected
 
@@ -39,9 +43,18 @@ def outcome_of(clip: Clip, rules: dict[str, Rule]) -> str:
     return KEPT
 
 
-def split_of(source_id: str, val_share: float) -> str:
-    """'val' for about `val_share` of all sources, by hash; stable as the collection grows."""
-    digest = hashlib.sha256(f"split {source_id}".encode()).digest()
+def held_together(clip: Clip, hold_out: Literal["source", "caption"]) -> str:
+    """What a clip shares with all clips that must be in its split: its source or its caption.
+
+    Case and spaces make no other caption. A clip without a caption stays with its source.
+    """
+    words = (clip.caption or "").lower().split() if hold_out == "caption" else []
+    return " ".join(words) or clip.source_id
+
+
+def split_of(identity: str, val_share: float) -> str:
+    """'val' for about `val_share` of all identities, by hash; stable as the collection grows."""
+    digest = hashlib.sha256(f"split {identity}".encode()).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_share * 2**64 else "train"
 
 

@@ -31,6 +31,10 @@ from training.evaluate_config import EvaluateConfig, JudgeConfig
 from training.launch.local import launch
 from training.likeness import copy_share, nearest
 from training.pictures import read_metadata
+from training.real_clips import Clips
+from training.run import open_run
+from training.unseen_prompts import unseen_prompts
+from training.vocabulary import Vocabulary
 
 NUM_TRAIN, NUM_VAL = 20, 8
 BUCKET = "t9_h64_w64"
@@ -127,6 +131,12 @@ def test_real_reconstructed_and_made_clips_are_judged_alike(report: dict[str, An
     assert report["frechet"]["samples"] > 0
 
 
+def test_the_joint_accuracy_is_at_most_that_of_each_attribute(report: dict[str, Any]) -> None:
+    for group, shares in report["accuracy"].items():
+        assert 0 <= report["joint_accuracy"][group] <= min(shares.values())
+    assert report["summary"]["joint_accuracy"] == report["joint_accuracy"]["samples"]
+
+
 def test_the_mean_color_is_the_baseline_of_the_reconstructions(
     project: Project, report: dict[str, Any]
 ) -> None:
@@ -207,6 +217,33 @@ def test_without_a_val_split_the_judge_holds_training_clips_out(tmp_path: Path) 
     assert any("no clips in split val" in line for line in lines)
     assert report["num_held_out"] == NUM_TRAIN // 10
     assert report["num_train"] == NUM_TRAIN - NUM_TRAIN // 10
+    with pytest.raises(UserError, match="no clips of shape t9_h64_w64 in split val"):
+        evaluate(project.run, replace(CONFIG, prompts_of="val"))
+
+
+def test_prompts_that_were_never_trained_on_are_sampled(project: Project, tmp_path: Path) -> None:
+    run = shutil.copytree(project.run, tmp_path / "run")
+    lines: list[str] = []
+    report = evaluate(run, replace(CONFIG, prompts_of="val"), say=lines.append)
+    captions = [caption_of(each) for _, each in render_clips(NUM_TRAIN + NUM_VAL, 0, 8, 9)]
+    new = set(captions[NUM_TRAIN:]) - set(captions[:NUM_TRAIN])
+    assert report["num_prompts"] == min(len(new), CONFIG.num_samples) > 2
+    assert any(f"{len(new)} prompts of split val are new to the run" in line for line in lines)
+    assert report["num_held_out"] == sum(each in new for each in captions[NUM_TRAIN:])
+    assert set(report["accuracy"]["samples"]) == {"class", "motion", "color"}
+
+
+def test_a_prompt_is_new_when_its_words_were_never_trained_on_together(project: Project) -> None:
+    run = open_run(project.run)
+    seen = next(caption_of(each) for _, each in render_clips(1, 0, 8, 9))
+    prompts = [seen, seen.upper(), seen + " sideways", "a red red red", None]
+    clips = Clips(np.zeros((5, 1, 2, 2, 3), np.uint8), [{}] * 5, prompts)
+    found = unseen_prompts(run, clips, project.data)
+    assert (found.new, found.trained_on, found.not_taken) == (("a red red red",), 2, 1)
+    with pytest.raises(UserError, match=r"none of the 1 prompts of split val is new to this run"):
+        unseen_prompts(run, clips.of_prompts([seen]), project.data)
+    with pytest.raises(UserError, match="prompts_of val: this run has no condition"):
+        unseen_prompts(replace(run, vocabulary=Vocabulary("none")), clips, project.data)
 
 
 def test_copies_are_code_rows_that_are_known_entirely() -> None:

@@ -13,6 +13,7 @@ from training.judge import (
     Judge,
     agreement,
     attribute_values,
+    joint_agreement,
     judge_key,
     load_judge,
     save_judge,
@@ -136,6 +137,19 @@ def test_agreement_counts_only_what_is_intended() -> None:
     predicted = {"class": ["1", "2", "3"], "motion": ["up", "up", "up"]}
     intended = [{"class": "1", "motion": "down"}, {"class": "3"}, {"class": "3"}]
     assert agreement(predicted, intended) == {"class": pytest.approx(2 / 3), "motion": 0}
+
+
+def test_joint_agreement_asks_for_everything_that_a_clip_states_at_once() -> None:
+    predicted = {"class": ["1", "2", "3", "4"], "motion": ["up", "up", "up", "up"]}
+    intended = [
+        {"class": "1", "motion": "up"},
+        {"class": "2", "motion": "down"},
+        {"class": "3"},
+        {},
+    ]
+    assert joint_agreement(predicted, intended, {"class", "motion"}) == pytest.approx(2 / 3)
+    assert joint_agreement(predicted, intended, {"class", "color"}) == 1
+    assert joint_agreement(predicted, intended, {"color"}) is None
 
 
 @pytest.mark.slow

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.clip import Clip
 from pipeline.config import SelectSettings
 from pipeline.plan import PlannedSource
 from pipeline.select import group_for_shards, select_clips, split_of
+from pipeline.upkeep.union import split_conflict
 from tokenizer.settings import UserError, from_dict
 
 
@@ -45,6 +48,59 @@ def test_splits_follow_the_source_and_have_about_the_share() -> None:
     assert 150 < splits.count("val") < 250
     assert splits == [split_of(f"{number:064d}", 0.1) for number in range(2000)]
     assert split_of("a", 0.0) == "train"
+
+
+CAPTIONS = st.sampled_from(["a cat", "A  cat", "a dog", "two dogs", "", None])
+CAPTIONED = st.lists(st.tuples(st.integers(0, 9), CAPTIONS), max_size=30)
+
+
+def select_by(hold_out: str, described: list[tuple[int, str | None]]) -> list[Clip]:
+    settings = SelectSettings(val_share=0.5, hold_out=hold_out)  # type: ignore[arg-type]
+    return select_clips([clip(number, caption=caption) for number, caption in described], settings)
+
+
+@given(CAPTIONED, CAPTIONED)
+def test_held_out_captions_are_never_trained_on_however_the_collection_grows(
+    described: list[tuple[int, str | None]], more: list[tuple[int, str | None]]
+) -> None:
+    rows = select_by("caption", described + more)
+    assert rows[: len(described)] == select_by("caption", described)
+    splits: dict[str, set[str]] = {}
+    for row in rows:
+        words = " ".join((row.caption or "").lower().split())
+        splits.setdefault(words or row.source_id, set()).add(row.split)
+    assert all(len(each) == 1 for each in splits.values())
+
+
+@given(CAPTIONED)
+def test_without_captions_and_by_default_whole_sources_are_held_out(
+    described: list[tuple[int, str | None]],
+) -> None:
+    bare = [(number, None) for number, _ in described]
+    by_source = [row.split for row in select_by("source", described)]
+    assert by_source == [row.split for row in select_by("caption", bare)]
+    assert by_source == [split_of(f"{number:064d}", 0.5) for number, _ in described]
+    assert SelectSettings().hold_out == "source"
+
+
+def test_about_the_share_of_many_captions_is_held_out() -> None:
+    rows = select_clips([clip(0, caption=f"film {n}") for n in range(2000)], SelectSettings())
+    assert {row.split for row in rows} == {"train"} or {row.split for row in rows} == {"val"}
+    rows = select_clips(
+        [clip(0, caption=f"film {n}") for n in range(2000)], SelectSettings(hold_out="caption")
+    )
+    assert 150 < sum(row.split == "val" for row in rows) < 250
+
+
+def test_datasets_that_hold_out_captions_agree_on_captions_not_on_sources() -> None:
+    rows = select_by("caption", [(n % 3, f"film {n}") for n in range(30)])
+    assert split_conflict([rows[:20], rows[10:]]) is None
+    moved = [row for row in rows if row.split == "val"][:1]
+    other = select_clips(moved, SelectSettings(val_share=0.0))
+    conflict = split_conflict([rows, other])
+    assert conflict is not None
+    assert (conflict[0].caption, conflict[3]) == (moved[0].caption, 1)
+    assert split_conflict([select_by("source", [(0, "a"), (0, "b")])]) is None
 
 
 def planned(number: int, skipped: str = "", gaps: str = "{}") -> PlannedSource:

@@ -29,7 +29,7 @@ Its rooms:
                                 the loop and its parts
     launch                      one process, torchrun, Ray
     run config presets cli      run folders, settings, commands
-    evaluate judge likeness real_clips evaluate_config evaluate_cli
+    evaluate judge likeness real_clips unseen_prompts evaluate_config evaluate_cli
                                 what samples are worth
     tokenizer_eval scoring features rate_distortion reconstruction_sheet tokenizer_eval_cli
                                 what a tokenizer is worth

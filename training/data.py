@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pipeline.shards import Bucket, Dataset, Loader, LoaderConfig, Source, open_dataset
 from tokenizer.settings import UserError
 from training.config import DataConfig, TrainerConfig
+from training.vocabulary import FIELDS
 
 
 def open_sources(config: DataConfig) -> tuple[Dataset, list[Source]]:
@@ -59,6 +60,14 @@ def open_loader(
         threads=config.threads,
     )
     return Loader(sources, settings, rank, world_size)
+
+
+def prompts_in(sources: Sequence[Source], kind: str, skip_damaged: bool) -> Iterator[str | None]:
+    """The prompt of each clip, as a condition of this kind needs it; nothing for kind none."""
+    for source in sources if kind in FIELDS else ():
+        for members in source.samples.values():
+            for each in members.each_metadata(skip_damaged):
+                yield each[FIELDS[kind]]
 
 
 def data_order(loader: Loader) -> str:

@@ -2,11 +2,12 @@
 
     report = evaluate("runs/demo/run", EvaluateConfig())
 
-Measured, each beside what real clips give: accuracy per attribute of real held-out clips, of their
-reconstructions by the tokenizer, and of samples; PSNR of the reconstructions beside that of each
-clip's mean color; Frechet distance in the judge's features beside the distance between two sets of
-real clips; the share of samples that copy a training clip code for code; and the training clip
-nearest to each sample, drawn into RUN/nearest.png. The report is RUN/evaluation.json.
+Measured, each beside what real clips give: accuracy per attribute, and of all of them jointly, of
+real held-out clips, of their reconstructions by the tokenizer, and of samples; PSNR of the
+reconstructions beside that of each clip's mean color; Frechet distance in the judge's features
+beside the distance between two sets of real clips; the share of samples that copy a training clip
+code for code; and the training clip nearest to each sample, drawn into RUN/nearest.png. The report
+is RUN/evaluation.json.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from training.judge import (
     Judge,
     agreement,
     attribute_values,
+    joint_agreement,
     judge_key,
     load_judge,
     save_judge,
@@ -47,6 +49,7 @@ from training.pictures import contact_sheet, save_png
 from training.real_clips import Clips, intended, read_clips
 from training.run import OpenedRun, open_run, pick_device
 from training.samples import Generated, generate
+from training.unseen_prompts import unseen_prompts
 
 REPORT_FILE = "evaluation.json"
 NEAREST_FILE = "nearest.png"
@@ -73,13 +76,25 @@ def evaluate(
     train = read_clips(pixels, "train", bucket, config.num_real, kind)
     if any(each.split == "val" and each.bucket == bucket for each in pixels.shards):
         held_out = read_clips(pixels, "val", bucket, config.num_real, kind)
+    elif config.prompts_of == "val":
+        raise UserError(
+            f"{data_dir}: no clips of shape {bucket} in split val, so none whose prompts are new; "
+            "build it with --select.hold_out caption and train on that"
+        )
     else:
         held_out, train = train.parted(every=10)
         say("no clips in split val: every tenth training clip is held out, from the judge only")
-    say(f"{len(train)} real clips to learn from, {len(held_out)} held out")
     if len(train) < 2:
         raise UserError(f"{data_dir}: an evaluation needs at least two clips of shape {bucket}")
     wanted = intended(run.vocabulary, train)
+    if config.prompts_of == "val":
+        run = _told(run, run_dir, held_out, config)
+        unseen = unseen_prompts(run, held_out, data_dir)
+        say(unseen.said())
+        wanted = intended(run.vocabulary, train, held_out)
+        wanted = {prompt: each for prompt, each in wanted.items() if prompt in unseen.new}
+        held_out = held_out.of_prompts(unseen.new)
+    say(f"{len(train)} real clips to learn from, {len(held_out)} held out")
     judge, key = _judge(run_dir, train, pixels.fingerprint, config, say)
     rebuilt = reconstruct(run.tokenizer, held_out.frames)
     originals = torch.from_numpy(held_out.frames)
@@ -104,6 +119,7 @@ def evaluate(
         "num_train": len(train),
         "num_held_out": len(held_out),
         "num_samples": len(samples.codes),
+        "num_prompts": len(set(samples.prompts)),
         "sample_seconds": samples.seconds,
         "made_by": {
             "run": run.fingerprint,
@@ -140,6 +156,15 @@ def _prompts(wanted: dict[str | None, dict[str, str]], config: EvaluateConfig) -
     distinct = sorted(wanted, key=lambda prompt: prompt or "")
     order = numpy_generator(config.sample.seed, "evaluate").permutation(len(distinct))
     return [distinct[order[index % len(order)]] for index in range(config.num_samples)]
+
+
+def _told(run: OpenedRun, run_dir: Path, clips: Clips, config: EvaluateConfig) -> OpenedRun:
+    """The run, its text tower (if it has one) told the clips' captions."""
+    if run.vocabulary.kind != "clip_text":
+        return run
+    device = str(next(run.generator.parameters()).device)
+    captions = [each for each in clips.prompts if each is not None]
+    return open_run(run_dir, device, prompts=captions, text_weights=config.sample.text_weights)
 
 
 def _settings(run: OpenedRun, config: EvaluateConfig) -> SampleConfig:
@@ -214,7 +239,7 @@ def judged(
 ) -> dict[str, Any]:
     """Accuracies, and Frechet distances of equally many clips to one set of real clips."""
     if judge is None:
-        return {"accuracy": {}, "frechet": {}}
+        return {"accuracy": {}, "joint_accuracy": {}, "frechet": {}}
     real, real_values = judge.look(held_out.frames)
     copied, copied_values = judge.look(rebuilt)
     made, made_values = judge.look(samples.frames)
@@ -231,12 +256,17 @@ def judged(
             "real_train": frechet_distance(other, reference),
             "num_clips": size,
         }
+    promised = [wanted[prompt] for prompt in samples.prompts]
+    judged = {
+        "real_held_out": (real_values, held_out.attributes),
+        "reconstructions": (copied_values, held_out.attributes),
+        "samples": (made_values, promised),
+    }
+    names = {name for each in promised for name in each}
+    joint = {group: joint_agreement(*each, names) for group, each in judged.items()}
     return {
-        "accuracy": {
-            "real_held_out": agreement(real_values, held_out.attributes),
-            "reconstructions": agreement(copied_values, held_out.attributes),
-            "samples": agreement(made_values, [wanted[prompt] for prompt in samples.prompts]),
-        },
+        "accuracy": {group: agreement(*each) for group, each in judged.items()},
+        "joint_accuracy": {} if None in joint.values() else joint,
         "frechet": frechet,
     }
 
@@ -258,6 +288,9 @@ def _summary(report: dict[str, Any], run: OpenedRun, samples: Generated) -> dict
         summary[f"{name}_accuracy"] = share
     for name, share in accuracy.get("real_held_out", {}).items():
         summary[f"real_{name}_accuracy"] = share
+    if report["joint_accuracy"]:
+        summary["joint_accuracy"] = report["joint_accuracy"]["samples"]
+        summary["real_joint_accuracy"] = report["joint_accuracy"]["real_held_out"]
     if report["frechet"]:
         summary["frechet"] = report["frechet"]["samples"]
         summary["frechet_floor"] = report["frechet"]["real_held_out"]

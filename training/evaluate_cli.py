@@ -16,12 +16,13 @@ examples:
   tessera evaluate runs/demo/run
   tessera evaluate runs/demo/run --num_samples 400 --sample.guidance.scale 2
   tessera evaluate runs/demo/run --data /elsewhere/data
+  tessera evaluate runs/demo/run --prompts_of val        what it was never trained on
 
 writes RUN/evaluation.json, RUN/nearest.png and the trained judge in RUN/judge
 """
 _NOT_SAMPLED = (
     *("out", "num", "max_prompts", "prompts", "videos", "ranks", "fps"),
-    *("shape", "text_weights"),
+    "shape",
 )
 _NOT_FLAGS = tuple(f"sample.{name}" for name in _NOT_SAMPLED)
 
@@ -63,7 +64,10 @@ def _print_table(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     groups = ("real_held_out", "reconstructions", "samples")
-    table = Table(title=f"{report['num_samples']} samples beside real clips", title_justify="left")
+    prompts_of = report["made_by"]["settings"]["prompts_of"]
+    of_prompts = f"{report['num_prompts']} prompts of split {prompts_of}"
+    title = f"{report['num_samples']} samples for {of_prompts}, beside real clips"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for group in groups:
         table.add_column(group.replace("_", " "), justify="right")
@@ -73,6 +77,9 @@ def _print_table(report: dict[str, Any]) -> None:
         table.add_row(
             f"{name} as judged", *("" if share is None else f"{share:.1%}" for share in shares)
         )
+    if report["joint_accuracy"]:
+        shares = [report["joint_accuracy"][group] for group in groups]
+        table.add_row("all of these at once", *(f"{share:.1%}" for share in shares))
     if report["frechet"]:
         distances = [f"{report['frechet'][group]:.2f}" for group in groups]
         table.add_row("Frechet distance to real", *distances)

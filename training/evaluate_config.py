@@ -38,6 +38,11 @@ class JudgeConfig:
 class EvaluateConfig:
     data: str | None = setting(None, "the dataset of the run (default: where it was trained)")
     num_samples: int = setting(160, "clips to generate and judge")
+    prompts_of: Literal["train", "val"] = setting(
+        "train",
+        "whose prompts to sample: the training clips', or those of split val that were never "
+        "trained on (a build with select.hold_out caption has them)",
+    )
     num_real: int = setting(2000, "most real clips of a split to read")
     num_shown: int = setting(12, "samples in nearest.png, each beside its nearest training clip")
     judge: JudgeConfig = section(JudgeConfig)

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +106,24 @@ def agreement(
         if stated:
             shares[name] = sum(value == wanted for value, wanted in stated) / len(stated)
     return shares
+
+
+def joint_agreement(
+    predicted: Mapping[str, Sequence[str]],
+    intended: Sequence[Mapping[str, str]],
+    among: Collection[str],
+) -> float | None:
+    """The share of clips of which all attributes `among` these that they state are as intended.
+
+    None when no clip states any.
+    """
+    names = [name for name in predicted if name in among]
+    right = [
+        all(predicted[name][number] == clip[name] for name in names if name in clip)
+        for number, clip in enumerate(intended)
+        if any(name in clip for name in names)
+    ]
+    return sum(right) / len(right) if right else None
 
 
 def attribute_values(attributes: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:

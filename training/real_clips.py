@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ class Clips:
         place = np.arange(len(self)) % every == 0
         return self._chosen(np.flatnonzero(place)), self._chosen(np.flatnonzero(~place))
 
+    def of_prompts(self, prompts: Collection[str | None]) -> Clips:
+        """The clips with these prompts."""
+        return self._chosen(np.flatnonzero([each in prompts for each in self.prompts]))
+
     def _chosen(self, indices: np.ndarray) -> Clips:
         return Clips(
             frames=self.frames[indices],
@@ -51,30 +56,40 @@ def read_clips(dataset: Dataset, split: str, bucket: str, limit: int, kind: str)
     )
 
 
-def intended(vocabulary: Vocabulary, train: Clips) -> dict[str | None, dict[str, str]]:
-    """The training clips' prompts, and what a sample of each should show.
+def intended(vocabulary: Vocabulary, *splits: Clips) -> dict[str | None, dict[str, str]]:
+    """The clips' prompts, and what a sample of each should show.
 
-    That is what the training clips with this prompt have in common, of those attributes that most
-    prompts determine: a caption may say the motion, a class does not. Raises UserError when no clip
-    has a prompt.
+    That is what the clips with this prompt have in common, of those attributes that most prompts
+    determine: a caption may say the motion, a class does not. Raises UserError when no clip has a
+    prompt.
     """
     groups: dict[str | None, list[dict[str, str]]] = {}
-    for prompt, attributes in zip(train.prompts, train.attributes):
-        if (prompt is not None or vocabulary.kind == "none") and _fits(vocabulary, prompt):
+    stated = [attributes for clips in splits for attributes in clips.attributes]
+    for prompt, attributes in zip((each for clips in splits for each in clips.prompts), stated):
+        if (prompt is not None or vocabulary.kind == "none") and fits(vocabulary, prompt):
             groups.setdefault(prompt, []).append(attributes)
     if not groups:
-        raise UserError("no training clip has a prompt that this run takes")
+        raise UserError("no clip has a prompt that this run takes")
     shared = {prompt: _common(group) for prompt, group in groups.items()}
     several = [prompt for prompt, group in groups.items() if len(group) > 1]
     vague = {
         name
-        for name in attribute_values(train.attributes)
+        for name in attribute_values(stated)
         if 2 * sum(name in shared[prompt] for prompt in several) < len(several)
     }
     return {
         prompt: {name: value for name, value in each.items() if name not in vague}
         for prompt, each in shared.items()
     }
+
+
+def fits(vocabulary: Vocabulary, prompt: str | None) -> bool:
+    """Whether a run with this vocabulary takes the prompt."""
+    try:
+        vocabulary.encode(prompt)
+    except UserError:  # a word that no training caption has, or more pieces than the run takes
+        return False
+    return True
 
 
 def _common(group: list[dict[str, str]]) -> dict[str, str]:
@@ -90,11 +105,3 @@ def _attributes(metadata: dict[str, Any]) -> dict[str, str]:
     if metadata.get("attributes"):
         return dict(metadata["attributes"])
     return {"class": metadata["label"]} if metadata.get("label") is not None else {}
-
-
-def _fits(vocabulary: Vocabulary, prompt: str | None) -> bool:
-    try:
-        vocabulary.encode(prompt)
-    except UserError:  # longer than the run takes
-        return False
-    return True

@@ -62,7 +62,8 @@ def merge(roots: Sequence[str | Path], out: str | Path) -> dict[str, int]:
     """Makes a finished dataset in `out` of those in `roots`, the first first; its accounts.
 
     UserError when one is not finished or was made by no build, when token sets or schedules
-    differ, when a source is in other splits, or when `out` holds something else.
+    differ, when a source or a held-out caption is in other splits, or when `out` holds something
+    else.
     """
     inputs = [_read_input(Store(root)) for root in roots]
     removed = frozenset[str]().union(*(each.removed for each in inputs))
@@ -148,10 +149,12 @@ def _check_splits(inputs: Sequence[_Input], removed: frozenset[str]) -> None:
     conflict = split_conflict([each.clips for each in inputs], removed)
     if conflict is not None:
         before, first, clip, second = conflict
+        is_source = before.source_id == clip.source_id
+        what = f"source {clip.source_id}" if is_source else f"caption {clip.caption!r}"
         raise UserError(
-            f"source {clip.source_id} is {before.split!r} in {inputs[first].store.root} "
+            f"{what} is {before.split!r} in {inputs[first].store.root} "
             f"({before.uri}) and {clip.split!r} in {inputs[second].store.root} ({clip.uri}); "
-            "build both with one select.val_share"
+            "build both with one select.val_share and one select.hold_out"
         )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.clip import KEPT, Clip, failed_source
+from pipeline.select import held_together
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,28 @@ def unite(manifests: Sequence[Sequence[Clip]], removed: Collection[str] = ()) ->
 def split_conflict(
     manifests: Sequence[Sequence[Clip]], removed: Collection[str] = ()
 ) -> tuple[Clip, int, Clip, int] | None:
-    """A source that is in one split of a dataset and in another of a second; None without one."""
+    """Clips in two splits that belong in one, each with its dataset; None without any.
+
+    A dataset that has a source in both splits holds out captions: then clips of one caption belong
+    together, else those of one source.
+    """
+    kept = [
+        (number, clip)
+        for number, manifest in enumerate(manifests)
+        for clip in manifest
+        if clip.outcome == KEPT and clip.source_id not in removed
+    ]
+    splits: dict[tuple[int, str], str] = {}
+    by_caption = any(
+        splits.setdefault((number, clip.source_id), clip.split) != clip.split
+        for number, clip in kept
+    )
     first: dict[str, tuple[Clip, int]] = {}
-    for number, manifest in enumerate(manifests):
-        for clip in manifest:
-            if clip.outcome != KEPT or clip.source_id in removed:
-                continue
-            before, where = first.setdefault(clip.source_id, (clip, number))
-            if before.split != clip.split:
-                return before, where, clip, number
+    for number, clip in kept:
+        identity = held_together(clip, "caption" if by_caption else "source")
+        before, where = first.setdefault(identity, (clip, number))
+        if before.split != clip.split:
+            return before, where, clip, number
     return None
 
 

@@ -21,7 +21,7 @@ from tokenizer.scales import Schedule
 from tokenizer.settings import UserError, to_dict
 from training.caption_features import FEATURES_FILE, CaptionFeatures
 from training.config import GeneratorRun
-from training.data import data_order, open_loader, open_sources
+from training.data import data_order, open_loader, open_sources, prompts_in
 from training.draws import numpy_generator
 from training.generator import Generator, Known
 from training.partial import feature_channels, input_features
@@ -178,14 +178,7 @@ def _tokenizer(dataset: Dataset, device: str) -> tuple[Path, Tokenizer]:
 
 def _vocabulary(config: GeneratorRun, sources: Sequence[Source]) -> Vocabulary:
     kind = config.condition.kind
-    field = FIELDS.get(kind, "caption")
-    skip = config.data.damaged == "skip"
-    prompts = (
-        each[field]
-        for source in sources
-        for members in source.samples.values()
-        for each in (members.each_metadata(skip) if kind != "none" else ())
-    )
+    prompts = prompts_in(sources, kind, config.data.damaged == "skip")
     return build_vocabulary(kind, prompts, config.condition.max_pieces)
 
 
