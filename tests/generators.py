@@ -67,6 +67,7 @@ VARIANTS = [
     Variant("nar", MethodConfig(name="nar"), GRID),
     Variant("nar-frames", MethodConfig(name="nar", frame_causal=True), GRID),
     Variant("nar-image", MethodConfig(name="nar"), single_grid(1, 3, 4)),
+    Variant("nar-image-3", MethodConfig(name="nar", time_head=True), single_grid(1, 3, 4)),
     Variant("arpg", MethodConfig(name="arpg", num_steps=5), GRID),
     Variant("arpg-frames", MethodConfig(name="arpg", num_steps=2, frame_causal=True), GRID),
 ]

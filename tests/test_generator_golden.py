@@ -142,7 +142,7 @@ def nar_video_case(folder: Path) -> Case:
     config = golden.config
     return make_case(
         golden,
-        MethodConfig(name="nar"),
+        MethodConfig(name="nar", time_head=True),
         llama_block(golden, position="table"),
         single_grid(*config["latent_shape"]),
         lambda theirs: llamagen.nar_video(theirs, config["n_layer"]),

@@ -34,6 +34,9 @@ class MethodConfig:
     frame_causal: bool = setting(
         False, "nar, arpg, inner: frame after frame, each in this order by itself"
     )
+    time_head: bool = setting(
+        False, "nar: a head along t for images too, as in published models of video"
+    )
 
     def __post_init__(self) -> None:
         if len(self.regions) != 3 or min(self.regions) < 1:
@@ -59,6 +62,7 @@ class MethodConfig:
             "inner": self.name == "next_scale",
             "inner_cells": has_inner,
             "frame_causal": has_inner or self.name in ("nar", "arpg"),
+            "time_head": self.name == "nar",
         }
         for field in fields(self):
             value, users = getattr(self, field.name), field.metadata["help"].split(":")[0]

@@ -167,6 +167,8 @@ def _config(path: Path, layout: str, sizes: Sizes, asked: Mapping[str, Any]) -> 
             f"{path}: a model of width {sizes.width} is not one of the published, and shapes do "
             "not tell its attention heads; give their number with --model.heads"
         )
+    if layout == "nar-video":
+        told["method.time_head"] = True
     if layout == "par":
         told |= _regions(path, sizes.transitions + 1, asked)
     plain = {key: list(each) if isinstance(each, tuple) else each for key, each in asked.items()}

@@ -22,7 +22,7 @@ def layout(
     training: bool,
     given: np.ndarray | None = None,
 ) -> Layout:
-    """Heads along w, h and, in a video, t."""
+    """Heads along w, h and t; images have none along t unless `time_head` says so."""
     order = over_grid(schedule, Inner("nar", frame_causal=method.frame_causal))
     shape = schedule.grid
     assert shape is not None
@@ -31,7 +31,7 @@ def layout(
     at = np.stack(np.unravel_index(order.sequence, shape))
     start = num_prefix
     heads = []
-    for axis in (2, 1, 0)[: 3 if shape[0] > 1 else 2]:
+    for axis in (2, 1, 0)[: 3 if shape[0] > 1 or method.time_head else 2]:
         before = at.copy()
         before[axis] -= 1
         exists = before[axis] >= 0
