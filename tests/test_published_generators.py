@@ -16,14 +16,14 @@ from tokenizer.autoencoder_config import AutoencoderConfig, ImageAutoencoderConf
 from tokenizer.checkpoint import read_checkpoint
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import save_tokenizer
-from tokenizer.key_report import CheckpointMismatch
+from tokenizer.key_report import CheckpointMismatch, check_keys
 from tokenizer.model import Tokenizer
 from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import image_and_clip, single_grid
 from tokenizer.settings import UserError
 from training.compat.models import sizes_of
-from training.compat.published import convert, load_published
-from training.compat.reading import detect_layout
+from training.compat.published import NAR_HEADS, convert, load_published, weights_in
+from training.compat.reading import detect_layout, read_sizes
 from training.compat.sizes import KEYS, Sizes, num_parameters
 from training.config import SampleConfig
 from training.generator import Generator
@@ -139,6 +139,73 @@ def test_a_file_becomes_a_run_that_samples(
         assert generate(run, ["3"], SampleConfig()).codes.max() < 32
 
 
+def same_weights(first: Generator, second: Generator) -> bool:
+    theirs = second.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in first.state_dict().items())
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_what_wraps_a_model_is_no_part_of_its_keys(
+    wrapper: str, tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    state = state_of("par")
+    plain = saved(state, tmp_path / "plain.pt")
+    content = {"model": {wrapper + key: value for key, value in state.items()}, "steps": 7}
+    wrapped = saved(content, tmp_path / "a.pt")
+    found = load_published(wrapped, tokenizers["par"], **options("par"))
+    expected = load_published(plain, tokenizers["par"], **options("par"))
+    assert same_weights(found.generator, expected.generator)
+    content["model"][wrapper + "strange"] = content["model"].pop(wrapper + "norm.weight")
+    with pytest.raises(CheckpointMismatch, match=r"1 missing: norm\.weight; 1 unexpected: strange"):
+        load_published(
+            saved(content, tmp_path / "a.pt"), tokenizers["par"], layout="par", **options("par")
+        )
+
+
+def test_the_checkpoint_of_vars_trainer_is_read_beside_its_tokenizer_and_optimizer(
+    tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    state = state_of("var")
+    trainer = {
+        "config": {"patch_nums": (1, 2, 4), "label_smooth": 0.0},
+        "var_wo_ddp": state,
+        "vae_local": {"quantize.embedding.weight": torch.zeros(32, 4)},
+        "var_opt": {"optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}},
+    }
+    content = {"epoch": 10, "iter": 0, "trainer": trainer, "args": {"depth": 2, "pn": "1_2_4"}}
+    path = saved(content, tmp_path / "ar-ckpt-last.pth")
+    found = load_published(path, tokenizers["var"])
+    assert found.record.source["part"] == "trainer.var_wo_ddp"
+    assert {"epoch", "args", "trainer.vae_local", "trainer.var_opt"} <= set(found.left_out)
+    expected = load_published(saved(state, tmp_path / "var.pth"), tokenizers["var"])
+    assert same_weights(found.generator, expected.generator)
+    assert set(read_checkpoint(path, "trainer.vae_local").tensors) == {"quantize.embedding.weight"}
+
+
+def test_par_of_one_region_has_no_special_tokens(
+    tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    state = state_of("par", replace(SMALL, transitions=0))
+    path = saved(state, tmp_path / "a.pt")
+    found = load_published(path, tokenizers["par"], **options("par"))
+    assert found.config.method.regions == (1, 1, 1)
+    del state["spe_tok_embeddings.special_embeddings.weight"]
+    raster = load_published(
+        saved(state, tmp_path / "b.pt"), tokenizers["llamagen"], **options("llamagen")
+    )
+    assert same_weights(found.generator, raster.generator)
+
+
+def test_a_video_model_of_one_latent_frame_has_three_heads(
+    tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    path = saved(
+        state_of("nar-video", replace(SIZES["nar-video"], num_cells=16)), tmp_path / "a.pt"
+    )
+    found = load_published(path, tokenizers["nar-video"], shape=(1, 64, 64), asked=dict(HEADS))
+    assert len(found.generator.heads) == 3
+
+
 def test_every_layout_is_told_by_its_keys(tmp_path: Path) -> None:
     for layout in SIZES:
         path = saved(state_of(layout), tmp_path / f"{layout}.pt")
@@ -163,6 +230,20 @@ def test_every_key_that_is_wrong_is_named_at_once_and_nothing_is_written(
     assert len(caught.value.misshaped) == 1
     assert mlp in caught.value.misshaped[0]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("layout", SIZES)
+def test_a_single_missing_tensor_is_the_one_that_is_named(layout: str, tmp_path: Path) -> None:
+    state = state_of(layout)
+    whole = read_checkpoint(saved(state, tmp_path / "a.pt"))
+    for key in KEYS[layout](SIZES[layout]):
+        checkpoint = replace(whole, tensors={name: state[name] for name in state if name != key})
+        sizes = read_sizes(checkpoint, layout, sum(NAR_HEADS.get(layout, ())))
+        kept, _ = weights_in(checkpoint, layout)
+        with pytest.raises(CheckpointMismatch) as caught:
+            check_keys(whole.path, KEYS[layout](sizes), kept)
+        wrong = caught.value
+        assert (wrong.missing, wrong.unexpected, wrong.misshaped) == ([key], [], [])
 
 
 WRONG = [

@@ -27,8 +27,13 @@ from torch import Tensor
 
 from tokenizer.settings import UserError
 
-PARTS = ("model", "module", "ema", "vae", "state_dict")
+PARTS = (
+    *("model", "module", "ema", "vae", "state_dict"),
+    *("trainer.var_wo_ddp", "trainer.vae_local"),  # VAR's
+)
 """Keys under which a training's checkpoint holds a state dict."""
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+"""What DDP, torch.compile and FSDP put before the keys of what they wrap."""
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 """How files begin that torch wrote before 1.6: its magic number, pickled."""
@@ -50,8 +55,12 @@ class Checkpoint:
     """The other keys of the file."""
 
 
-def read_checkpoint(path: str | Path, part: str | None = None) -> Checkpoint:
-    """The state dict of a file, on the CPU; `part` says which when there are several.
+def read_checkpoint(
+    path: str | Path, part: str | None = None, prefer: str | None = None
+) -> Checkpoint:
+    """The state dict of a file, on the CPU, without what wrappers put before all of its keys.
+
+    `part` says which when there are several, `prefer` which it is if the file has that one.
 
     Raises UserError when the file is missing, too large, truncated, asks for code, holds something
     else than tensors by name, or when `part` is needed or wrong.
@@ -63,7 +72,9 @@ def read_checkpoint(path: str | Path, part: str | None = None) -> Checkpoint:
     if path.suffix == ".safetensors":
         content = _read_safetensors(path)
     else:
-        content = _read_pickled(path, mmap=_is_archive(path, size_bytes))
+        content = _opened(_read_pickled(path, mmap=_is_archive(path, size_bytes)))
+    if part is None and prefer in content:
+        part = prefer
     found, state = _unwrap(path, content, part)
     _check_tensors(path, state, size_bytes)
     others = tuple(str(key) for key in content if found is not None and key != found)
@@ -142,6 +153,15 @@ def _reason(error: Exception) -> str:
     return first.strip()[:160]
 
 
+def _opened(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A training's file with what its trainer holds by dotted keys."""
+    trainer = content.get("trainer")
+    if not isinstance(trainer, Mapping):
+        return content
+    others = {key: value for key, value in content.items() if key != "trainer"}
+    return others | {f"trainer.{key}": value for key, value in trainer.items()}
+
+
 def _unwrap(
     path: Path, content: Mapping[str, Any], part: str | None
 ) -> tuple[str | None, dict[str, Tensor]]:
@@ -160,7 +180,17 @@ def _unwrap(
         listed = ", ".join(strange[:3]) or "nothing"
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         raise UserError(f"{path}: not a state dict of tensors by name: it has {listed}{more}")
-    return found, dict(state)
+    return found, _unwrapped_keys(state)
+
+
+def _unwrapped_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the wrappers that all keys begin with, one after another."""
+    state = dict(state)
+    while wrapper := next(
+        (each for each in WRAPPERS if all(k.startswith(each) for k in state)), ""
+    ):
+        state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    return state
 
 
 def _is_plain(key: Any, value: Any) -> bool:

@@ -95,7 +95,7 @@ def load_published(
     are found when not given. Raises UserError as `read_checkpoint` does and when sizes differ from
     what was asked for, CheckpointMismatch when keys or shapes are not exactly the model's.
     """
-    checkpoint = read_checkpoint(path, part)
+    checkpoint = read_checkpoint(path, part, prefer="trainer.vae_local")
     layout = layout or detect_layout(checkpoint)
     names = read_names(checkpoint, layout)
     config = _config(checkpoint, layout, names, asked or {})

@@ -102,13 +102,13 @@ def load_published(
     """
     tokenizer_dir = find_tokenizer(tokenizer_dir)
     tokenizer = load_tokenizer(tokenizer_dir)
-    checkpoint = read_checkpoint(path, part)
+    checkpoint = read_checkpoint(path, part, prefer="trainer.var_wo_ddp")
     layout = layout or detect_layout(checkpoint)
     asked = dict(asked or {})
     further = tuple(asked.get("model.head_blocks", NAR_HEADS.get(layout, ())))
     sizes = read_sizes(checkpoint, layout, sum(further) if layout in NAR_HEADS else 0)
     config = _config(checkpoint.path, layout, sizes, asked)
-    kept, left_out = _weights_in(checkpoint, layout)
+    kept, left_out = weights_in(checkpoint, layout)
     check_keys(checkpoint.path, KEYS[layout](sizes), kept)
     shape = shape or _square(tokenizer)
     schedule = tokenizer.schedule_for(*shape)
@@ -213,7 +213,7 @@ def _regions(path: Path, group: int, asked: Mapping[str, Any]) -> dict[str, Any]
     return {"method.regions": list(wanted)}
 
 
-def _weights_in(checkpoint: Checkpoint, layout: str) -> tuple[dict[str, Tensor], list[str]]:
+def weights_in(checkpoint: Checkpoint, layout: str) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors that are a model's, and the keys of the buffers that carry nothing."""
     ignored = [key for key in checkpoint.tensors if re.fullmatch(CARRIES_NOTHING[layout], key)]
     kept = {key: value for key, value in checkpoint.tensors.items() if key not in ignored}

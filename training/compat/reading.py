@@ -20,7 +20,7 @@ DETECTED_BY = {
     "nar-video": "norm_R.*, output_R.*, abs_pe",
     "nar-image": "medusa_norm.*, medusa_output.*",
     "par": "spe_tok_embeddings.*",
-    "llamagen": "tok_embeddings.*",
+    "llamagen": "layers.*.attention.wqkv.*",
 }
 """Keys that only the layout has, or (the last) that none of the others before it has."""
 CARRIES_NOTHING = {
@@ -52,7 +52,8 @@ def detect_layout(checkpoint: Checkpoint) -> str:
 def read_sizes(checkpoint: Checkpoint, layout: str, num_further: int) -> Sizes:
     """The sizes in a file of this layout, `num_further` of whose blocks belong to further heads.
 
-    Every size is what most tensors say; UserError when none says it.
+    Every size is what most tensors say; UserError when none says it, but 0 where only one would:
+    `check_keys` then names the one that is missing.
     """
     if layout == "var":
         return _var(checkpoint)
@@ -65,9 +66,7 @@ def read_sizes(checkpoint: Checkpoint, layout: str, num_further: int) -> Sizes:
             f"{checkpoint.path}: has {num_blocks} blocks, and further heads are to have "
             f"{num_further} of them; say how many each has with --model.head_blocks"
         )
-    is_video = layout == "nar-video"
-    cells = _told(checkpoint, "the number of cells", (r"abs_pe", 1)) - 1 if is_video else 0
-    special = (r"spe_tok_embeddings\.special_embeddings\.weight", 0)
+    special = "spe_tok_embeddings.special_embeddings.weight"
     return Sizes(
         width=width,
         depth=num_blocks - num_further,
@@ -79,22 +78,16 @@ def read_sizes(checkpoint: Checkpoint, layout: str, num_further: int) -> Sizes:
             (r"tok_embeddings\.weight", 0),
             (r"(medusa_)?output(_[RDB])?\.weight", 0),
         ),
-        num_classes=_told(
-            checkpoint, "the number of classes", (r"cls_embedding\.embedding_table\.weight", 0)
-        )
-        - 1,
+        num_classes=_size(checkpoint, "cls_embedding.embedding_table.weight", 0) - 1,
         heads=HEADS.get(width, 0),
-        transitions=_told(checkpoint, "the number of special tokens", special)
-        if layout == "par"
-        else 0,
-        num_cells=cells,
+        transitions=_size(checkpoint, special, 0) if layout == "par" else 0,
+        num_cells=_size(checkpoint, "abs_pe", 1) - 1 if layout == "nar-video" else 0,
     )
 
 
 def _arpg(checkpoint: Checkpoint) -> Sizes:
     width = _told(checkpoint, "the width", (r"embeddings\.weight", 1), _NORM, (_TO_OUT, 0))
-    codes = _told(checkpoint, "the number of codes", (r"head\.weight", 0))
-    rows = _told(checkpoint, "the number of embeddings", (r"embeddings\.weight", 0))
+    codes, rows = _size(checkpoint, "head.weight", 0), _size(checkpoint, "embeddings.weight", 0)
     stacks = (f"layers.{name}.{{}}." for name in ("self_dec", "cross_dec"))
     return Sizes(
         width=width,
@@ -129,12 +122,12 @@ def _var(checkpoint: Checkpoint) -> Sizes:
             (r"blocks\.\d+\.ffn\.fc2\.weight", 1),
         ),
         codebook_size=_told(checkpoint, "the number of codes", (r"head\.(weight|bias)", 0)),
-        num_classes=_told(checkpoint, "the number of classes", (r"class_emb\.weight", 0)) - 1,
+        num_classes=_size(checkpoint, "class_emb.weight", 0) - 1,
         heads=heads,
         num_cells=_told(checkpoint, "the number of cells", (r"pos_1LC|lvl_1L", 1)),
-        first_cells=_told(checkpoint, "the first scale", (r"pos_start", 1)),
-        num_scales=_told(checkpoint, "the number of scales", (r"lvl_embed\.weight", 0)),
-        channels=_told(checkpoint, "the width of the codes", (r"word_embed\.weight", 1)),
+        first_cells=_size(checkpoint, "pos_start", 1),
+        num_scales=_size(checkpoint, "lvl_embed.weight", 0),
+        channels=_size(checkpoint, "word_embed.weight", 1),
         shares_modulation=any(key.startswith("shared_ada_lin.") for key in checkpoint.tensors),
         has_lengths=has_lengths,
     )
@@ -157,6 +150,12 @@ def _hidden(checkpoint: Checkpoint) -> int:
 def _told(checkpoint: Checkpoint, what: str, *by: tuple[str, int]) -> int:
     """What tensors say whose key matches a pattern, each along an axis."""
     return agreed_size(checkpoint.path, what, _sizes(checkpoint, by))
+
+
+def _size(checkpoint: Checkpoint, key: str, axis: int) -> int:
+    """What one tensor says; 0 when it is missing or empty."""
+    found = [size for size in _sizes(checkpoint, [(re.escape(key), axis)]) if size]
+    return agreed_size(checkpoint.path, f"the size of {key}", found) if found else 0
 
 
 def _sizes(checkpoint: Checkpoint, by: Iterable[tuple[str, int]]) -> list[int]:
