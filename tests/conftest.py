@@ -58,11 +58,12 @@ def another_process(monkeypatch: pytest.MonkeyPatch, _decoded_elsewhere: Any) ->
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs a test that takes `golden_folder` for every folder of the family in its marker."""
     if "golden_folder" in metafunc.fixturenames:
-        from tests.golden import golden_folders
+        from tests.golden import FAMILIES, golden_folders
 
         marker = metafunc.definition.get_closest_marker("golden")
         assert marker is not None
         (family,) = marker.args
+        assert family in (*FAMILIES, "*"), f"{family} is not in tests.golden.FAMILIES"
         folders = golden_folders(family)
         names = [folder.name for folder in folders] or ["none"]
         metafunc.parametrize("golden_folder", folders or [family], ids=names, indirect=True)

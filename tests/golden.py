@@ -7,6 +7,8 @@ fails with TESSERA_REQUIRE_GOLDEN=1.
     def test_ids_are_the_recorded_ones(golden_folder):
         golden = Golden(golden_folder)
         golden.check("f_hat_0", found)
+
+A check of what a folder does not record is skipped by `golden.needs("f_hat_0")`, which says so.
 """
 
 from __future__ import annotations
@@ -21,6 +23,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+FAMILIES = (
+    *("var_quant_*", "var_vqvae_*", "var_transformer_*", "llamagen_vq*"),
+    *("par_gpt_*", "nar_image*", "nar_video*", "arpg*", "sampling_filters*"),
+)
+"""All that some test knows."""
 LATENTS = {"rtol": 1e-4, "atol": 1e-4}
 """For latents, f_hat and decoded images."""
 LOSSES = {"rtol": 1e-5, "atol": 1e-6}
@@ -38,8 +45,12 @@ def golden_folders(family: str) -> list[Path]:
 
 
 def absent(family: str) -> None:
-    """Skips the test, or fails it where fixtures are required."""
-    message = f"no {family} in {golden_root()} (TESSERA_GOLDEN names another folder)"
+    """Skips the test of a family without folders, or fails it where fixtures are required."""
+    lacking(f"no {family} in {golden_root()} (TESSERA_GOLDEN names another folder)")
+
+
+def lacking(message: str) -> None:
+    """Skips a test for the reason given, or fails it where fixtures are required."""
     if os.environ.get("TESSERA_REQUIRE_GOLDEN", "") not in ("", "0"):
         pytest.fail(message)
     pytest.skip(message)
@@ -64,8 +75,14 @@ class Golden:
         self.description: dict[str, Any] = json.loads((folder / "config.json").read_text())
         self.config: dict[str, Any] = self.description["config"]
         self.scalars: dict[str, Any] = self.description["scalars"]
-        self.weights: dict[str, Tensor] = load_file(folder / "weights.safetensors")
-        self.recorded: dict[str, Tensor] = load_file(folder / "io.safetensors")
+        self.weights = _loaded(folder / "weights.safetensors")
+        self.recorded = _loaded(folder / "io.safetensors")
+
+    def needs(self, *names: str) -> None:
+        """Skips a check of tensors that this folder does not record."""
+        missing = [name for name in names if name not in self.recorded]
+        if missing:
+            lacking(f"{self.folder.name}: records no {', '.join(missing)}")
 
     def check(self, name: str, found: Tensor, tolerance: dict[str, float] = LATENTS) -> None:
         """`found` is the recorded tensor `name`: ids exactly, other values within tolerance."""
@@ -89,3 +106,14 @@ class Golden:
             assert found == pytest.approx(
                 norm, rel=GRADIENT_NORMS["rtol"], abs=GRADIENT_NORMS["atol"]
             ), f"{self.folder.name}: gradient of {name}"
+
+
+def _loaded(path: Path) -> dict[str, Tensor]:
+    """Tensors by name; whole numbers as int64 and others as float32, however they are stored."""
+    return {name: _usual(value) for name, value in load_file(path).items()}
+
+
+def _usual(value: Tensor) -> Tensor:
+    if value.dtype == torch.bool:
+        return value
+    return value.to(torch.float32 if value.is_floating_point() else torch.int64)

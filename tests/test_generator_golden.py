@@ -6,7 +6,6 @@ Names and settings are read from each folder, so other folders of the same layou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -17,212 +16,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.golden import LOSSES, Golden, phi_settings
-from tokenizer.model import Tokenizer
-from tokenizer.published import load_published
+from tests.generator_cases import (
+    Case,
+    arpg_case,
+    known_of,
+    nar_image_case,
+    nar_video_case,
+    par_case,
+    teacher_forced,
+    tokenizer_of,
+    var_case,
+)
+from tests.golden import LATENTS, LOSSES, Golden, lacking
 from tokenizer.quantizer import MultiScaleQuantizer
-from tokenizer.scales import Schedule, image_and_clip, single_grid
 from training.attention import Sight, dense_mask
-from training.block_config import BlockConfig
-from training.compat import llamagen
-from training.compat.var import var
-from training.config import GuidanceConfig, ModelConfig, SampleConfig
-from training.generator import Generator, Known
+from training.config import GuidanceConfig, SampleConfig
+from training.fed_rows import FedRows
 from training.guidance import Moment, guidance_scale
 from training.layout import Role
-from training.method_config import MethodConfig
-from training.partial import input_features
 from training.sampler import Step, sample_codes
-from training.vocabulary import ABSENT, Vocabulary
 
 GUIDED = {"rtol": 1e-4, "atol": 3e-4}
 DROPPED = 0.1
-NEVER_FED = ("codes.weight", "transitions.weight")
-"""What generators that make all cells in their first steps have no use for."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A folder's transformer as ours; `ours_of` gives our weights of theirs, with gradients."""
-
-    golden: Golden
-    generator: Generator
-    ours_of: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    schedule: Schedule
-
-    def prompts(self, labels: Tensor) -> Tensor:
-        classes = self.golden.config["num_classes"]
-        return torch.where((labels < 0) | (labels >= classes), ABSENT, labels)[:, None]
-
-
-def make_case(
-    golden: Golden,
-    method: MethodConfig,
-    block: BlockConfig,
-    schedule: Schedule,
-    ours_of: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    **model: object,
-) -> Case:
-    classes = tuple(str(number) for number in range(golden.config["num_classes"]))
-    settings = golden.config
-    generator = Generator(
-        ModelConfig(block=block, **model),  # type: ignore[arg-type]
-        method,
-        schedule,
-        Vocabulary("class", classes, length=1),
-        settings["vocab_size"],
-        settings.get("z_channels", 1),
-    ).eval()
-    useless = [name for name in NEVER_FED if name not in generator.state_dict()]
-
-    def used(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value for name, value in ours_of(theirs).items() if name not in useless}
-
-    generator.load_state_dict(used(golden.weights))
-    return Case(golden, generator, used, schedule)
-
-
-def llama_block(golden: Golden, **changes: object) -> BlockConfig:
-    return BlockConfig(
-        norm="rms",
-        norm_eps=golden.config["norm_eps"],
-        mlp_multiple=golden.config["multiple_of"],
-        qk_norm="none",
-        rope_base=golden.config.get("rope_base", 10000.0),
-        rope_outside="zero",
-        condition="start",
-        **{"position": "rope"} | changes,  # type: ignore[arg-type]
-    )
-
-
-def llama_size(golden: Golden) -> dict[str, object]:
-    config = golden.config
-    return {
-        "width": config["dim"],
-        "depth": config["n_layer"],
-        "heads": config["n_head"],
-        "head_bias": False,
-    }
-
-
-def par_case(folder: Path) -> Case:
-    golden = Golden(folder)
-    config = golden.config
-    side = round(config["ar_token_num"] ** 0.5)
-    method = MethodConfig(name="par", regions=(1, side, side))
-    if side == 1:
-        method = MethodConfig(name="raster")
-    return make_case(
-        golden,
-        method,
-        llama_block(golden),
-        single_grid(1, config["grid"], config["grid"]),
-        lambda theirs: llamagen.par(theirs, config["n_layer"]),
-        **llama_size(golden),
-    )
-
-
-def nar_image_case(folder: Path) -> Case:
-    golden = Golden(folder)
-    config = golden.config
-    return make_case(
-        golden,
-        MethodConfig(name="nar"),
-        llama_block(golden),
-        single_grid(1, config["grid"], config["grid"]),
-        lambda theirs: llamagen.nar_image(theirs, config["n_layer"]),
-        head_blocks=(config["medusa_attention_num"],),
-        **llama_size(golden),
-    )
-
-
-def nar_video_case(folder: Path) -> Case:
-    """The reference counts blocks from the end: head D has attn_num_back of them, B the others."""
-    golden = Golden(folder)
-    config = golden.config
-    return make_case(
-        golden,
-        MethodConfig(name="nar", time_head=True),
-        llama_block(golden, position="table"),
-        single_grid(*config["latent_shape"]),
-        lambda theirs: llamagen.nar_video(theirs, config["n_layer"]),
-        head_blocks=(config["attn_num_back"], config["attn_num_down"]),
-        **llama_size(golden),
-    )
-
-
-def arpg_case(folder: Path, **method: object) -> Case:
-    golden = Golden(folder)
-    config = golden.config
-    return make_case(
-        golden,
-        MethodConfig(name="arpg", **method),  # type: ignore[arg-type]
-        llama_block(golden),
-        single_grid(1, config["grid"], config["grid"]),
-        lambda theirs: llamagen.arpg(theirs, config["vocab_size"]),
-        **llama_size(golden) | {"depth": config["n_layer"] // 2 * 2},
-    )
-
-
-def var_case(folder: Path) -> Case:
-    golden = Golden(folder)
-    config = golden.config
-    block = BlockConfig(
-        norm="layer",
-        norm_eps=config["norm_eps"],
-        mlp="gelu_tanh",
-        mlp_ratio=config["mlp_ratio"],
-        qk_norm="l2" if config["attn_l2_norm"] else "none",
-        attention_scale=1.0 if config["attn_l2_norm"] else 0.25,
-        condition="shared_adaln" if config["shared_aln"] else "adaln",
-        bias=True,
-    )
-    return make_case(
-        golden,
-        MethodConfig(name="next_scale"),
-        block,
-        image_and_clip(1, config["patch_nums"]),
-        var,
-        width=config["embed_dim"],
-        depth=config["depth"],
-        heads=config["num_heads"],
-    )
-
-
-def tokenizer_of(golden: Golden) -> Tokenizer:
-    """The tokenizer that a folder names, at the transformer's scales."""
-    path = golden.folder / golden.description["weights_from"]["vae"]
-    settings = Golden(path.parent).config
-    asked = {
-        "quantizer.scales": golden.config["patch_nums"],
-        "quantizer.metric": "cosine" if settings["using_znorm"] else "l2",
-        **{f"quantizer.{key}": value for key, value in phi_settings(settings).items()},
-    }
-    return load_published(path, asked).tokenizer
-
-
-def known_of(case: Case, codes: Tensor, sequence: Tensor | None = None) -> Known:
-    if sequence is None:
-        order = case.generator.layout_for(case.schedule).order
-        sequence = torch.from_numpy(order.sequence)[None]
-    features = None
-    if case.generator.num_features:
-        features = input_features(
-            tokenizer_of(case.golden).quantizer, codes, case.schedule, case.generator.num_features
-        )
-    return Known(sequence, codes, features)
-
-
-def teacher_forced(case: Case) -> tuple[Known, Tensor]:
-    """What is known, and the cell behind each column of the recorded logits."""
-    recorded = case.golden.recorded
-    codes = recorded.get("tf_raster_tokens", recorded["tf_tokens"])
-    sequence = recorded.get("tf_orders")
-    known = known_of(case, codes, sequence)
-    columns = torch.arange(codes.shape[1])[None]
-    if "perm" in recorded or sequence is not None:
-        columns = known.sequence
-    return known, columns.expand(len(codes), -1)
+"""Of the labels in training, unless a folder says otherwise."""
 
 
 def in_columns(logits: Tensor, columns: Tensor) -> Tensor:
@@ -230,16 +46,29 @@ def in_columns(logits: Tensor, columns: Tensor) -> Tensor:
 
 
 def check_forward(case: Case) -> None:
-    golden, generator = case.golden, case.generator
+    golden = case.golden
+    golden.needs("tf_logits", "tf_labels")
     known, columns = teacher_forced(case)
-    labels = golden.recorded["tf_labels"]
     with torch.no_grad():
-        logits = generator(known, case.prompts(labels), case.schedule)
-        golden.check("tf_logits", in_columns(logits, columns))
-        dropped = golden.recorded["tf_drop_uniform"] < DROPPED
+        prompts = case.prompts(golden.recorded["tf_labels"])
+        logits = case.generator(known, prompts, case.schedule)
+    golden.check("tf_logits", in_columns(logits, columns))
+    if "tf_var_input" in golden.recorded:
+        first = case.schedule.offsets[1]
+        assert known.features is not None
+        golden.check("tf_var_input", known.features[:, first:])
+
+
+def check_dropped_labels(case: Case) -> None:
+    golden = case.golden
+    golden.needs("tf_drop_logits", "tf_drop_uniform", "tf_labels")
+    known, columns = teacher_forced(case)
+    labels, uniform = golden.recorded["tf_labels"], golden.recorded["tf_drop_uniform"]
+    dropped = uniform < golden.config.get("class_dropout_prob", DROPPED)
+    with torch.no_grad():
         prompts = case.prompts(torch.where(dropped, -1, labels))
-        logits = generator(known, prompts, case.schedule)
-        golden.check("tf_drop_logits", in_columns(logits, columns))
+        logits = case.generator(known, prompts, case.schedule)
+    golden.check("tf_drop_logits", in_columns(logits, columns))
 
 
 def check_gradients(case: Case) -> None:
@@ -262,30 +91,62 @@ def check_gradients(case: Case) -> None:
     golden.check_gradient_norms({name: theirs[name].grad for name in wanted})
 
 
-def check_mask(case: Case) -> None:
-    """The mask rule gives the reference's mask, whose rows are in storage order."""
-    recorded = case.golden.recorded
+def check_heads(case: Case) -> None:
+    """Each head's own logits, before they are merged, at all rows that are fed (NAR)."""
+    golden, generator = case.golden, case.generator
+    video = len(generator.heads) == 3
+    names = [f"tf_logits_{each}" for each in ("RDB" if video else ("right", "below"))]
+    golden.needs(*names)
+    known, _ = teacher_forced(case)
+    layout = generator.layout_for(case.schedule)
+    rows = FedRows.of(layout, np.arange(layout.num_rows), known.codes.device)
+    with torch.no_grad():
+        condition = generator.condition(case.prompts(golden.recorded["tf_labels"]))
+        hidden = generator.hidden(rows, rows, condition, known)
+        for name, head, output in zip(names, generator.heads, hidden, strict=True):
+            theirs = golden.recorded[name][:, raster_rows(case)]
+            torch.testing.assert_close(head(output), theirs, **LATENTS)
+
+
+def raster_rows(case: Case) -> np.ndarray:
+    """Their rows of ours: theirs are in raster order behind the class, the last asks nothing."""
+    return np.concatenate([[0], 1 + case.generator.layout_for(case.schedule).order.sequence[:-1]])
+
+
+def our_mask(case: Case) -> Tensor:
     layout = case.generator.layout_for(case.schedule)
     sight = Sight(torch.from_numpy(layout.step), torch.from_numpy(layout.role))
-    mask = dense_mask(sight, sight)
-    mask = mask[0, 0]
-    if "attn_bias_for_masking" in case.golden.weights:
-        assert torch.equal(mask, case.golden.weights["attn_bias_for_masking"][0, 0] == 0)
-    elif "group_mask" in recorded:
-        rows = layout.num_rows
-        for theirs in ("tf_input_mask", "group_mask"):  # with rows that predict nothing behind
-            assert torch.equal(mask, recorded[theirs][:rows, :rows])
-        assert layout.order.sequence.tolist() == recorded["perm"].tolist()
-    elif "proximity_mask" in recorded or "diagonal_mask" in recorded:
-        theirs = recorded.get("proximity_mask", recorded.get("diagonal_mask"))
-        rows = np.concatenate([[0], 1 + layout.order.sequence[:-1]])  # the last predicts nothing
-        assert torch.equal(mask, theirs[rows][:, rows])
-        assert layout.order.sequence.tolist() == recorded["gen_order"].tolist()
+    return dense_mask(sight, sight)[0, 0]
+
+
+def check_par_mask(case: Case) -> None:
+    golden, mask = case.golden, our_mask(case)
+    golden.needs("group_mask", "tf_input_mask", "gen_mask", "perm")
+    rows = len(mask)
+    for theirs in ("tf_input_mask", "group_mask", "gen_mask"):  # the last rows ask nothing
+        assert torch.equal(mask, golden.recorded[theirs][:rows, :rows]), theirs
+    sequence = case.generator.layout_for(case.schedule).order.sequence
+    assert sequence.tolist() == golden.recorded["perm"].tolist()
+
+
+def check_nar_mask(case: Case) -> None:
+    golden, mask, rows = case.golden, our_mask(case), raster_rows(case)
+    name = "diagonal_mask" if "latent_shape" in golden.config else "proximity_mask"
+    golden.needs(name, "gen_mask", "gen_order")
+    for theirs in (name, "gen_mask"):
+        assert torch.equal(mask, golden.recorded[theirs][rows][:, rows]), theirs
+    sequence = case.generator.layout_for(case.schedule).order.sequence
+    assert sequence.tolist() == golden.recorded["gen_order"].tolist()
+
+
+def check_var_mask(case: Case) -> None:
+    if "attn_bias_for_masking" not in case.golden.weights:
+        lacking(f"{case.golden.folder.name}: its weights have no attn_bias_for_masking")
+    assert torch.equal(our_mask(case), case.golden.weights["attn_bias_for_masking"][0, 0] == 0)
 
 
 def check_rotations(case: Case) -> None:
-    if "freqs_cis" not in case.golden.recorded:
-        return
+    case.golden.needs("freqs_cis")
     generator = case.generator
     layout = generator.layout_for(case.schedule)
     is_context = layout.role == Role.CONTEXT
@@ -315,13 +176,27 @@ class Watched:
         return torch.cat([step.logits for step in self.steps], dim=1)
 
 
+def generations(golden: Golden) -> list[str]:
+    """Names of the recorded generations; skips the check where there is none."""
+    ending = "_tokens"
+    names = [name.removesuffix(ending) for name in golden.recorded if name.endswith(ending)]
+    names = sorted(name for name in names if name.startswith("gen_"))
+    if not names:
+        lacking(f"{golden.folder.name}: records no gen_*{ending}")
+    unsaid = [name for name in names if not {name, f"{name}_cfg"} & golden.scalars.keys()]
+    assert not unsaid, f"{golden.folder}/config.json: scalars do not say how {unsaid} were made"
+    return names
+
+
 def generate(
     case: Case,
-    labels: Tensor,
+    name: str,
     guidance: Callable[[Moment], float] | None,
     quantizer: MultiScaleQuantizer | None = None,
     sequence: Tensor | None = None,
 ) -> tuple[Tensor, Watched]:
+    recorded = case.golden.recorded
+    labels = recorded[f"{name}_labels" if f"{name}_labels" in recorded else "gen_labels"]
     watched = Watched()
     settings = SampleConfig(temperature=0.0, guidance=GuidanceConfig(scale=1.0))
     codes = sample_codes(
@@ -351,13 +226,12 @@ def par_counter(group: int) -> Callable[[Moment], int]:
 def check_generation(case: Case) -> None:
     golden, config = case.golden, case.golden.config
     group = config.get("ar_token_num")
-    for name, settings in golden.scalars.items():
-        if not (isinstance(settings, dict) and "cfg_interval" in settings):
-            continue
+    for name in generations(golden):
+        settings = golden.scalars[name]
         counter = par_counter(group) if group else lambda moment: moment.cells_before
         scale = settings["cfg_scale"]
-        guidance = until(settings["cfg_interval"], scale, counter) if scale > 1 else None
-        codes, watched = generate(case, golden.recorded["gen_labels"], guidance)
+        guidance = until(settings.get("cfg_interval", -1), scale, counter) if scale > 1 else None
+        codes, watched = generate(case, name, guidance)
         golden.check(f"{name}_raster" if group else f"{name}_tokens", codes)
         golden.check(f"{name}_logits", watched.logits, GUIDED)
     steps = case.generator.layout_for(case.schedule, training=False).order.num_steps
@@ -370,28 +244,41 @@ def _expected_steps(case: Case) -> int:
     return prod(shape) // group + group - 1 if group else sum(shape) - 2
 
 
-ALL = [check_forward, check_gradients, check_mask, check_rotations, check_generation]
+TEACHER_FORCED = [check_forward, check_dropped_labels, check_gradients]
+PAR = [*TEACHER_FORCED, check_par_mask, check_rotations, check_generation]
+NAR_VIDEO = [*TEACHER_FORCED, check_heads, check_nar_mask, check_generation]
+NAR_IMAGE = [*NAR_VIDEO, check_rotations]
 
 
-@pytest.mark.parametrize("check", ALL)
+@pytest.mark.parametrize("check", PAR)
 @pytest.mark.golden("par_gpt_*")
 def test_par_is_as_recorded(golden_folder: Path, check: Callable[[Case], None]) -> None:
     check(par_case(golden_folder))
 
 
-@pytest.mark.parametrize("check", ALL)
+@pytest.mark.parametrize("check", NAR_IMAGE)
 @pytest.mark.golden("nar_image*")
 def test_nar_of_images_is_as_recorded(golden_folder: Path, check: Callable[[Case], None]) -> None:
     check(nar_image_case(golden_folder))
 
 
-@pytest.mark.parametrize("check", ALL)
+@pytest.mark.parametrize("check", NAR_VIDEO)
 @pytest.mark.golden("nar_video*")
 def test_nar_of_video_is_as_recorded(golden_folder: Path, check: Callable[[Case], None]) -> None:
     check(nar_video_case(golden_folder))
 
 
-@pytest.mark.parametrize("check", [check_forward, check_gradients, check_rotations])
+def check_raster_order(case: Case) -> None:
+    golden = case.golden
+    golden.needs("tf_raster_logits")
+    codes = golden.recorded["tf_tokens"]
+    known = known_of(case, codes, torch.arange(codes.shape[1])[None])
+    with torch.no_grad():
+        prompts = case.prompts(golden.recorded["tf_labels"])
+        golden.check("tf_raster_logits", case.generator(known, prompts, case.schedule))
+
+
+@pytest.mark.parametrize("check", [*TEACHER_FORCED, check_raster_order, check_rotations])
 @pytest.mark.golden("arpg*")
 def test_arpg_is_as_recorded(golden_folder: Path, check: Callable[[Case], None]) -> None:
     check(arpg_case(golden_folder))
@@ -400,9 +287,8 @@ def test_arpg_is_as_recorded(golden_folder: Path, check: Callable[[Case], None])
 @pytest.mark.golden("arpg*")
 def test_arpg_generates_as_recorded(golden_folder: Path) -> None:
     golden = Golden(golden_folder)
-    for name, settings in golden.scalars.items():
-        if not (isinstance(settings, dict) and "num_iter" in settings):
-            continue
+    for name in generations(golden):
+        settings = golden.scalars[name]
         case = arpg_case(
             golden_folder, num_steps=settings["num_iter"], sizes=settings["sample_schedule"]
         )
@@ -411,14 +297,14 @@ def test_arpg_generates_as_recorded(golden_folder: Path) -> None:
         config = GuidanceConfig(kind=settings["cfg_schedule"], scale=settings["guidance_scale"])
         guidance = partial(guidance_scale, config)
         sequence = golden.recorded[f"{name}_order"][None]
-        codes, watched = generate(case, golden.recorded["gen_labels"], guidance, sequence=sequence)
+        codes, watched = generate(case, name, guidance, sequence=sequence)
         golden.check(f"{name}_tokens", codes)
         golden.check(f"{name}_logits", watched.logits, GUIDED)
         scales = torch.tensor([step.scale for step in watched.steps])
         golden.check(f"{name}_cfg_scale", scales)
 
 
-@pytest.mark.parametrize("check", [check_forward, check_gradients, check_mask])
+@pytest.mark.parametrize("check", [*TEACHER_FORCED, check_var_mask])
 @pytest.mark.golden("var_transformer_*")
 def test_var_is_as_recorded(golden_folder: Path, check: Callable[[Case], None]) -> None:
     check(var_case(golden_folder))
@@ -429,14 +315,9 @@ def test_var_generates_as_recorded(golden_folder: Path) -> None:
     case = var_case(golden_folder)
     golden = case.golden
     tokenizer = tokenizer_of(golden)
-    for name in ("gen_a", "gen_b", "gen_u"):
+    for name in generations(golden):
         config = GuidanceConfig(kind="ramp", scale=1 + golden.scalars[f"{name}_cfg"])
-        codes, watched = generate(
-            case,
-            golden.recorded[f"{name}_labels"],
-            partial(guidance_scale, config),
-            tokenizer.quantizer,
-        )
+        codes, watched = generate(case, name, partial(guidance_scale, config), tokenizer.quantizer)
         golden.check(f"{name}_tokens", codes)
         golden.check(f"{name}_logits", watched.logits, GUIDED)
         golden.check(f"{name}_f_hat", torch.stack(watched.f_hat))

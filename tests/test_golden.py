@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.golden import Golden, absent, golden_folders, phi_settings
+from tests.golden import FAMILIES, Golden, absent, golden_folders, phi_settings
+
+
+@pytest.mark.golden("*")
+def test_every_folder_is_of_a_family_that_is_tested(golden_folder: Path) -> None:
+    if not any(fnmatch(golden_folder.name, family) for family in FAMILIES):
+        pytest.skip(f"{golden_folder}: no test knows this family; known: {', '.join(FAMILIES)}")
 
 
 @pytest.fixture
@@ -59,6 +67,25 @@ def test_other_numbers_ids_or_tensors_than_recorded_are_named(root):
         golden.check("idx_0", torch.tensor([0, 1, 3]))
     with pytest.raises(AssertionError, match="has no f_hat_0"):
         golden.check("f_hat_0", torch.zeros(2))
+
+
+def test_a_check_of_what_is_not_recorded_is_skipped_by_name(root, monkeypatch):
+    monkeypatch.setenv("TESSERA_REQUIRE_GOLDEN", "")
+    golden = write(root / "par_gpt_4", {"tf_logits": torch.zeros(2)})
+    golden.needs("tf_logits")
+    with pytest.raises(pytest.skip.Exception, match="par_gpt_4: records no tf_drop_logits"):
+        golden.needs("tf_logits", "tf_drop_logits")
+    monkeypatch.setenv("TESSERA_REQUIRE_GOLDEN", "1")
+    with pytest.raises(pytest.fail.Exception, match="records no gen_order"):
+        golden.needs("gen_order")
+
+
+def test_numbers_are_the_same_however_they_are_stored(root):
+    values = {"idx_0": torch.arange(3, dtype=torch.int32), "f": torch.ones(2, dtype=torch.float64)}
+    golden = write(root / "var_quant_a", values | {"mask": torch.ones(1, dtype=torch.bool)})
+    golden.check("idx_0", torch.arange(3))
+    golden.check("f", torch.ones(2))
+    golden.check("mask", torch.ones(1, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
