@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tokenizer.presets import PRESETS as TOKENIZERS
 from tokenizer.scales import Schedule, image_and_clip, single_grid
@@ -71,6 +72,8 @@ def test_a_preset_says_what_to_expect_and_how_to_sample(name: str) -> None:
     assert all(line.startswith("#") for line in head.splitlines())
     assert "arXiv" in head
     assert "Expected" in head
+    sampling = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())["sampling"]
+    assert sampling["guidance"]["scale"] > 1
 
 
 def flattened(prefix: str, values: dict) -> dict:
