@@ -6,6 +6,7 @@ Names and settings are read from each folder, so other folders of the same layou
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -28,8 +29,14 @@ from tests.generator_cases import (
     var_case,
 )
 from tests.golden import LATENTS, LOSSES, Golden, lacking
+from tokenizer.checkpoint import Checkpoint
+from tokenizer.key_report import check_keys
 from tokenizer.quantizer import MultiScaleQuantizer
 from training.attention import Sight, dense_mask
+from training.compat.models import block_of, hidden_of
+from training.compat.published import weights_in
+from training.compat.reading import detect_layout, read_sizes
+from training.compat.sizes import KEYS
 from training.config import GuidanceConfig, SampleConfig
 from training.fed_rows import FedRows
 from training.guidance import Moment, guidance_scale
@@ -164,6 +171,25 @@ def check_rotations(case: Case) -> None:
     torch.testing.assert_close(found, theirs[: len(found)], rtol=1e-6, atol=max(1e-6, rounded))
 
 
+def check_published_layout(case: Case) -> None:
+    """As a published file it is told by its keys, is whole, and its shapes tell its sizes."""
+    golden, generator = case.golden, case.generator
+    checkpoint = Checkpoint(
+        path=golden.folder, sha256="", tensors=golden.weights, part=None, left_out=()
+    )
+    layout = detect_layout(checkpoint)
+    sizes = read_sizes(checkpoint, layout, sum(generator.transformer.stacks.head_blocks))
+    check_keys(golden.folder, KEYS[layout](sizes), weights_in(checkpoint, layout)[0])
+    config = replace(
+        generator.config, block=replace(generator.config.block, **block_of(layout, sizes))
+    )
+    assert hidden_of(layout, config) == sizes.hidden
+    told = (sizes.width, sizes.depth, sizes.codebook_size, sizes.num_classes)
+    settings = golden.config
+    expected = (settings["vocab_size"], settings["num_classes"])
+    assert told == (config.width, config.depth, *expected)
+
+
 class Watched:
     """What sampling showed: guided logits and cells in the order of generation."""
 
@@ -249,7 +275,7 @@ def _expected_steps(case: Case) -> int:
     return prod(shape) // group + group - 1 if group else sum(shape) - 2
 
 
-TEACHER_FORCED = [check_forward, check_dropped_labels, check_gradients]
+TEACHER_FORCED = [check_published_layout, check_forward, check_dropped_labels, check_gradients]
 PAR = [*TEACHER_FORCED, check_par_mask, check_rotations, check_generation]
 NAR_VIDEO = [*TEACHER_FORCED, check_heads, check_nar_mask, check_generation]
 NAR_IMAGE = [*NAR_VIDEO, check_rotations]

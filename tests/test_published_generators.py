@@ -182,6 +182,26 @@ def test_the_checkpoint_of_vars_trainer_is_read_beside_its_tokenizer_and_optimiz
     assert set(read_checkpoint(path, "trainer.vae_local").tensors) == {"quantize.embedding.weight"}
 
 
+def test_the_checkpoint_of_nars_video_trainer_is_read(
+    tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    model = {"name": "llama-abs-L", "args": {"num_classes": 5}, "sd": state_of("nar-video")}
+    content = {"model": model, "epoch": 1000, "cfg": {"ar": {"top_k": 0}}, "wandb_run_id": None}
+    path = saved(content, tmp_path / "epoch-1000.pth")
+    found = load_published(path, tokenizers["nar-video"], **options("nar-video"))
+    plain = saved(state_of("nar-video"), tmp_path / "plain.pth")
+    expected = load_published(plain, tokenizers["nar-video"], **options("nar-video"))
+    assert same_weights(found.generator, expected.generator)
+
+
+def test_an_mlp_of_any_width_is_read(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    for hidden in (1, 41, 55, 100):
+        state = state_of("llamagen", replace(SMALL, hidden=hidden))
+        path = saved(state, tmp_path / f"{hidden}.pt")
+        found = load_published(path, tokenizers["llamagen"], **options("llamagen"))
+        assert found.generator.transformer.blocks[0].mlp.down.in_features == hidden
+
+
 def test_par_of_one_region_has_no_special_tokens(
     tokenizers: dict[str, Path], tmp_path: Path
 ) -> None:

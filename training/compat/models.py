@@ -40,15 +40,17 @@ def block_of(layout: str, sizes: Sizes) -> dict[str, object]:
             "attention_scale": 1.0 if sizes.has_lengths else 0.25,
             "condition": "shared_adaln" if sizes.shares_modulation else "adaln",
         }
-    return {"mlp_multiple": _multiple(sizes)}
+    return _mlp(sizes)
 
 
-def _multiple(sizes: Sizes) -> int:
-    """The largest power of two, to 256, to which the MLP's width can have been rounded up."""
+def _mlp(sizes: Sizes) -> dict[str, object]:
+    """The largest power of two, to 256, to which the MLP's width can have been rounded up; where
+    there is none, that width by a ratio of its own."""
     exact = int(4 * sizes.width * 2 / 3)
-    powers = [1 << power for power in range(8, -1, -1)]
-    fitting = [each for each in powers if each * ceil(exact / each) == sizes.hidden]
-    return fitting[0] if fitting else 256
+    for multiple in (1 << power for power in range(8, -1, -1)):
+        if multiple * ceil(exact / multiple) == sizes.hidden:
+            return {"mlp_multiple": multiple}
+    return {"mlp_multiple": 1, "mlp_ratio": (sizes.hidden + 0.5) / sizes.width * 1.5}
 
 
 def hidden_of(layout: str, model: ModelConfig) -> int:
