@@ -249,6 +249,15 @@ def test_a_training_checkpoint_has_parts_and_says_which_was_taken(tmp_path):
     assert torch.equal(found, second["quantize.embedding.weight"])
 
 
+def test_the_tokenizer_in_a_checkpoint_of_vars_trainer_is_read(tmp_path):
+    state, made = state_of("var")
+    trainer = {"config": {}, "var_wo_ddp": {"head.weight": torch.zeros(1)}, "vae_local": state}
+    torch.save({"epoch": 3, "trainer": trainer}, tmp_path / "ar-ckpt-last.pth")
+    published = load_published(tmp_path / "ar-ckpt-last.pth")
+    assert published.source["part"] == "trainer.vae_local"
+    assert published.tokenizer.fingerprint == made.fingerprint
+
+
 def test_losses_and_discriminators_in_a_state_dict_are_left_out_and_named(var):
     def change(state):
         state["loss.discriminator.main.0.weight"] = torch.zeros(1)
