@@ -20,6 +20,7 @@ from pipeline.config import PHASES, BuildConfig
 from pipeline.inspection import cli as inspection_cli
 from pipeline.upkeep import cli as upkeep_cli
 from pipeline.upkeep import migrate_cli
+from tokenizer.flag_parser import FlagParser
 from tokenizer.settings import UserError, add_flags, config_file, given_flags, read_settings
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = FlagParser(
         prog="tessera",
         description="Raw video to multi-scale token shards, and token shards to video generators.",
         epilog="`tessera COMMAND --help` shows every setting and an example.",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _register_demo(commands)
     _register_build(commands)
     tokenizer_commands = tokenizer.cli.register(commands)
@@ -88,13 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     upkeep_cli.register(commands)
     migrate_cli.register(commands)
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line, as everywhere else."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
 def prepare_pixels(data: str) -> Path:

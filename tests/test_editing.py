@@ -146,6 +146,28 @@ def test_a_video_is_read_at_the_rate_asked_for_and_ends_where_it_ends(
         opening_frames(video, 9, 16, 16, 8.0, 2.0)
 
 
+@pytest.mark.parametrize(("method", "late"), [("raster", 2), ("nar", 2), ("arpg", 0)])
+def test_the_command_says_which_codes_a_fixed_order_does_not_see(
+    method: str,
+    late: int,
+    grid_shards: Path,
+    tmp_path: Path,
+    frames: np.ndarray,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_run(grid_shards, tmp_path / "run", method)
+    capsys.readouterr()
+    Image.fromarray(frames[0]).save(tmp_path / "photo.png")
+    command = ["edit", str(tmp_path / "run"), str(tmp_path / "photo.png")]
+    assert main([*command, "--hide", "[0, 8, 8, 16]"]) == 0
+    said = capsys.readouterr().err
+    expected = f"note: {late} of the 3 given codes come late in the order of {method}"
+    assert (expected in said) == (late > 0)
+    assert said.count("\n") == (late > 0)
+    assert main(command) == 0
+    assert ("note" in capsys.readouterr().err) == (method == "nar")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -14,6 +14,7 @@ from typing import Any
 
 from tokenizer.autoencoder_config import ImageAutoencoderConfig
 from tokenizer.config import TokenizerConfig
+from tokenizer.flag_parser import FlagParser
 from tokenizer.layouts import LAYOUTS, PUBLISHED, settings_of
 from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import PRESETS as SCHEDULES
@@ -49,7 +50,7 @@ def register(commands: argparse._SubParsersAction) -> argparse._SubParsersAction
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m tokenizer`: this package's commands alone."""
-    parser = argparse.ArgumentParser(prog="python -m tokenizer", description=__doc__)
+    parser = FlagParser(prog="python -m tokenizer", description=__doc__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _register_info(commands)
     _register_convert(commands)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -276,19 +277,27 @@ def _convert(annotation: Any, value: Any, where: str, key: str) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     elif annotation is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
-            try:
-                return float(value)
-            except ValueError:
-                pass
+        number = _number(value)
+        if number is not None and not math.isfinite(number):
+            raise UserError(f"{where}: {key} ({value}) must be a finite number")
+        if number is not None:
+            return number
     elif annotation is str:
         if isinstance(value, str):
             return value
     elif annotation is Any:
         return value
     raise UserError(f"{where}: {key} must be {_type_text(annotation)}, not {_shown(value)}")
+
+
+def _number(value: Any) -> float | None:
+    """A value as a float; text too, since YAML 1.1 reads 1e-3 as text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def _plain(value: Any) -> Any:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from tokenizer.flag_parser import FlagParser
 from tokenizer.settings import UserError
 from training import cli
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; a UserError is one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser = FlagParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     cli.register(commands, commands)
     arguments = parser.parse_args(argv)

@@ -355,6 +355,8 @@ class SampleConfig(DrawConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} ({value}) must be at least 1")
+        if self.fps <= 0:
+            raise ValueError(f"fps ({self.fps}) must be positive")
         for name in ("max_prompts", "ranks", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")

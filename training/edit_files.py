@@ -8,6 +8,7 @@ EDITS/edit.json          settings, codes, what was given
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ def write_edit(run_dir: Path, source: str, config: EditConfig, decode: Decode | 
         record = made_by | {
             "settings": to_dict(config),
             "cells_given": edited.num_given,
+            "cells_given_late": edited.num_unseen,
             "num_steps": edited.results.num_steps,
             "results": [
                 {"file": file.name, "prompt": prompt, "codes": codes.tolist()}
@@ -58,6 +60,8 @@ def write_edit(run_dir: Path, source: str, config: EditConfig, decode: Decode | 
         (out / "edit.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    if edited.num_unseen:
+        print(_warning(edited, run.config.method.name), file=sys.stderr)
     print(f"{_line(edited)}; {out / 'edit.png'}")
     return edited
 
@@ -95,6 +99,13 @@ def _shaded(edited: Edited) -> np.ndarray:
     hidden = (edited.source * 0.25 + np.array(_HIDDEN) * 0.75).astype(np.uint8)
     shaded = np.where(edited.made[..., None], made, edited.source)
     return np.where(edited.known[..., None], shaded, hidden)
+
+
+def _warning(edited: Edited, method: str) -> str:
+    return (
+        f"note: {edited.num_unseen} of the {edited.num_given} given codes come late in the order "
+        f"of {method}, and what is made before them does not see them; a run of arpg sees all"
+    )
 
 
 def _line(edited: Edited) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from tokenizer.settings import UserError
 from training.edit_config import EditConfig
 from training.run import OpenedRun, Shape
 from training.vocabulary import FIELDS
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Decode = Callable[[Path, int, int, int, float, float], np.ndarray]
 """(path, num_frames, height, width, fps, start_seconds) to uint8 frames, at most `num_frames`."""
@@ -31,6 +35,8 @@ class EditSource:
     codes: Int[np.ndarray, " l"] | None = None
     """Of a sample; those of files are made from their known pixels."""
     prompt: str | None = None
+    size: tuple[int, int] | None = None
+    """Height and width before it was cut and scaled; None where that is not known."""
 
 
 def open_source(
@@ -41,8 +47,12 @@ def open_source(
     path = Path(source)
     if not path.exists():
         return _sample(run, source, bucket, config)
+    if not path.is_file():
+        raise UserError(f"{path}: a folder; give a video, an image or the key of a sample")
     if _is_image(path):
-        return EditSource(name=path.stem, frames=_image(path, shape.height, shape.width)[None])
+        picture = _opened(path)
+        frames = _fitted(picture, shape.height, shape.width)[None]
+        return EditSource(name=path.stem, frames=frames, size=(picture.height, picture.width))
     if decode is None:
         raise UserError(
             f"{path}: videos are read by the pipeline: use the command `tessera edit` with PyAV "
@@ -54,9 +64,25 @@ def open_source(
     return EditSource(name=path.stem, frames=frames)
 
 
-def read_mask(path: str, shape: Shape) -> Bool[np.ndarray, "h w"]:
-    """Where an image is white, cut and scaled as the source is; UserError when it is no image."""
-    return _image(Path(path), shape.height, shape.width).mean(axis=2) >= 128
+def read_mask(
+    path: str, shape: Shape, size: tuple[int, int] | None = None
+) -> Bool[np.ndarray, "h w"]:
+    """Where an image is white, cut and scaled as the source is, which had `size`.
+
+    UserError when it is no image, or neither as wide for its height as the source nor as the clip.
+    """
+    picture = _opened(Path(path))
+    clip = shape.height, shape.width
+    height, width = size or clip
+    has_shape = any(
+        abs(picture.height * w - picture.width * h) <= max(h, w) for h, w in ((height, width), clip)
+    )
+    if size is not None and not has_shape:
+        raise UserError(
+            f"{path}: a mask of {picture.height} x {picture.width} pixels does not lie on a source "
+            f"of {height} x {width}; draw it on the source, or on the clip's {clip[0]} x {clip[1]}"
+        )
+    return _fitted(picture, *clip).mean(axis=2) >= 128
 
 
 def _sample(run: OpenedRun, key: str, bucket: str, config: EditConfig) -> EditSource:
@@ -100,13 +126,21 @@ def _is_image(path: Path) -> bool:
     )
 
 
-def _image(path: Path, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture, cut in the middle to the aspect and scaled by areas."""
+def _opened(path: Path) -> Image.Image:
+    """A picture, upright; UserError when it is none."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not an image that can be read ({error})") from None
-    return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.BOX))
+
+
+def _fitted(picture: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Cut in the middle to the aspect and scaled by areas."""
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BOX))

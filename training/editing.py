@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 
+from tokenizer.scales import Schedule
 from tokenizer.settings import UserError
 from training.edit_config import EditConfig
 from training.edit_source import EditSource, read_mask
 from training.given import Given
 from training.known_region import known_cells, known_pixels, made_pixels, painted_over
 from training.run import OpenedRun
+from training.sampler import layout_of
 from training.samples import Generated, bucket_of, check_settings, generate
 
 
@@ -39,6 +41,8 @@ class Edited:
     """Black in frames that the source does not have."""
     num_given: int
     """Cells that were given."""
+    num_unseen: int
+    """Of these, those that not all that was made has seen: they come later in the order."""
 
 
 def edit(run: OpenedRun, source: EditSource, config: EditConfig) -> Edited:
@@ -47,10 +51,15 @@ def edit(run: OpenedRun, source: EditSource, config: EditConfig) -> Edited:
     shape = run.record.shapes[bucket_of(run, config)]
     size = (shape.num_frames, shape.height, shape.width)
     stride = run.tokenizer.config.temporal_stride
-    mask = None if config.mask is None else read_mask(config.mask, shape)
+    mask = None if config.mask is None else read_mask(config.mask, shape, source.size)
     known = known_pixels(config, size, len(source.frames), stride, mask)
     cells = known_cells(schedule, known, stride)
-    if known.any() and not cells.any():
+    if not known.any():
+        raise UserError(
+            "nothing would be kept: `tessera sample` makes whole clips; say what stays with "
+            "--hide, --keep, --mask or --first_frames"
+        )
+    if not cells.any():
         raise UserError(
             "no cell would stay: what is kept must hold all pixels of some cell, which has "
             f"{run.tokenizer.config.spatial_stride} x {run.tokenizer.config.spatial_stride} of "
@@ -77,7 +86,17 @@ def edit(run: OpenedRun, source: EditSource, config: EditConfig) -> Edited:
         made=made_pixels(schedule, cells, size, stride),
         source=frames,
         num_given=int(cells.sum()),
+        num_unseen=_num_unseen(run, schedule, config, cells),
     )
+
+
+def _num_unseen(
+    run: OpenedRun, schedule: Schedule, config: EditConfig, cells: Bool[np.ndarray, " l"]
+) -> int:
+    """Given cells that the order puts behind, or beside, the first of those that are made."""
+    given = Given(torch.zeros(1, len(cells), dtype=torch.int64), cells)
+    step = layout_of(run.generator, schedule, config, given).order.step_of_cell
+    return int((step[cells] >= step[~cells].min()).sum())
 
 
 def _default_prompt(run: OpenedRun, source: EditSource) -> str | None:

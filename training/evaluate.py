@@ -48,7 +48,7 @@ from training.likeness import copy_share, nearest
 from training.pictures import contact_sheet, save_png
 from training.real_clips import Clips, intended, read_clips
 from training.run import OpenedRun, open_run, pick_device
-from training.samples import Generated, generate
+from training.samples import Generated, check_settings, generate
 from training.unseen_prompts import unseen_prompts
 
 REPORT_FILE = "evaluation.json"
@@ -69,6 +69,7 @@ def evaluate(
     """
     run_dir = Path(run_dir)
     run = open_run(run_dir, device=pick_device(config.sample.device))
+    check_settings(run, _settings(run, config))
     data_dir = _data_dir(run, config)
     codes, pixels = _datasets(run, data_dir, prepare_pixels)
     bucket = config.sample.bucket or next(iter(run.record.shapes))

@@ -79,6 +79,11 @@ class Order:
         return np.repeat(np.arange(1, self.num_steps + 1), self.sizes)
 
     @property
+    def most_steps(self) -> int:
+        """Most steps that a clip, frame or scale can take where cells come in a random order."""
+        return max((stop - start for start, stop in self.shuffled), default=0)
+
+    @property
     def step_of_cell(self) -> np.ndarray:
         """int64 [num_tokens]: the step of each cell (where places are shuffled: one instance)."""
         steps = np.empty_like(self.step)
@@ -136,6 +141,15 @@ def over_grid(schedule: Schedule, inner: Inner, given: np.ndarray | None = None)
         )
     part = _inside(shape, inner, _none(schedule) if given is None else given)
     return Order(inner.kind, schedule, part.sequence, part.sizes, part.shuffled)
+
+
+def check_steps(num_steps: int | None, order: Order) -> None:
+    """UserError when more steps are asked of a random order than there are cells to draw."""
+    if num_steps is not None and num_steps > order.most_steps:
+        raise UserError(
+            f"num_steps ({num_steps}) is more than the {order.most_steps} cells that come in "
+            f"random order at a time: at most {order.most_steps}"
+        )
 
 
 @dataclass(frozen=True)

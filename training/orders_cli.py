@@ -101,12 +101,14 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
 
 def _show(arguments: argparse.Namespace) -> int:
     from training.methods import METHODS
+    from training.order import check_steps
     from training.order_report import describe, drawn_steps, title_of
 
     flags = {**given_flags(arguments), "method.name": arguments.method}
     method = read_settings(OrderSettings, None, flags).method
     out = _picture(arguments, (".png", ".gif", ".mp4"))
     layout = METHODS[method.name](_schedule(arguments), 0, method, False)
+    check_steps(method.num_steps, layout.order)
     steps = drawn_steps(layout.order, arguments.seed)
     print(describe(layout, method, steps))
     if out is not None:
@@ -143,7 +145,10 @@ def _picture(arguments: argparse.Namespace, kinds: tuple[str, ...]) -> Path | No
     out = Path(arguments.out)
     if out.suffix not in kinds:
         raise UserError(f"--out {out}: drawn as {' or '.join(kinds)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     return out
 
 
@@ -178,7 +183,8 @@ def _of_shape(arguments: argparse.Namespace) -> Schedule:
 
 
 def _of_preset(arguments: argparse.Namespace) -> Schedule:
-    return preset_schedule(arguments.schedule, _frames(arguments), arguments.ratio or 1.0)
+    ratio = 1.0 if arguments.ratio is None else arguments.ratio
+    return preset_schedule(arguments.schedule, _frames(arguments), ratio)
 
 
 def _of_sides(arguments: argparse.Namespace) -> Schedule:

@@ -18,6 +18,7 @@ from tokenizer.settings import UserError
 from training.config import SampleConfig
 from training.given import Given, passes
 from training.guidance import is_guided
+from training.order import check_steps
 from training.resize import resized
 from training.run import OpenedRun, open_run
 from training.sampler import layout_of, sample_codes
@@ -113,8 +114,18 @@ def check_settings(run: OpenedRun, settings: SampleConfig) -> Schedule:
             f"guidance.scale ({settings.guidance.scale}) needs a conditional model; this one has "
             "no condition: use --guidance.scale 1"
         )
+    if run.vocabulary.kind == "none" and settings.prompts:
+        raise UserError(
+            f"prompts ({list(settings.prompts)}): this run was trained without a condition; leave "
+            "them out"
+        )
+    if settings.text_weights is not None and run.vocabulary.tower is None:
+        raise UserError(
+            f"text_weights ({settings.text_weights}) are for condition.kind clip_text; this run "
+            f"has {run.vocabulary.kind}: leave them out"
+        )
     schedule = run.schedule(bucket)
-    layout_of(run.generator, schedule, settings)
+    check_steps(settings.num_steps, layout_of(run.generator, schedule, settings).order)
     return schedule
 
 

@@ -83,10 +83,13 @@ class Vocabulary:
             return [self._class(prompt)]
         if self.kind == "clip_text":
             return [self._caption(prompt)]
+        if not words(prompt) and not cut:
+            raise UserError(f"prompt {prompt!r} has no words: say what is to be seen")
         ids = [self._piece(piece, word) for word in words(prompt) for piece in self._pieces(word)]
         if len(ids) > self.length and not cut:
             raise UserError(
-                f"prompt {prompt!r} has {len(ids)} word pieces; this run takes {self.length}"
+                f"prompt {prompt!r} has {len(ids)} word pieces; this run takes {self.length}: "
+                "shorten it"
             )
         ids = ids[: self.length]
         return ids + [ABSENT] * (self.length - len(ids))

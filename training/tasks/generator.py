@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.shards import Batch, Dataset, Samples, Source
+from tokenizer.door import check_codes
 from tokenizer.folder import load_tokenizer
 from tokenizer.model import Tokenizer
 from tokenizer.scales import Schedule
@@ -24,6 +25,7 @@ from training.config import GeneratorRun
 from training.data import data_order, open_loader, open_sources, prompts_in
 from training.draws import numpy_generator
 from training.generator import Generator, Known
+from training.order import check_steps
 from training.partial import feature_channels, input_features
 from training.run import RunRecord, Shape, write_run
 from training.tasks.task import Losses, Part, Preview
@@ -63,6 +65,7 @@ class GeneratorTask:
                 self.tokenizer.codebook_size,
                 feature_channels(self.tokenizer.quantizer, longest),
             ).to(device)
+        check_steps(config.method.num_steps, self.generator.layout_for(longest).order)
         self.generator.condition.told = self._told
         self.module: nn.Module = self.generator
         self.parts = [Part("generator", self.generator, config.optimizer, _is_matrix)]
@@ -101,7 +104,9 @@ class GeneratorTask:
 
     def losses(self, batch: Batch, step: int) -> Losses:
         schedule = self._schedules[batch.bucket.name]
-        codes = torch.from_numpy(batch.arrays.astype(np.int64)).to(self._device)
+        codes = torch.from_numpy(batch.arrays.astype(np.int64))
+        check_codes(codes, schedule, self.tokenizer.codebook_size)
+        codes = codes.to(self._device)
         features = None
         if self.generator.num_features:
             features = input_features(
@@ -172,6 +177,11 @@ def _tokenizer(dataset: Dataset, device: str) -> tuple[Path, Tokenizer]:
             f"{dataset.root}: shards of another tokenizer: their codes come from "
             f"{str(token_set.tokenizer)[:12]}, {dataset.tokenizer_dir} is "
             f"{tokenizer.fingerprint[:12]}; build the dataset again"
+        )
+    if token_set.codebook_size not in (None, tokenizer.codebook_size):
+        raise UserError(
+            f"{dataset.root}: says its codes are of {token_set.codebook_size}, its tokenizer has "
+            f"{tokenizer.codebook_size}; build the dataset again"
         )
     return dataset.tokenizer_dir, tokenizer
 
