@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.shards import Loader
+from tests.generators import VARIANTS, make_generator
 from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer, save_tokenizer
@@ -41,7 +42,7 @@ from training.optimizer import orthogonalized
 from training.run import open_run
 from training.samples import default_prompts, generate
 from training.schedule import learning_rate_factor
-from training.tasks.generator import GeneratorTask
+from training.tasks.generator import GeneratorTask, is_matrix
 from training.vocabulary import build_vocabulary
 
 BUCKETS = ("t5_h16_w16", "t1_h16_w16")
@@ -68,6 +69,16 @@ def generator_run(data: Path, out: Path, num_steps: int = 6, **changes: Any) -> 
         ),
     }
     return GeneratorRun(**(settings | changes))
+
+
+@pytest.mark.parametrize("name", ["next_scale", "raster", "par", "nar", "arpg"])
+def test_matrices_of_all_blocks_are_trained_as_matrices(name: str) -> None:
+    """Those of NAR's heads and of ARPG's second stack too."""
+    (variant,) = (each for each in VARIANTS if each.name == name)
+    module = make_generator(variant, "class")
+    of_blocks = {key for key, each in module.named_parameters() if key.startswith("transformer.")}
+    chosen = {key for key, each in module.named_parameters() if is_matrix(key, each)}
+    assert chosen == {key for key in of_blocks if module.get_parameter(key).ndim == 2}
 
 
 def tokenizer_run(data: Path, out: Path, num_steps: int = 6) -> TokenizerRun:

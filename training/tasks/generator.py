@@ -32,6 +32,8 @@ from training.tasks.task import Losses, Part, Preview
 from training.telling import features_of
 from training.vocabulary import ABSENT, FIELDS, Vocabulary, build_vocabulary
 
+_BLOCKS = tuple(f"transformer.{each}." for each in ("blocks", "head_blocks", "second", "shared"))
+
 
 class GeneratorTask:
     """The generator, its shards and the frozen quantizer that they came from."""
@@ -68,7 +70,7 @@ class GeneratorTask:
         check_steps(config.method.num_steps, self.generator.layout_for(longest).order)
         self.generator.condition.told = self._told
         self.module: nn.Module = self.generator
-        self.parts = [Part("generator", self.generator, config.optimizer, _is_matrix)]
+        self.parts = [Part("generator", self.generator, config.optimizer, is_matrix)]
         for schedule in self._schedules.values():
             self.generator.layout_for(schedule)
         self._device = torch.device(device)
@@ -157,8 +159,9 @@ class GeneratorTask:
         return self._encoded[prompt]
 
 
-def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 2 and name.startswith("transformer.blocks.")
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Of any block, those of heads and of a second stack included, and its shared keys."""
+    return parameter.ndim == 2 and name.startswith(_BLOCKS)
 
 
 def _tokenizer(dataset: Dataset, device: str) -> tuple[Path, Tokenizer]:
