@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tests.generators import (
     random_codes,
 )
 from tests.test_trainer import generator_run
-from training.caption_features import load_features
+from training.caption_features import FEATURES_FILE, load_features
 from training.config import ConditionConfig, GuidanceConfig, SampleConfig
 from training.sampler import Step, sample_codes
 from training.tasks.generator import GeneratorTask
@@ -64,13 +65,15 @@ def test_guidance_of_0_is_the_unconditional_model_and_of_1_the_conditional_one(
         assert not torch.allclose(conditional[0], unconditional[0])
 
 
-@pytest.mark.parametrize("kind", ["none", "class", "text"])
+@every_kind
 @pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
 def test_a_share_of_prompts_is_dropped_as_a_whole(
-    kind: str, dropout: float, code_shards: Path
+    kind: str, dropout: float, code_shards: Path, tmp_path: Path
 ) -> None:
-    condition = ConditionConfig(kind=kind, dropout=dropout)  # type: ignore[arg-type]
-    task = GeneratorTask(generator_run(code_shards, Path("unused"), condition=condition), "cpu")
+    captions = ("a green three moving left", "a red seven")
+    replace(make_features(), captions=captions).save(tmp_path / FEATURES_FILE)
+    condition = ConditionConfig(kind=kind, dropout=dropout, model="none")  # type: ignore[arg-type]
+    task = GeneratorTask(generator_run(code_shards, tmp_path, condition=condition), "cpu")
     rows = torch.cat([task._prompts(task.loader.batch(step), step) for step in range(40)])
     if kind == "none":
         assert rows.shape == (240, 0)
