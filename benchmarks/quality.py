@@ -232,10 +232,7 @@ def _trained(name: str, seed: int, data: Path, arguments: argparse.Namespace) ->
         method=METHODS[name][1],
         data=DataConfig(path=str(data), token_set=None if token_set == "pyramid" else token_set),
     )
-    settings = to_dict(run) | {"data": [data.name, token_set]}
-    del settings["sampling"]
-    identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    folder = WORK / f"{_slug(name)}-{seed}-{identity}"
+    folder = WORK / f"{_slug(name)}-{seed}-{_identity(run, data.name)}"
     if not (folder / "trained.json").exists():
         cpu = time.process_time()
         launch(replace(run, out=str(folder)))
@@ -272,6 +269,20 @@ def _judged(
     }
     report_file.write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _identity(run: GeneratorRun, data: str) -> str:
+    """Of what a training depends on: settings other than the defaults, and the dataset's name."""
+    plain = to_dict(GeneratorRun())
+    changed = {
+        f"{section}.{key}": value
+        for section, values in to_dict(run).items()
+        if isinstance(values, dict) and section != "sampling"
+        for key, value in values.items()
+        if value != plain[section][key] and (section, key) != ("data", "path")
+    }
+    content = json.dumps([data, changed], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def _slug(name: str) -> str:
