@@ -137,10 +137,9 @@ def _trial(seed: int, data: Path, arguments: argparse.Namespace) -> dict[str, An
     }
     preset = ROOT / "training" / "presets" / "demo.yaml"
     run = replace(read_settings(GeneratorRun, preset, changes), data=DataConfig(path=str(data)))
-    trained = to_dict(run)
-    sampled = trained.pop("sampling")
-    folder = WORK / f"run-{seed}-{_hash(trained)}"
-    report_file = folder / f"report-{arguments.samples}-{_hash(sampled)}.json"
+    learned = {key: value for key, value in changes.items() if not key.startswith("sampling.")}
+    folder = WORK / f"run-{seed}-{_hash([preset.read_text(), learned, data.name])}"
+    report_file = folder / f"report-{arguments.samples}-{_hash(to_dict(run.sampling))}.json"
     if report_file.exists():
         return json.loads(report_file.read_text())
     launch(replace(run, out=str(folder)))
@@ -164,7 +163,7 @@ def _trial(seed: int, data: Path, arguments: argparse.Namespace) -> dict[str, An
     return trial
 
 
-def _hash(settings: dict[str, Any]) -> str:
+def _hash(settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
