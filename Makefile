@@ -7,6 +7,7 @@
 # make bench-sampling  seconds per video of every method beside cell by cell
 # make bench-quality   what samples of every method are worth, on one footing; two hours
 # make bench-text     whether the demo's generator understands captions that it was never trained on
+# make bench-filling   what a gap is filled from: both sides, or the left
 # make bench-tokenizer   multi-scale beside single-scale codes, and how codebooks are used
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -19,7 +20,7 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-text format clean
+.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-filling bench-text format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -79,6 +80,11 @@ bench-text: export OMP_NUM_THREADS = 1
 
 bench-text: install
 	$(BIN)/python benchmarks/held_out_captions.py
+
+bench-filling: export OMP_NUM_THREADS = 1
+
+bench-filling: install
+	$(BIN)/python benchmarks/filling.py
 
 bench-tokenizer: install
 	$(BIN)/python benchmarks/rate_distortion.py

@@ -108,7 +108,7 @@ def main() -> int:
         arguments.seeds, arguments.tokens, arguments.samples = 1, 60 * 24 * 63, 80
     torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
-    data = _dataset(arguments)
+    data = dataset_of(arguments)
     trials = []
     for seed in range(arguments.seeds):
         for name in arguments.only:
@@ -138,7 +138,7 @@ def main() -> int:
     return 0
 
 
-def _dataset(arguments: argparse.Namespace) -> Path:
+def dataset_of(arguments: argparse.Namespace) -> Path:
     """Shards of the corpus with both token sets, made by one build from the same clips."""
     clips = 200 if arguments.quick else 1200
     corpus, folder = WORK / f"videos-{clips}", WORK / f"data-{clips}"
@@ -183,7 +183,7 @@ def _train_tokenizer(name: str, pixels: Path, out: Path, arguments: argparse.Nam
 
 
 def _facts(folder: Path, name: str) -> dict[str, Any]:
-    dataset = _opened(folder, name)
+    dataset = opened_as(folder, name)
     (bucket,) = dataset.buckets.values()
     assert bucket.schedule is not None
     assert dataset.primary.codebook_size is not None
@@ -196,14 +196,14 @@ def _facts(folder: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _opened(folder: Path, name: str) -> Dataset:
+def opened_as(folder: Path, name: str) -> Dataset:
     """The dataset read as this token set; the pyramid's is the primary one."""
     return open_dataset(folder, token_set=None if name == "pyramid" else name)
 
 
 def _trial(name: str, seed: int, data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One training and what its samples show; read from its folder where it was done before."""
-    folder = _trained(TRAINED_AS.get(name, name), seed, data, arguments)
+    folder = trained(TRAINED_AS.get(name, name), seed, data, arguments)
     about = json.loads((folder / "trained.json").read_text())
     return {
         "name": name,
@@ -214,10 +214,10 @@ def _trial(name: str, seed: int, data: Path, arguments: argparse.Namespace) -> d
     }
 
 
-def _trained(name: str, seed: int, data: Path, arguments: argparse.Namespace) -> Path:
+def trained(name: str, seed: int, data: Path, arguments: argparse.Namespace) -> Path:
     """The folder of a finished run, with what it took and its bits per clip in trained.json."""
     token_set = METHODS[name][0]
-    dataset = _opened(data, token_set)
+    dataset = opened_as(data, token_set)
     (bucket,) = dataset.buckets.values()
     assert bucket.schedule is not None
     changes = {
@@ -335,7 +335,7 @@ def _seconds_per_video(trials: Sequence[dict[str, Any]], device: str) -> dict[st
 
 def _ceiling(data: Path, token_set: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Clips whose codes are right place by place and know nothing of one another."""
-    dataset, pixels = _opened(data, token_set), open_dataset(data / "pixels")
+    dataset, pixels = opened_as(data, token_set), open_dataset(data / "pixels")
     (bucket,) = dataset.buckets
     samples = dataset.samples("train", bucket)
     codes = samples.gather(np.arange(len(samples))).astype(np.int64)
