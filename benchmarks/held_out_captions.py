@@ -2,7 +2,7 @@
 
     python benchmarks/held_out_captions.py             make bench-text; half an hour on one core
     python benchmarks/held_out_captions.py --quick     minutes: one seed, short trainings
-    python benchmarks/held_out_captions.py --set method.name=arpg sampling.temperature=0.8
+    python benchmarks/held_out_captions.py --set sampling.temperature=0.8
 
 The demo's captions name a color, a digit and a motion: 160 triples. A build of the demo's corpus
 with `select.hold_out caption` keeps a tenth of them, by hash, out of the tokenizer's and the

@@ -2,18 +2,19 @@
 
     python benchmarks/quality.py             make bench-quality; two hours on one core
     python benchmarks/quality.py --quick     minutes: one seed, short trainings
-    python benchmarks/quality.py --only nar arpg-8 --seeds 1
+    python benchmarks/quality.py --only NAR "ARPG, 8 steps" --seeds 1
 
 Two tokenizers of one autoencoder, trained alike and of equal nominal bits per clip within 10%: a
 pyramid of three scales, and a single grid; one build makes both token sets. On the codes of each,
 generators of one backbone learn by every method that the codes allow, over equally many tokens,
 from captions. A judge that was trained on real clips then says what their samples show (class,
-motion), and how far samples are from real clips in its features (Frechet distance), beside real
-held-out clips (the floor), their reconstructions (what the tokenizer allows) and clips whose every
-code is drawn from those of its place alone (the ceiling). Bits per clip are of held-out clips under
-teacher forcing, to be compared within a token set only. Every method is sampled at a few
-temperatures, and told of at its best one (of the smallest Frechet distance) and at 1. Seconds are
-of one video at batch 1, taken at the end, method after method, in several rounds.
+motion), and how far they are from the training clips in its features (Frechet distance of 270
+clips), beside real clips that no training has seen (the floor), these decoded from their codes
+(what the tokenizer allows) and clips whose every code is drawn from those of its place alone (the
+ceiling). Every method is sampled at a few temperatures; one half of the samples says which is its
+best one (of the smallest distance), the other half is what is told of it, and at 1. Bits per clip
+are of held-out clips under teacher forcing, to be compared within a token set only. Seconds are of
+one video at batch 1, taken at the end, method after method, in several rounds.
 
 Writes a table, `benchmarks/out/quality.json` and `quality.png`. An interrupted run goes on where it
 was.
@@ -27,7 +28,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -39,6 +39,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
+from jury import Jury, Looks
 from torch.nn import functional
 
 from pipeline.build import build, build_pixels
@@ -51,15 +52,13 @@ from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import read_settings, to_dict
 from training.config import DataConfig, GeneratorRun, SampleConfig, TokenizerRun
 from training.draws import numpy_generator
-from training.evaluate import evaluate, judged
-from training.evaluate_config import EvaluateConfig
+from training.evaluate import reconstruct
 from training.generator import Known
-from training.judge import open_judge
 from training.launch.local import launch
+from training.likeness import copy_share
 from training.method_config import MethodConfig
 from training.partial import input_features
 from training.rate_distortion import COLORS, FAINT, INK, PAPER
-from training.real_clips import read_clips
 from training.run import OpenedRun, open_run
 from training.samples import Generated, generate
 
@@ -88,6 +87,8 @@ METHODS: dict[str, tuple[str, MethodConfig]] = {
     "ARPG, 24 steps": ("grid", MethodConfig(name="arpg", num_steps=8)),
 }
 TRAINED_AS = {"ARPG, 24 steps": "ARPG, 8 steps"}
+VERSION = 2
+"""Grows when the same settings train or sample otherwise: older runs are not those any more."""
 TEMPERATURES = (1.0, 0.8, 0.6)
 SAMPLED_IN = {"ARPG, 24 steps": 24}
 """What only samples otherwise, by the other's weights."""
@@ -101,7 +102,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=360 * 24 * 63, help="codes seen in training")
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--samples", type=int, default=320, help="clips to judge per seed")
+    parser.add_argument("--samples", type=int, default=540, help="clips to judge per seed")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -109,12 +110,13 @@ def main() -> int:
     torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
     data = dataset_of(arguments)
+    jury = Jury(data, WORK, _num_clips(arguments))
     trials = []
     for seed in range(arguments.seeds):
         for name in arguments.only:
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
-            trials.append(_trial(name, seed, data, arguments))
-    seconds = _seconds_per_video(trials[: len(arguments.only)], arguments.device)
+            trials.append(_trial(name, seed, data, jury, arguments))
+    timed = _timed(trials[: len(arguments.only)], arguments.device)
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {arguments.device}, one thread",
         "date": time.strftime("%Y-%m-%d"),
@@ -124,11 +126,11 @@ def main() -> int:
         "methods": {
             name: {
                 **_of_seeds([each for each in trials if each["name"] == name]),
-                "seconds_per_video": seconds[name],
+                **timed[name],
             }
             for name in arguments.only
         },
-        "ceiling": {name: _ceiling(data, name, arguments) for name in TOKEN_SETS},
+        "bounds": _bounds(data, jury, arguments),
         "trials": trials,
     }
     (OUT / "quality.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -138,9 +140,13 @@ def main() -> int:
     return 0
 
 
+def _num_clips(arguments: argparse.Namespace) -> int:
+    return 200 if arguments.quick else 1200
+
+
 def dataset_of(arguments: argparse.Namespace) -> Path:
     """Shards of the corpus with both token sets, made by one build from the same clips."""
-    clips = 200 if arguments.quick else 1200
+    clips = _num_clips(arguments)
     corpus, folder = WORK / f"videos-{clips}", WORK / f"data-{clips}"
     if (folder / "_SUCCESS").exists():
         return folder
@@ -201,16 +207,19 @@ def opened_as(folder: Path, name: str) -> Dataset:
     return open_dataset(folder, token_set=None if name == "pyramid" else name)
 
 
-def _trial(name: str, seed: int, data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def _trial(
+    name: str, seed: int, data: Path, jury: Jury, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """One training and what its samples show; read from its folder where it was done before."""
     folder = trained(TRAINED_AS.get(name, name), seed, data, arguments)
-    about = json.loads((folder / "trained.json").read_text())
+    looks = [_looks(name, folder, each, data, jury, arguments) for each in TEMPERATURES]
     return {
         "name": name,
         "seed": seed,
         "run": folder.name,
-        **about,
-        "samples": [_judged(name, folder, data, each, arguments) for each in TEMPERATURES],
+        **json.loads((folder / "trained.json").read_text()),
+        "chosen_by": [_figures(each.part(slice(None, None, 2)), jury) for each in looks],
+        "figures": [_figures(each.part(slice(1, None, 2)), jury) for each in looks],
     }
 
 
@@ -236,39 +245,45 @@ def trained(name: str, seed: int, data: Path, arguments: argparse.Namespace) -> 
     if not (folder / "trained.json").exists():
         cpu = time.process_time()
         launch(replace(run, out=str(folder)))
+        opened = open_run(folder, arguments.device)
         about = {
             "train_steps": run.trainer.num_steps,
             "train_cpu_seconds": round(time.process_time() - cpu, 1),
-            "bits_per_clip": _bits_per_clip(open_run(folder, arguments.device), dataset),
+            "bits_per_clip": _bits_per_clip(opened, dataset),
+            "num_parameters": opened.record.num_parameters,
         }
         (folder / "trained.json").write_text(json.dumps(about, indent=1) + "\n")
     return folder
 
 
-def _judged(
-    name: str, folder: Path, data: Path, temperature: float, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """What a run's samples show at a temperature."""
-    report_file = folder / f"{_slug(name)}-{arguments.samples}-{temperature}.json"
-    if report_file.exists():
-        return json.loads(report_file.read_text())
-    judge = WORK / f"judge-{data.name}"
-    if judge.exists():
-        shutil.copytree(judge, folder / "judge", dirs_exist_ok=True)
-    sample = replace(_sample_settings(name, arguments.device), temperature=temperature)
-    report = evaluate(folder, EvaluateConfig(num_samples=arguments.samples, sample=sample))
-    if not judge.exists():
-        shutil.copytree(folder / "judge", judge)
-    found = {
-        "temperature": temperature,
-        "num_steps": report["summary"]["steps_per_clip"],
-        "num_parameters": report["summary"]["num_parameters"],
-        "accuracy": report["accuracy"],
-        "frechet": report["frechet"],
-        "copy_share": report["copy_share"],
-    }
-    report_file.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+def _looks(
+    name: str,
+    folder: Path,
+    temperature: float,
+    data: Path,
+    jury: Jury,
+    arguments: argparse.Namespace,
+) -> Looks:
+    """What a run's samples show at a temperature, every caption of the training in turn."""
+    file = folder / f"{_slug(name)}-{arguments.samples}-{temperature}.npz"
+    if file.exists():
+        return Looks.load(file)
+    captions = sorted({each for each in jury.train.prompts if each})
+    order = numpy_generator(0, "captions").permutation(len(captions))
+    prompts = [captions[order[number % len(order)]] for number in range(arguments.samples)]
+    run = open_run(folder, arguments.device)
+    made = generate(run, [*prompts], _sample_settings(name, temperature, arguments.device))
+    looks = jury.look(made.frames, [jury.wanted[each] for each in prompts])
+    known = opened_as(data, METHODS[name][0]).samples("train", next(iter(run.record.shapes)))
+    copies = copy_share(made.codes, known.gather(np.arange(len(known))))
+    looks = replace(looks, right=looks.right | {"copied": np.full(len(prompts), copies)})
+    looks.save(file)
+    return looks
+
+
+def _figures(looks: Looks, jury: Jury) -> dict[str, float]:
+    shares = {name: float(each.mean()) for name, each in looks.right.items()}
+    return shares | {"frechet": jury.distance(looks)}
 
 
 def _identity(run: GeneratorRun, data: str) -> str:
@@ -281,7 +296,7 @@ def _identity(run: GeneratorRun, data: str) -> str:
         for key, value in values.items()
         if value != plain[section][key] and (section, key) != ("data", "path")
     }
-    content = json.dumps([data, changed], sort_keys=True)
+    content = json.dumps([VERSION, data, changed], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
@@ -317,80 +332,86 @@ def _bits_per_clip(run: OpenedRun, dataset: Dataset) -> float:
     return total / len(samples) / math.log(2)
 
 
-def _sample_settings(name: str, device: str) -> SampleConfig:
-    return SampleConfig(device=device, num_steps=SAMPLED_IN.get(name))
+def _sample_settings(name: str, temperature: float, device: str) -> SampleConfig:
+    return SampleConfig(device=device, num_steps=SAMPLED_IN.get(name), temperature=temperature)
 
 
-def _seconds_per_video(trials: Sequence[dict[str, Any]], device: str) -> dict[str, float]:
+def _timed(trials: Sequence[dict[str, Any]], device: str) -> dict[str, dict[str, float]]:
     """The median of seven videos of each, made one by one and decoded, behind one to warm up."""
     runs = {trial["name"]: open_run(WORK / trial["run"], device) for trial in trials}
-    spent: dict[str, list[float]] = {name: [] for name in runs}
+    made: dict[str, list[Generated]] = {name: [] for name in runs}
     for _ in range(8):
         for name, run in runs.items():
-            prompt = run.vocabulary.examples[0]
-            made = generate(run, [prompt], _sample_settings(name, device))
-            spent[name].append(made.seconds)
-    return {name: median(each[1:]) for name, each in spent.items()}
-
-
-def _ceiling(data: Path, token_set: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Clips whose codes are right place by place and know nothing of one another."""
-    dataset, pixels = opened_as(data, token_set), open_dataset(data / "pixels")
-    (bucket,) = dataset.buckets
-    samples = dataset.samples("train", bucket)
-    codes = samples.gather(np.arange(len(samples))).astype(np.int64)
-    random = numpy_generator(0, "ceiling")
-    codes = random.permuted(codes, axis=0)[: arguments.samples]
-    tokenizer = load_tokenizer(
-        WORK / f"tokenizer-{token_set}-{data.name.rpartition('-')[2]}", arguments.device
-    )
-    schedule = dataset.buckets[bucket].schedule
-    assert schedule is not None
-    frames = [
-        tokenizer.decode(torch.from_numpy(part).to(arguments.device), schedule).cpu().numpy()
-        for part in np.array_split(codes, math.ceil(len(codes) / 32))
-    ]
-    train, held_out = (
-        read_clips(pixels, split, bucket, EvaluateConfig().num_real, "text")
-        for split in ("train", "val")
-    )
-    prompts = train.prompts[: len(codes)]
-    made = Generated(prompts, codes, np.concatenate(frames), num_steps=1, seconds=0.0)
-    wanted = dict(zip(train.prompts, train.attributes))
-    found = judged(
-        open_judge(WORK / f"judge-{data.name}"), train, held_out, held_out.frames, made, wanted
-    )
-    return {**found["accuracy"]["samples"], "frechet": found["frechet"]["samples"]}
-
-
-def _of_seeds(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds and standard deviations, at each temperature; the best is that of the
-    smallest Frechet distance."""
-    by_temperature = [
-        _over_seeds([trial["samples"][number] for trial in trials])
-        for number in range(len(TEMPERATURES))
-    ]
-    best = min(by_temperature, key=lambda each: each["frechet"]["mean"])
+            settings = _sample_settings(name, 1.0, device)
+            made[name].append(generate(run, [run.vocabulary.examples[0]], settings))
     return {
-        "num_steps": trials[0]["samples"][0]["num_steps"],
-        "num_parameters": trials[0]["samples"][0]["num_parameters"],
-        "bits_per_clip": _spread([each["bits_per_clip"] for each in trials]),
-        "train_cpu_seconds": _spread([each["train_cpu_seconds"] for each in trials]),
-        "best": best,
-        "by_temperature": by_temperature,
+        name: {
+            "seconds_per_video": median(each.seconds for each in videos[1:]),
+            "num_steps": videos[0].num_steps,
+        }
+        for name, videos in made.items()
     }
 
 
-def _over_seeds(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _bounds(data: Path, jury: Jury, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Real clips that nobody saw, these decoded from their codes, and clips of codes that are right
+    place by place but know nothing of one another: as many as are told of a seed's samples."""
+    size = arguments.samples // 2
+    real = jury.real.frames
+    random = numpy_generator(0, "bounds")
+
+    def of(frames: np.ndarray, wanted: list[dict[str, str]]) -> dict[str, float]:
+        looks = jury.look(frames, wanted)
+        starts = range(0, len(frames) - size + 1, size)
+        found = [_figures(looks.part(slice(start, start + size)), jury) for start in starts]
+        return {key: mean(each[key] for each in found) for key in found[0]}
+
+    bounds = {"real clips, unseen": of(real, jury.real.attributes)}
+    for name in TOKEN_SETS:
+        number = data.name.rpartition("-")[2]
+        tokenizer = load_tokenizer(WORK / f"tokenizer-{name}-{number}", arguments.device)
+        bounds[f"their {name} codes, decoded"] = of(
+            reconstruct(tokenizer, real), jury.real.attributes
+        )
+        samples = opened_as(data, name).samples("train", *opened_as(data, name).buckets)
+        codes = samples.gather(np.arange(len(samples))).astype(np.int64)
+        alone = torch.from_numpy(random.permuted(codes, axis=0)[: len(real)])
+        schedule = tokenizer.schedule_for(*real.shape[1:4])
+        frames = [
+            tokenizer.decode(each.to(arguments.device), schedule).cpu().numpy()
+            for each in alone.split(32)
+        ]
+        bounds[f"{name} codes, each place alone"] = of(
+            np.concatenate(frames), jury.real.attributes[: len(alone)]
+        )
+    return bounds
+
+
+def _of_seeds(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds and standard deviations, at each temperature; the best is the one at which
+    other samples have the smallest Frechet distance."""
+    numbers = range(len(TEMPERATURES))
+
+    def over(key: str, number: int) -> list[dict[str, float]]:
+        return [trial[key][number] for trial in trials]
+
+    best = min(numbers, key=lambda each: mean(one["frechet"] for one in over("chosen_by", each)))
+    by_temperature = [
+        {
+            "temperature": TEMPERATURES[number],
+            **{
+                name: _spread([each[name] for each in over("figures", number)])
+                for name in trials[0]["figures"][0]
+            },
+        }
+        for number in numbers
+    ]
     return {
-        "temperature": found[0]["temperature"],
-        "class": _spread([each["accuracy"]["samples"]["class"] for each in found]),
-        "motion": _spread([each["accuracy"]["samples"]["motion"] for each in found]),
-        "frechet": _spread([each["frechet"]["samples"] for each in found]),
-        "frechet_reconstructions": mean(each["frechet"]["reconstructions"] for each in found),
-        "frechet_floor": mean(each["frechet"]["real_held_out"] for each in found),
-        "real_class": mean(each["accuracy"]["real_held_out"]["class"] for each in found),
-        "copy_share": mean(each["copy_share"] for each in found),
+        "num_parameters": trials[0]["num_parameters"],
+        "bits_per_clip": _spread([each["bits_per_clip"] for each in trials]),
+        "train_cpu_seconds": _spread([each["train_cpu_seconds"] for each in trials]),
+        "best": by_temperature[best],
+        "by_temperature": by_temperature,
     }
 
 
@@ -406,22 +427,15 @@ COLUMNS = (
 
 
 def _print(result: dict[str, Any]) -> None:
-    methods = result["methods"]
     for name, facts in result["token_sets"].items():
-        of_set = [each["best"] for key, each in methods.items() if METHODS[key][0] == name]
-        line = f"{name}: {facts['codes_per_clip']} codes of {facts['codebook_size']} a clip, "
-        line += f"{facts['nominal_bits_per_clip']:.0f} nominal bits"
-        if of_set:
-            line += f", reconstructions {of_set[0]['frechet_reconstructions']:.1f}"
-        print(line)
-    real = next(iter(methods.values()))["best"]
-    print(
-        f"real held-out clips: class {100 * real['real_class']:.1f} %, Frechet distance "
-        f"{real['frechet_floor']:.1f}"
-    )
+        print(
+            f"{name}: {facts['codes_per_clip']} codes of {facts['codebook_size']} a clip, "
+            f"{facts['nominal_bits_per_clip']:.0f} nominal bits"
+        )
+    print(f"Frechet distances of {result['arguments']['samples'] // 2} clips; means of seeds")
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---" * len(COLUMNS) + "|")
-    for name, found in methods.items():
+    for name, found in result["methods"].items():
         best, plain = found["best"], found["by_temperature"][0]
         cells = (
             name,
@@ -439,10 +453,9 @@ def _print(result: dict[str, Any]) -> None:
             f"{found['train_cpu_seconds']['mean']:.0f}",
         )
         print("| " + " | ".join(cells) + " |")
-    for name, found in result["ceiling"].items():
+    for name, found in result["bounds"].items():
         shares = f"{100 * found['class']:.1f} | {100 * found['motion']:.1f}"
-        blank = " | " * 6
-        print(f"| each place alone | {name} | 1 | 1.0 | {shares} | {found['frechet']:.1f} |{blank}")
+        print(f"| {name} | | | | {shares} | {found['frechet']:.1f} | | | | | | |")
 
 
 def _form(value: dict[str, float], factor: float = 1.0) -> str:
@@ -471,9 +484,9 @@ def _draw(result: dict[str, Any]) -> None:
             f"{name} ({found['num_steps']})", (x, y), (6, 6), textcoords="offset points",
             color=color, fontsize=9,
         )  # fmt: skip
-    floor = next(iter(result["methods"].values()))["best"]["frechet_floor"]
+    floor = result["bounds"]["real clips, unseen"]["frechet"]
     axes.axhline(floor, color=FAINT, linestyle="--", linewidth=1)
-    axes.annotate("real held-out clips", (axes.get_xlim()[0], floor), color=FAINT, fontsize=8)
+    axes.annotate("real clips, unseen", (axes.get_xlim()[0], floor), color=FAINT, fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds per video, batch 1", color=INK)
     axes.set_ylabel("Frechet distance of samples, judge's features", color=INK)

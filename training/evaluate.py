@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pipeline.shards import Dataset, open_dataset
@@ -54,6 +54,7 @@ from training.unseen_prompts import unseen_prompts
 REPORT_FILE = "evaluation.json"
 NEAREST_FILE = "nearest.png"
 _BATCH = 32
+_DRAWS = 8
 
 
 def evaluate(
@@ -112,7 +113,7 @@ def evaluate(
             "samples": float(np.median(similarity)),
             "real_held_out": float(np.median(real_similarity)),
         },
-        **judged(judge, train, held_out, rebuilt, samples, wanted),
+        **_judged(judge, train, held_out, rebuilt, samples, wanted),
     }
     report = {
         "summary": _summary(report, run, samples),
@@ -230,7 +231,22 @@ def _judge(
     return judge, key
 
 
-def judged(
+def _distance_of(
+    size: int, features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"]
+) -> float:
+    """The Frechet distance of `size` clips: few are further away than many, so that all groups are
+    told of equally many. The mean of several draws where there are more."""
+    draws = _DRAWS if len(features) > size else 1
+    random = numpy_generator(0, "frechet draws")
+    return float(
+        np.mean([
+            frechet_distance(features[random.permutation(len(features))[:size]], reference)
+            for _ in range(draws)
+        ])
+    )  # fmt: skip
+
+
+def _judged(
     judge: Judge | None,
     train: Clips,
     held_out: Clips,
@@ -247,16 +263,16 @@ def judged(
     known, _ = judge.look(train.frames)
     known = known[numpy_generator(0, "frechet").permutation(len(known))]
     size = min(len(made), len(real), len(known) // 2)
-    reference, other = known[size:], known[:size]
+    half = len(known) // 2
+    reference, other = known[half:], known[:half]
     frechet: dict[str, Any] = {}
     if size > 1:
+        groups = {"samples": made, "reconstructions": copied, "real_held_out": real}
         frechet = {
-            "samples": frechet_distance(made[:size], reference),
-            "reconstructions": frechet_distance(copied[:size], reference),
-            "real_held_out": frechet_distance(real[:size], reference),
-            "real_train": frechet_distance(other, reference),
-            "num_clips": size,
+            name: _distance_of(size, features, reference)
+            for name, features in (groups | {"real_train": other}).items()
         }
+        frechet["num_clips"] = size
     promised = [wanted[prompt] for prompt in samples.prompts]
     judged = {
         "real_held_out": (real_values, held_out.attributes),

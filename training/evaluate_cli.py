@@ -82,7 +82,8 @@ def _print_table(report: dict[str, Any]) -> None:
         table.add_row("all of these at once", *(f"{share:.1%}" for share in shares))
     if report["frechet"]:
         distances = [f"{report['frechet'][group]:.2f}" for group in groups]
-        table.add_row("Frechet distance to real", *distances)
+        size = report["frechet"]["num_clips"]
+        table.add_row(f"Frechet distance of {size} clips to real", *distances)
     table.add_row("PSNR, dB", "", f"{report['psnr']:.1f}", "")
     table.add_row("PSNR of the mean color, dB", "", f"{report['psnr_mean_color']:.1f}", "")
     near = report["nearest_psnr"]
