@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from tests.generators import VARIANTS, Variant
+from tokenizer.scales import Scale, Schedule, single_grid
 from training.layout import Embedding, Layout, Role
+from training.method_config import MethodConfig
 from training.methods import METHODS
 
+TALL = Schedule((Scale(0, 3, 1, 1, 2), Scale(0, 3, 3, 2, 4)))
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.name)
 either = pytest.mark.parametrize("training", [True, False], ids=["training", "sampling"])
 
@@ -28,6 +31,11 @@ def slow_visible(step_i: int, role_i: int, step_j: int, role_j: int, queries_mee
     return queries_meet and step_j == step_i
 
 
+def sees(layout: Layout, row: int, other: int) -> bool:
+    step, role = layout.step, layout.role
+    return slow_visible(step[row], role[row], step[other], role[other], layout.queries_meet)
+
+
 @either
 @every_variant
 def test_a_place_is_predicted_only_from_what_comes_before_it(
@@ -37,13 +45,7 @@ def test_a_place_is_predicted_only_from_what_comes_before_it(
     for place, sources in enumerate(layout.source):
         for row in sources[sources >= 0]:
             for other in range(layout.num_rows):
-                if slow_visible(
-                    layout.step[row],
-                    layout.role[row],
-                    layout.step[other],
-                    layout.role[other],
-                    layout.queries_meet,
-                ):
+                if sees(layout, row, other):
                     assert latest_step_behind(layout, other) < layout.order.step[place]
 
 
@@ -82,6 +84,36 @@ def test_a_row_is_seen_by_others_or_predicts(variant: Variant) -> None:
     last = layout.feed.max()
     asks = bool((layout.role == Role.QUERY).any())  # then contexts of the same call are seen
     assert (predicts | (layout.feed < last) | (asks & (layout.role == Role.CONTEXT))).all()
+
+
+@either
+@pytest.mark.parametrize(
+    ("method", "schedule"),
+    [
+        (MethodConfig(name="nar", frame_causal=True), single_grid(3, 2, 4)),
+        (MethodConfig(name="nar", frame_causal=True, time_head=True), single_grid(3, 2, 4)),
+        (MethodConfig(name="nar", frame_causal=True), single_grid(4, 1, 1)),
+        (MethodConfig(name="raster"), single_grid(3, 2, 4)),
+        (MethodConfig(name="arpg", num_steps=2, frame_causal=True), single_grid(3, 2, 4)),
+        (MethodConfig(name="next_scale", inner="nar", frame_causal=True), TALL),
+        (MethodConfig(name="next_scale", inner="random", num_steps=2, frame_causal=True), TALL),
+    ],
+    ids=str,
+)
+def test_every_cell_of_a_frame_is_asked_by_a_row_that_sees_all_frames_before(
+    method: MethodConfig, schedule: Schedule, training: bool
+) -> None:
+    layout = METHODS[method.name](schedule, 3, method, training)
+    large = schedule.scales[-1]
+    cells = layout.order.sequence - schedule.offsets[-2]
+    frame = cells // (large.h * large.w)  # of each place; below 0 in smaller scales
+    is_token = layout.embedding == Embedding.TOKEN
+    for place in np.flatnonzero(frame > 0):
+        before = np.flatnonzero(is_token & (frame[layout.index] < frame[place]))
+        before = before[frame[layout.index[before]] >= 0]
+        assert len(before) == frame[place] * large.h * large.w
+        asking = layout.source[place][layout.source[place] >= 0]
+        assert any(all(sees(layout, row, other) for other in before) for row in asking)
 
 
 def test_par_on_a_grid_of_one_group_generates_all_cells_alone() -> None:

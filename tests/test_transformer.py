@@ -112,7 +112,9 @@ def test_the_condition_matters(variant: Variant, kind: str, block: str) -> None:
 
 
 @pytest.mark.parametrize("block", ["default", "rope"])
-@pytest.mark.parametrize("name", ["next_scale", "raster", "raster-pyramid", "par", "nar", "arpg"])
+@pytest.mark.parametrize(
+    "name", ["next_scale", "raster", "raster-pyramid", "par", "nar", "nar-frames", "arpg"]
+)
 @torch.no_grad()
 def test_the_images_of_a_video_generator_are_made_by_the_same_weights(
     name: str, block: str
@@ -131,7 +133,8 @@ def test_the_images_of_a_video_generator_are_made_by_the_same_weights(
     known = Known(torch.from_numpy(order.sequence)[None], codes[:, : image.num_tokens], features)
     found = generator(known, prompts, image)
     assert found.shape == (3, image.num_tokens, CODEBOOK_SIZE)
-    if variant.method.name in ("next_scale", "raster", "par"):  # frame 0 comes first in a video
+    # In these frame 0 comes first in a video.
+    if variant.method.frame_causal or variant.method.name in ("next_scale", "raster", "par"):
         video = generator(known_of(generator, codes), prompts, variant.schedule)
         torch.testing.assert_close(found, video[:, : image.num_tokens], atol=1e-5, rtol=1e-5)
 

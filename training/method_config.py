@@ -32,10 +32,13 @@ class MethodConfig:
     )
     inner_cells: int = setting(16, "inner: scales of at least so many cells are large")
     frame_causal: bool = setting(
-        False, "nar, arpg, inner: frame after frame, each in this order by itself"
+        False,
+        "nar, arpg, inner: frame after frame, each in this order by itself (nar: then its first "
+        "cell is asked by what sees the frames before, and nothing along t)",
     )
     time_head: bool = setting(
-        False, "nar: a head along t for images too, as in published models of video"
+        False,
+        "nar: a head along t also for images and frame_causal, as in published models of video",
     )
 
     def __post_init__(self) -> None:
