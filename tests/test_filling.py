@@ -16,6 +16,7 @@ from training.given import Given
 from training.method_config import MethodConfig
 from training.optimizer import make_optimizers
 from training.sampler import sample_codes
+from training.tasks.generator import is_matrix
 
 ROW = single_grid(1, 1, 3)
 GAP = 1
@@ -38,11 +39,8 @@ def generator() -> Generator:
     torch.manual_seed(0)
     model = ModelConfig(width=32, depth=2, heads=2)
     generator = Generator(model, MethodConfig(name="arpg"), ROW, make_vocabulary("none"), 9, 0)
-    optimizers = make_optimizers(
-        generator,
-        lambda name, each: name.startswith("transformer") and each.ndim == 2,
-        OptimizerConfig(learning_rate=0.01, matrix_learning_rate=0.01),
-    )
+    settings = OptimizerConfig(learning_rate=0.01, matrix_learning_rate=0.01)
+    optimizers = make_optimizers(generator, is_matrix, settings)
     order, random = generator.layout_for(ROW).order, np.random.default_rng(0)
     for step in range(60):
         codes = clips(32, step)

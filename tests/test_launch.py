@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tokenizer.settings import UserError
 from training.__main__ import main
@@ -16,20 +18,23 @@ from training.config import (
     DataConfig,
     GeneratorRun,
     LaunchConfig,
+    MethodConfig,
     ModelConfig,
+    OptimizerConfig,
     SampleConfig,
     TrainerConfig,
 )
 from training.launch import local, torchrun
 from training.metrics import read_metrics
+from training.tasks.generator import GeneratorTask
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def small_run(data: Path, out: Path) -> GeneratorRun:
+def small_run(data: Path, out: Path, buckets: tuple[str, ...] = ()) -> GeneratorRun:
     return GeneratorRun(
         out=str(out),
-        data=DataConfig(path=str(data)),
+        data=DataConfig(path=str(data), buckets=buckets),
         model=ModelConfig(width=16, depth=2, heads=2),
         trainer=TrainerConfig(
             num_steps=4, global_batch_size=6, device="cpu", log_every=1, tensorboard=False
@@ -51,6 +56,31 @@ def test_two_processes_of_torchrun_train_as_one_process_does(
     trained = torchrun.start(two, "train")
     assert trained.checkpoint.name == "step_00000004"
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+@pytest.mark.multiprocess
+def test_videos_and_images_train_as_in_one_process_where_images_leave_parameters_out(
+    grid_shards: Path, tmp_path: Path
+) -> None:
+    """NAR's head and blocks of the axis t."""
+    buckets = ("t5_h16_w16", "t1_h16_w16")
+    one = replace(
+        small_run(grid_shards, tmp_path / "one", buckets),
+        method=MethodConfig(name="nar"),
+        optimizer=OptimizerConfig(learning_rate=0.01, weight_decay=0.1),
+    )
+    task = GeneratorTask(one, "cpu")
+    assert task.skips_parameters
+    assert {task.loader.batch(step).bucket.name for step in range(4)} == set(buckets)
+    trained = [
+        local.launch(one),
+        torchrun.start(
+            replace(one, out=str(tmp_path / "two"), launch=LaunchConfig(kind="torchrun")), "train"
+        ),
+    ]
+    weights = [load_file(each.checkpoint / "model.safetensors") for each in trained]
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.multiprocess

@@ -72,7 +72,7 @@ class Generator(nn.Module):
         self.condition = ConditionEncoder(vocabulary, width)
         self._layouts: dict[tuple[Schedule, bool, MethodConfig], Layout] = {}
         layout = self.layout_for(schedule)
-        kinds = {Embedding(kind) for kind in layout.embedding.tolist()}
+        kinds = layout.kinds
         self.start = nn.Parameter(torch.zeros(width)) if block.condition == "add" else None
         self.codes = _table(codebook_size, width) if Embedding.TOKEN in kinds else None
         self.transitions = None

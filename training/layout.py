@@ -80,6 +80,11 @@ class Layout:
         return int((self.role == Role.CONTEXT).sum())
 
     @property
+    def kinds(self) -> frozenset[Embedding]:
+        """The embeddings that some row has."""
+        return frozenset(Embedding(kind) for kind in self.embedding.tolist())
+
+    @property
     def num_heads(self) -> int:
         return self.source.shape[1]
 

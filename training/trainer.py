@@ -168,7 +168,9 @@ def _wrapped(task: Task, world_size: int, precision: str) -> nn.Module:
     # Buffers are the same on every rank because every rank computes the same ones.
     with warnings.catch_warnings():  # torch 2.15 renames the setting; 2.11 knows this name only
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return DistributedDataParallel(step_module, broadcast_buffers=False)
+        return DistributedDataParallel(
+            step_module, broadcast_buffers=False, find_unused_parameters=task.skips_parameters
+        )
 
 
 def _clipped(part: Part) -> Tensor:

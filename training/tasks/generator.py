@@ -32,8 +32,6 @@ from training.tasks.task import Losses, Part, Preview
 from training.telling import features_of
 from training.vocabulary import ABSENT, FIELDS, Vocabulary, build_vocabulary
 
-_BLOCKS = tuple(f"transformer.{each}." for each in ("blocks", "head_blocks", "second", "shared"))
-
 
 class GeneratorTask:
     """The generator, its shards and the frozen quantizer that they came from."""
@@ -71,8 +69,9 @@ class GeneratorTask:
         self.generator.condition.told = self._told
         self.module: nn.Module = self.generator
         self.parts = [Part("generator", self.generator, config.optimizer, is_matrix)]
-        for schedule in self._schedules.values():
-            self.generator.layout_for(schedule)
+        layouts = [self.generator.layout_for(each) for each in self._schedules.values()]
+        # Images have no use for NAR's head along t, small scales none for what large ones ask with.
+        self.skips_parameters = len({(each.kinds, each.num_heads) for each in layouts}) > 1
         self._device = torch.device(device)
         self.loader = open_loader(sources, config.data, config.trainer, rank, world_size)
         self.record = RunRecord(
@@ -160,8 +159,8 @@ class GeneratorTask:
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Of any block, those of heads and of a second stack included, and its shared keys."""
-    return parameter.ndim == 2 and name.startswith(_BLOCKS)
+    """The weights of the transformer's linear maps; `offset` is six vectors, not one of them."""
+    return parameter.ndim == 2 and name.startswith("transformer.") and name.endswith(".weight")
 
 
 def _tokenizer(dataset: Dataset, device: str) -> tuple[Path, Tokenizer]:

@@ -52,6 +52,7 @@ class Task(Protocol):
     loader: Loader
     unit: str  # what `Losses.num_units` counts, for the metrics: "tokens", "clips"
     identity: dict[str, Any]  # what a checkpoint must agree on to continue; plain JSON values
+    skips_parameters: bool  # whether some batches have no use for some of the parameters
 
     def begin(self) -> None:
         """Initialises the module from data (every rank, alike; not when a run goes on)."""

@@ -38,6 +38,7 @@ class TokenizerTask:
     """A tokenizer, the clips that it learns to reconstruct, and the critics if there are any."""
 
     unit = "clips"
+    skips_parameters = False
 
     def __init__(
         self, config: TokenizerRun, device: str, rank: int = 0, world_size: int = 1
