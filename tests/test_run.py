@@ -13,7 +13,8 @@ from training.config import ConditionConfig, DrawConfig, GuidanceConfig, SampleC
 from training.edit_config import EditConfig
 from training.evaluate_config import EvaluateConfig
 from training.launch import local
-from training.run import sample_settings
+from training.run import open_run, sample_settings
+from training.samples import check_settings
 
 SAFE = DrawConfig(temperature=0.6, top_k=7, guidance=GuidanceConfig(kind="ramp", scale=3.0))
 
@@ -44,12 +45,27 @@ def test_flags_come_first(run: Path) -> None:
     assert drawn.guidance == GuidanceConfig(kind="ramp", scale=2.0)
 
 
-def test_a_run_without_a_condition_is_not_guided(code_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("condition", "reason"),
+    [
+        (ConditionConfig(kind="none"), "needs a conditional model"),
+        (ConditionConfig(kind="class", dropout=0.0), "this one had condition.dropout 0"),
+    ],
+    ids=["none", "never dropped"],
+)
+def test_a_run_that_lacks_one_of_the_two_answers_is_not_guided(
+    condition: ConditionConfig, reason: str, code_shards: Path, tmp_path: Path
+) -> None:
     settings = small_run(code_shards, tmp_path)
     trainer = replace(settings.trainer, num_steps=1)
-    local.launch(replace(settings, trainer=trainer, condition=ConditionConfig(kind="none")))
+    local.launch(replace(settings, trainer=trainer, condition=condition))
     assert sample_settings(SampleConfig, tmp_path, {}).guidance.scale == 1.0
-    assert sample_settings(SampleConfig, tmp_path, {"guidance.scale": 2.0}).guidance.scale == 2.0
+    guided = sample_settings(SampleConfig, tmp_path, {"guidance.scale": 2.0})
+    assert guided.guidance.scale == 2.0
+    run = open_run(tmp_path)
+    check_settings(run, sample_settings(SampleConfig, tmp_path, {}))
+    with pytest.raises(UserError, match=reason):
+        check_settings(run, guided)
 
 
 def test_a_wrong_flag_is_said_before_a_wrong_folder(tmp_path: Path) -> None:

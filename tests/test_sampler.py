@@ -139,6 +139,12 @@ def test_random_orders_take_any_steps_from_one_set_of_weights(name: str) -> None
     )
 
 
+def test_a_generator_in_training_mode_is_refused() -> None:
+    generator = make_generator(BY_NAME["raster"], "none", BLOCKS["dropout"]).train()
+    with pytest.raises(ValueError, match="training mode"):
+        sample_codes(generator, encoded("none"), generator.schedule, UNGUIDED, range(3))
+
+
 @pytest.mark.parametrize("name", ["raster", "par", "nar", "next_scale", "next_scale-nar"])
 def test_steps_of_an_order_that_fixes_them_are_refused(name: str) -> None:
     generator = make_generator(BY_NAME[name], "none")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from pipeline.shards import Loader
-from tests.generators import VARIANTS, make_generator
+from tests.generators import BLOCKS, VARIANTS, make_generator
 from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer, save_tokenizer
@@ -71,14 +72,18 @@ def generator_run(data: Path, out: Path, num_steps: int = 6, **changes: Any) -> 
     return GeneratorRun(**(settings | changes))
 
 
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("name", ["next_scale", "raster", "par", "nar", "arpg"])
-def test_matrices_of_all_blocks_are_trained_as_matrices(name: str) -> None:
-    """Those of NAR's heads and of ARPG's second stack too."""
+def test_matrices_of_all_blocks_are_trained_as_matrices(name: str, block: str) -> None:
+    """Those of NAR's heads, of ARPG's second stack and of any modulation too, and nothing else."""
     (variant,) = (each for each in VARIANTS if each.name == name)
-    module = make_generator(variant, "class")
-    of_blocks = {key for key, each in module.named_parameters() if key.startswith("transformer.")}
+    module = make_generator(variant, "class", BLOCKS[block])
     chosen = {key for key, each in module.named_parameters() if is_matrix(key, each)}
-    assert chosen == {key for key in of_blocks if module.get_parameter(key).ndim == 2}
+    assert chosen == {
+        f"transformer.{key}.weight"
+        for key, each in module.transformer.named_modules()
+        if isinstance(each, nn.Linear)
+    }
 
 
 def tokenizer_run(data: Path, out: Path, num_steps: int = 6) -> TokenizerRun:
@@ -202,15 +207,6 @@ def test_default_prompts_use_the_words_of_the_training_data_evenly(
     assert {str(each)[-1] for each in chosen} == set("0123")
     assert sum("red" in str(each) for each in chosen) == 2
     assert len(default_prompts(opened, limit=99)) == len(captions)
-
-
-def test_guidance_of_a_run_without_a_condition_is_refused(
-    code_shards: Path, tmp_path: Path
-) -> None:
-    unconditional = ConditionConfig(kind="none")
-    local.launch(generator_run(code_shards, tmp_path / "run", 1, condition=unconditional))
-    with pytest.raises(UserError, match="needs a conditional model"):
-        generate(open_run(tmp_path / "run"), [None], SampleConfig())
 
 
 def test_the_tokenizer_of_a_run_is_written_where_it_was_asked_for(

@@ -160,7 +160,9 @@ class TrainerConfig:
     keep_checkpoints: int = setting(2, "checkpoints to keep")
     tensorboard: bool = setting(True, "also write the metrics for TensorBoard")
     preview_every: int = setting(
-        300, "steps between previews (pictures for TensorBoard, health of the codes); 0: none"
+        300,
+        "tokenizers: steps between previews (pictures for TensorBoard, health of the codes); 0: "
+        "none",
     )
     precision: Literal["float32", "bfloat16"] = setting(
         "float32", "bfloat16: automatic mixed precision; quantizer and losses stay in float32"

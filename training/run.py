@@ -74,6 +74,10 @@ class OpenedRun:
     step: int
     fingerprint: str
 
+    @property
+    def is_guidable(self) -> bool:
+        return _is_guidable(self.config, self.vocabulary)
+
     def schedule(self, bucket: str) -> Schedule:
         return Schedule.from_list(self.record.shapes[bucket].schedule)
 
@@ -166,14 +170,19 @@ def sample_settings(
     cls: type[Settings], run: Path, flags: Mapping[str, Any], section: str = ""
 ) -> Settings:
     """`cls` from flags; how codes are drawn, in `section` or at the top, is as the run says where
-    they do not (without a condition: unguided). UserError for a wrong flag or folder."""
+    they do not (one that cannot be guided: unguided). UserError for a wrong flag or folder."""
     read_settings(cls, None, flags)  # before files are opened
     _, config, vocabulary = read_run(run)
     drawn = to_dict(config.sampling)
-    if vocabulary.kind == "none":
+    if not _is_guidable(config, vocabulary):
         drawn["guidance"]["scale"] = 1.0
     of_run = {section + name: value for name, value in drawn.items()}
     return read_settings(cls, None, {**of_run, **flags})
+
+
+def _is_guidable(config: GeneratorRun, vocabulary: Vocabulary) -> bool:
+    """Whether it learned to generate both with a condition and without."""
+    return vocabulary.kind != "none" and config.condition.dropout > 0
 
 
 def pick_device(name: str) -> str:

@@ -88,8 +88,11 @@ def sampling(
 ) -> tuple[PartialClip, Iterator[Step]]:
     """A clip with nothing but what is given, and the loop that fills it, a step at a time.
 
-    Arguments are those of `sample_codes`.
+    Arguments are those of `sample_codes`. ValueError when the generator is in training mode, whose
+    dropout would be in every step.
     """
+    if generator.training:
+        raise ValueError("the generator is in training mode: call generator.eval() before sampling")
     layout = layout_of(generator, schedule, settings, given)
     device = prompts.device
     if guidance is None and is_guided(settings.guidance):

@@ -114,6 +114,11 @@ def check_settings(run: OpenedRun, settings: SampleConfig) -> Schedule:
             f"guidance.scale ({settings.guidance.scale}) needs a conditional model; this one has "
             "no condition: use --guidance.scale 1"
         )
+    if not run.is_guidable and is_guided(settings.guidance):
+        raise UserError(
+            f"guidance.scale ({settings.guidance.scale}) needs a model that was also trained "
+            "without its condition; this one had condition.dropout 0: use --guidance.scale 1"
+        )
     if run.vocabulary.kind == "none" and settings.prompts:
         raise UserError(
             f"prompts ({list(settings.prompts)}): this run was trained without a condition; leave "
