@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="2 layers x 64, one round")
     parser.add_argument("--compiled", action="store_true", help="compiled steps too (cuda: always)")
     parser.add_argument(
-        "--minutes", type=float, help="start no case after so many (default: cuda 8, else none)"
+        "--minutes", type=float, help="end what runs after so many (default: cuda 8.5, else none)"
     )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -84,23 +84,27 @@ def main() -> int:
         print(json.dumps(_case(json.loads(arguments.case), arguments)))
         return 0
     on_cuda = arguments.device.startswith("cuda")
-    started, limit = time.monotonic(), arguments.minutes or (8.0 if on_cuda else math.inf)
+    started, limit = time.monotonic(), arguments.minutes or (8.5 if on_cuda else math.inf)
     slow = arguments.device == "cpu" and not arguments.quick and _is_slow_in_bfloat16()
     cases: list[dict[str, Any]] = []
     for precision in sorted(arguments.precisions, reverse=not on_cuda):
         for batch_size in arguments.batch_sizes:
             if slow and precision == "bfloat16" and batch_size > 1:
                 continue
-            group = [
-                _run_case({"method": each, "batch": batch_size, "precision": precision})
-                for each in arguments.methods
-                if time.monotonic() - started < 60 * limit
-            ]
-            if len(group) < len(arguments.methods):
-                print(f"no time for all methods at batch {batch_size} in {precision}")
+            group = []
+            for method in arguments.methods:
+                left = started + 60 * limit - time.monotonic()
+                case = {"method": method, "batch": batch_size, "precision": precision}
+                done = _run_case(case, left) if left > 0 else None
+                if done is None:
+                    print(f"no time for {method} at batch {batch_size} in {precision}")
+                else:
+                    group.append(done)
             _compare(group)
             _show(group, with_head=not cases)
             cases += group
+    if not cases:
+        return 1
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {cases[0]['device']}",
         "date": time.strftime("%Y-%m-%d"),
@@ -116,10 +120,21 @@ def main() -> int:
     return 0
 
 
-def _run_case(case: dict[str, Any]) -> dict[str, Any]:
+def _run_case(case: dict[str, Any], limit: float) -> dict[str, Any] | None:
+    """The figures of a case; None when it took more than `limit` seconds and was ended."""
     command = [sys.executable, __file__, *sys.argv[1:], "--case", json.dumps(case)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=None if math.isinf(limit) else limit,
+        )
+    except subprocess.TimeoutExpired:
+        return None
     return json.loads(done.stdout)
 
 
@@ -134,7 +149,7 @@ def _compare(group: list[dict[str, Any]]) -> None:
 
 
 def _show(group: list[dict[str, Any]], with_head: bool) -> None:
-    if with_head:
+    if with_head and group:
         print("| " + " | ".join(name.replace("_", " ") for name in COLUMNS) + " |")
         print("|---" * len(COLUMNS) + "|")
     for case in group:
@@ -157,6 +172,7 @@ def _case(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]
     from training.method_config import MethodConfig
     from training.partial import feature_channels
     from training.sampler import layout_of, sample_codes
+    from training.samples import in_precision
     from training.vocabulary import Vocabulary
 
     torch.set_num_threads(1)
@@ -181,7 +197,7 @@ def _case(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]
     for parameter in generator.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.02)
-    generator = generator.to(device, getattr(torch, case["precision"]))
+    generator = in_precision(generator.to(device), case["precision"])
     generator = generator.eval().requires_grad_(False)
     quantizer = quantizer.to(device).eval().requires_grad_(False)
     batch_size = case["batch"]

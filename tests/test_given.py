@@ -23,7 +23,7 @@ from tests.generators import (
 )
 from training.config import GuidanceConfig, SampleConfig
 from training.given import Given, passes
-from training.sampler import Step, sample_codes
+from training.sampler import Step, layout_of, sample_codes
 
 GUIDED = SampleConfig(guidance=GuidanceConfig(kind="linear", scale=2.0))
 UNGUIDED = SampleConfig(guidance=GuidanceConfig(scale=1.0))
@@ -214,3 +214,19 @@ def test_given_cells_must_fit_codes_and_sequence() -> None:
     cells = some_cells(variant)
     with pytest.raises(ValueError, match="must have the places"):
         generate(variant, given=Given(codes, cells), sequence=torch.arange(len(cells))[None])
+
+
+@variants(EACH_METHOD)
+def test_the_layout_for_given_cells_is_made_once(variant: Variant) -> None:
+    cells = some_cells(variant)
+    first, again, other = (
+        layout_of(
+            make_generator(variant, "class"),
+            variant.schedule,
+            GUIDED,
+            Given(random_codes(variant.schedule, seed)[:1], chosen),
+        )
+        for seed, chosen in ((0, cells), (1, cells.copy()), (2, ~cells))
+    )
+    assert first is again
+    assert first is not other

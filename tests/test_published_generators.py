@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,16 +20,17 @@ from tokenizer.key_report import CheckpointMismatch, check_keys
 from tokenizer.model import Tokenizer
 from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import image_and_clip, single_grid
-from tokenizer.settings import UserError
-from training.compat.models import sizes_of
+from tokenizer.settings import UserError, read_settings
+from training.cli import PRESETS
+from training.compat.models import RECIPES, sizes_of
 from training.compat.published import NAR_HEADS, convert, load_published, weights_in
 from training.compat.reading import detect_layout, read_sizes
 from training.compat.sizes import KEYS, Sizes, num_parameters
-from training.config import SampleConfig
+from training.config import DrawConfig, GeneratorRun, GuidanceConfig, SampleConfig
 from training.generator import Generator
 from training.method_config import MethodConfig
 from training.models import MODELS
-from training.run import open_run
+from training.run import open_run, read_run, sample_settings
 from training.samples import generate
 from training.vocabulary import Vocabulary
 
@@ -137,6 +138,29 @@ def test_a_file_becomes_a_run_that_samples(
         assert torch.equal(value, loaded[name]), name
     if not wrapped:
         assert generate(run, ["3"], SampleConfig()).codes.max() < 32
+
+
+@pytest.mark.parametrize("layout", SIZES)
+def test_a_converted_run_samples_as_its_paper_does(
+    layout: str, tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    path = saved(state_of(layout), tmp_path / "c2i.pt")
+    convert(path, tmp_path / "run", tokenizers[layout], **options(layout))
+    drawn = sample_settings(SampleConfig, tmp_path / "run", {})
+    method = read_run(tmp_path / "run")[1].method
+    recipe = read_settings(GeneratorRun, PRESETS / f"{RECIPES[layout]}.yaml")
+    assert recipe.method.name == method.name
+    assert (method.num_steps, method.sizes) == (recipe.method.num_steps, recipe.method.sizes)
+    for field in fields(DrawConfig):
+        assert getattr(drawn, field.name) == getattr(recipe.sampling, field.name)
+    if layout == "var":
+        assert (drawn.top_k, drawn.top_p) == (900, 0.96)
+        assert drawn.guidance == GuidanceConfig(kind="ramp", scale=2.5)
+    if layout == "arpg":
+        assert method.num_steps == 32
+        assert drawn.guidance == GuidanceConfig(kind="linear", scale=5.4)
+        asked = {**HEADS, "method.num_steps": 8}
+        assert load_published(path, tokenizers[layout], asked).config.method.num_steps == 8
 
 
 def same_weights(first: Generator, second: Generator) -> bool:

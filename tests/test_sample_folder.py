@@ -10,20 +10,25 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from tests.test_launch import small_run
 from tokenizer.settings import UserError
-from training.config import ConditionConfig, SampleConfig
+from training import sample_ranks
+from training.config import ConditionConfig, GuidanceConfig, SampleConfig
 from training.launch import local
-from training.run import open_run
+from training.run import OpenedRun, open_run
 from training.sample_folder import SampleFolder
+from training.sample_plan import Plan
 from training.sample_ranks import write_samples
 from training.samples import generate
 
 SETTINGS = SampleConfig(num=11, batch_size=3, videos=0, device="cpu")
+PROMPTS = ("a red three moving left", "a green seven")
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +135,42 @@ def test_more_samples_come_behind_those_that_are_there(run: Path, tmp_path: Path
     ]
 
 
+def test_samples_are_computed_in_the_same_batches_however_many_there_are(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: dict[int, list[str | None]] = {}
+    real = sample_ranks.sample_batch
+
+    def noted(run: OpenedRun, prompts: Any, numbers: range, *rest: Any) -> Tensor:
+        assert computed.setdefault(numbers.start, prompts) == prompts
+        batches.add((numbers.start, numbers.stop))
+        return real(run, prompts, numbers, *rest)
+
+    monkeypatch.setattr(sample_ranks, "sample_batch", noted)
+    settings = replace(SETTINGS, prompts=PROMPTS, batch_size=16)
+    for num, stops in ((3, [4]), (9, [4, 8, 16]), (49, [4, 8, 16, 32, 48, 64])):
+        batches = set[tuple[int, int]]()
+        found = columns(sampled(run, tmp_path / str(num), replace(settings, num=num)))
+        assert batches == set(zip([0, *stops], stops))
+        assert found["number"].tolist() == list(range(num))
+    grown = columns(sampled(run, tmp_path / "9", replace(settings, num=49)))
+    assert np.array_equal(grown["codes"], found["codes"])
+    assert chunks(tmp_path / "9") == chunks(tmp_path / "49")
+
+
+def test_on_a_gpu_every_batch_is_whole(run: Path) -> None:
+    plan = Plan.of(open_run(run), replace(SETTINGS, prompts=PROMPTS), "cuda")
+    assert plan.batches == [range(start, start + 3) for start in range(0, 11, 3)]
+    assert plan.chunks[-1] == range(9, 11)
+
+
+def test_more_samples_may_come_with_more_of_the_captions(run: Path, tmp_path: Path) -> None:
+    few = columns(sampled(run, tmp_path / "out", replace(SETTINGS, num=1)))
+    more = columns(sampled(run, tmp_path / "out"))
+    assert np.array_equal(more["codes"][:1], few["codes"])
+    assert more["prompt"].tolist()[:3] == [0, 1, 0]
+
+
 def test_videos_can_be_asked_for_later(run: Path, tmp_path: Path) -> None:
     out = sampled(run, tmp_path / "out")
     before = chunks(out)
@@ -144,10 +185,32 @@ def test_counted_samples_are_never_replaced_and_others_are(run: Path, tmp_path: 
     other = replace(SETTINGS, seed=1, videos=0)
     sampled(run, out, other)
     assert not list(out.glob("0*.*"))
-    for wrong in (SETTINGS, replace(other, num=3), replace(other, top_k=2)):
-        with pytest.raises(UserError, match=r"holds 11 samples of another (settings|num)"):
+    guided = replace(other, guidance=GuidanceConfig(scale=3.0))
+    for wrong, difference in (
+        (SETTINGS, "seed 1, not 0"),
+        (replace(other, num=3), "num 11, not 3"),
+        (replace(other, top_k=2, temperature=0.5), r"temperature 1\.0, not 0\.5; top_k 0, not 2"),
+        (guided, r"guidance\.scale 2\.0, not 3\.0"),
+        (replace(other, prompts=PROMPTS), "prompt '.*' for sample 0, not 'a red three moving left"),
+    ):
+        with pytest.raises(UserError, match=f"holds 11 samples, made with {difference}"):
             sampled(run, out, wrong)
     assert len(columns(out)["number"]) == 11
+    prompts = tuple(json.loads((out / "samples.json").read_text())["prompts"])
+    sampled(run, out, replace(other, num=None, prompts=prompts * 6))
+    with pytest.raises(UserError, match="seed 1, not 2"):
+        sampled(run, out, replace(other, num=None, prompts=prompts * 6, seed=2))
+
+
+def test_another_frame_rate_is_refused_only_where_there_are_videos(
+    run: Path, tmp_path: Path
+) -> None:
+    out = sampled(run, tmp_path / "out")
+    before = chunks(out)
+    sampled(run, out, replace(SETTINGS, fps=12.0, videos=2))
+    assert chunks(out) == before
+    with pytest.raises(UserError, match=r"made with fps 12\.0, not 8\.0; give another folder"):
+        sampled(run, out, replace(SETTINGS, videos=2))
 
 
 def test_all_classes_are_sampled_where_a_number_is_asked_for(

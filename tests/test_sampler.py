@@ -22,7 +22,8 @@ from tokenizer.settings import UserError
 from training.config import GuidanceConfig, SampleConfig
 from training.generator import Known
 from training.partial import input_features
-from training.sampler import layout_of, sample_codes
+from training.sampler import Step, layout_of, sample_codes
+from training.samples import in_precision
 
 GUIDED = SampleConfig(guidance=GuidanceConfig(kind="constant", scale=2.0))
 UNGUIDED = SampleConfig(guidance=GuidanceConfig(scale=1.0))
@@ -89,6 +90,25 @@ def test_greedy_samples_are_what_teacher_forcing_on_them_finds_likeliest(variant
         features = input_features(quantizer, codes, variant.schedule, generator.num_features)
     logits = generator(Known(sequence, codes, features), prompts, variant.schedule)
     assert torch.equal(logits.argmax(dim=-1), codes)
+
+
+@pytest.mark.parametrize("name", ["next_scale", "raster", "par", "nar", "arpg"])
+def test_greedy_codes_in_bfloat16_are_mostly_those_of_float32(name: str) -> None:
+    variant, codes = BY_NAME[name], []
+    for precision in ("float32", "bfloat16"):
+        steps: list[Step] = []
+        made = sample_codes(
+            in_precision(make_generator(variant, "text"), precision),
+            encoded("text"),
+            variant.schedule,
+            replace(GUIDED, temperature=0.0),
+            range(3),
+            make_quantizer(),
+            watch=steps.append,
+        )
+        codes.append(made)
+        assert {step.logits.dtype for step in steps} == {torch.float32}
+    assert (codes[0] == codes[1]).float().mean() > 0.7
 
 
 @every_variant

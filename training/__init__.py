@@ -19,7 +19,7 @@ Its rooms:
     sampler loop_steps compiled guidance drawing given
                                 the loop that makes it, its steps (compiled, too), what it does to
                                 logits, what it is given
-    samples resize sample_folder sample_ranks frame_stream pictures
+    samples resize sample_plan sample_folder sample_ranks frame_stream pictures
                                 clips by number, as files, by several processes
     edit_config edit_source known_region editing edit_files edit_cli
                                 a clip of which a part is made anew

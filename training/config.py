@@ -338,9 +338,20 @@ class SampleConfig(DrawConfig):
     sizes: StepSizes | None = setting(
         None, "random orders: how the cells are shared out over the steps (default: the method's)"
     )
-    seed: int = setting(0, "seed; sample i is the same whatever the batch size")
-    batch_size: int = setting(32, "samples generated together, and stored in a file")
+    seed: int = setting(
+        0, "seed; sample i of a seed is exactly the same for equal batch_size, up to rounding else"
+    )
+    batch_size: int = setting(
+        32,
+        "samples generated together, and stored in a file (tessera sample on a CPU: the first of "
+        "them in smaller batches)",
+    )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to sample")
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "of the generator; bfloat16 halves its memory and is faster where the machine multiplies "
+        "it faster, and draws other codes now and then; guidance, draws and tokenizer stay float32",
+    )
     compile: bool = setting(
         False,
         "compile the steps and keep caches of a fixed size: a minute at first, faster steps after "

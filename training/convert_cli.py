@@ -17,7 +17,7 @@ _EXAMPLES = """\
 examples:
   tessera tokenizer convert vae_ch160v4096z32.pth -o tokenizers/var
   tessera convert var_d16.pth -o runs/var --tokenizer tokenizers/var
-  tessera sample runs/var --prompts '["207"]' --guidance.kind ramp --guidance.scale 2.5
+  tessera sample runs/var --prompts '["207"]'       guided and drawn as in the paper
 
   tessera tokenizer convert vq_ds16_c2i.pt -o tokenizers/llamagen
   tessera convert c2i_L_4x.pt -o runs/par --tokenizer tokenizers/llamagen --shape 1 384 384
@@ -25,7 +25,9 @@ examples:
 
 VAR-d36-s: --schedule var-512 for its tokenizer. LlamaGen and PAR: what ends in 384 is for images of
 384 x 384. What shapes do not tell is the published setting, or a flag: --model.heads of an
-unpublished width, --model.head_blocks of NAR, --method.regions of PAR.
+unpublished width, --model.head_blocks of NAR, --method.regions of PAR. Samples are guided and drawn
+as the preset of the paper says for its size of it (see training/presets); other sizes may want
+another --guidance.scale, ARPG takes --num_steps.
 """
 
 

@@ -47,8 +47,8 @@ from training.judge import (
 from training.likeness import copy_share, nearest
 from training.pictures import contact_sheet, save_png
 from training.real_clips import Clips, intended, read_clips
-from training.run import OpenedRun, open_run, pick_device
-from training.samples import Generated, check_settings, generate
+from training.run import OpenedRun, pick_device
+from training.samples import Generated, check_settings, generate, open_to_sample
 from training.unseen_prompts import unseen_prompts
 
 REPORT_FILE = "evaluation.json"
@@ -69,7 +69,7 @@ def evaluate(
     Raises UserError when run, dataset and pixel shards do not belong together.
     """
     run_dir = Path(run_dir)
-    run = open_run(run_dir, device=pick_device(config.sample.device))
+    run = open_to_sample(run_dir, config.sample, pick_device(config.sample.device))
     check_settings(run, _settings(run, config))
     data_dir = _data_dir(run, config)
     codes, pixels = _datasets(run, data_dir, prepare_pixels)
@@ -165,8 +165,8 @@ def _told(run: OpenedRun, run_dir: Path, clips: Clips, config: EvaluateConfig) -
     if run.vocabulary.kind != "clip_text":
         return run
     device = str(next(run.generator.parameters()).device)
-    captions = [each for each in clips.prompts if each is not None]
-    return open_run(run_dir, device, prompts=captions, text_weights=config.sample.text_weights)
+    captions = tuple(each for each in clips.prompts if each is not None)
+    return open_to_sample(run_dir, replace(config.sample, prompts=captions), device)
 
 
 def _settings(run: OpenedRun, config: EvaluateConfig) -> SampleConfig:

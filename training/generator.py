@@ -70,7 +70,6 @@ class Generator(nn.Module):
         self.codebook_size = codebook_size
         width, block = config.width, config.block
         self.condition = ConditionEncoder(vocabulary, width)
-        self._layouts: dict[tuple[Schedule, bool, MethodConfig], Layout] = {}
         layout = self.layout_for(schedule)
         kinds = layout.kinds
         self.start = nn.Parameter(torch.zeros(width)) if block.condition == "add" else None
@@ -139,20 +138,14 @@ class Generator(nn.Module):
         `method` stands in for its own: the same one in other steps. `given`, bool [num_tokens],
         are cells that need not be generated.
         """
-        method = method or self.method
-        key = schedule, training, method
-        if given is None and key in self._layouts:
-            return self._layouts[key]
         if schedule.scales != self.schedule.scales[: len(schedule.scales)]:
             raise UserError(
                 f"this generator was made for scales {self.schedule.to_list()}; "
                 f"{schedule.to_list()} is not the beginning of them"
             )
-        make = METHODS[method.name]
-        layout = make(schedule, self.condition.num_prefix, method, training, given)
-        if given is None:
-            self._layouts[key] = layout
-        return layout
+        cells = None if given is None else given.tobytes()
+        num_prefix = self.condition.num_prefix
+        return _layout(schedule, num_prefix, method or self.method, training, cells)
 
     def forward(
         self, known: Known, prompts: Int[Tensor, "b n"], schedule: Schedule
@@ -286,6 +279,15 @@ def _joined(packing: Packing, rotations: Sequence[Rotation | None]) -> Rotation 
     cos = [each.cos for each in rotations if each is not None]
     sin = [each.sin for each in rotations if each is not None]
     return Rotation(packing.joined(cos)[None], packing.joined(sin)[None]) if cos else None
+
+
+@lru_cache(maxsize=64)
+def _layout(
+    schedule: Schedule, num_prefix: int, method: MethodConfig, training: bool, given: bytes | None
+) -> Layout:
+    """One for all who ask alike: what is made from a layout is kept by it."""
+    cells = None if given is None else np.frombuffer(given, dtype=bool)
+    return METHODS[method.name](schedule, num_prefix, method, training, cells)
 
 
 @lru_cache(maxsize=16)

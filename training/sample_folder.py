@@ -1,7 +1,7 @@
 """A folder of samples, which any number of processes fill and any of them may leave at any time.
 
     SAMPLES/plan.json                       what is sampled: weights, settings, prompts
-    SAMPLES/codes/000000-000032.npz         a chunk: codes [n, l], number [n], prompt [n]
+    SAMPLES/codes/000032-000064.npz         a chunk: codes [n, l], number [n], prompt [n]
     SAMPLES/000000_a_red_3_moving_left.mp4  videos of the first ones (GIF where PyAV is absent)
     SAMPLES/contact_sheet.png               a row per class or prompt
     SAMPLES/samples.json                    what is there; written last
@@ -16,75 +16,20 @@ from __future__ import annotations
 import json
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from tokenizer.settings import UserError, to_dict
-from training.config import SampleConfig
-from training.run import OpenedRun
-from training.samples import bucket_of, chosen_prompts
+from tokenizer.settings import UserError
+from training.sample_plan import Plan
 
 PLAN_FILE = "plan.json"
 REPORT_FILE = "samples.json"
-_FORMAT = 1
-_FREE = (
-    "out",
-    "num",
-    "prompts",
-    "max_prompts",
-    "videos",
-    "ranks",
-    "device",
-    "bucket",
-    "text_weights",
-)
-"""Settings that say nothing about what is in a chunk, or that the plan has by itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What the samples of a folder are; all but `num` must be the same to go on with them."""
-
-    model: str
-    step: int
-    tokenizer: str
-    device: str
-    bucket: str
-    prompts: list[str | None]
-    settings: dict[str, Any]
-    is_counted: bool
-    """Whether `num` was asked for: such samples are never replaced."""
-    num: int
-
-    @classmethod
-    def of(cls, run: OpenedRun, settings: SampleConfig, device: str) -> Plan:
-        """UserError for a prompt that the run does not know."""
-        prompts = chosen_prompts(run, settings)
-        kept = {name: value for name, value in to_dict(settings).items() if name not in _FREE}
-        return cls(
-            model=run.fingerprint,
-            step=run.step,
-            tokenizer=run.record.tokenizer,
-            device=device,
-            bucket=bucket_of(run, settings),
-            prompts=prompts,
-            settings=kept,
-            is_counted=settings.num is not None,
-            num=settings.num or len(prompts),
-        )
-
-    @property
-    def chunks(self) -> list[range]:
-        """The numbers of the samples of each chunk: those that are generated together."""
-        size = self.settings["batch_size"]
-        return [range(start, min(start + size, self.num)) for start in range(0, self.num, size)]
-
-    def prompt_of(self, number: int) -> str | None:
-        return self.prompts[number % len(self.prompts)]
+_FORMAT = 2
 
 
 class SampleFolder:
@@ -125,14 +70,15 @@ class SampleFolder:
 
     def codes(self, numbers: range | list[int]) -> np.ndarray:
         """int64 [n, l]: the codes of samples whose chunks are there."""
-        size, opened, rows = self.plan.settings["batch_size"], dict[int, np.ndarray](), []
+        chunks, opened, rows = self.plan.chunks, dict[range, np.ndarray](), []
+        starts = [chunk.start for chunk in chunks]
         for number in numbers:
-            index = number // size
-            if index not in opened:
-                name = _chunk_name(self.plan.chunks[index])
-                with np.load(self.path / "codes" / name, allow_pickle=False) as content:
-                    opened[index] = content["codes"].astype(np.int64)
-            rows.append(opened[index][number % size])
+            chunk = chunks[bisect_right(starts, number) - 1]
+            if chunk not in opened:
+                path = self.path / "codes" / _chunk_name(chunk)
+                with np.load(path, allow_pickle=False) as content:
+                    opened[chunk] = content["codes"].astype(np.int64)
+            rows.append(opened[chunk][number - chunk.start])
         return np.stack(rows)
 
     def video_of(self, number: int) -> Path:
@@ -180,24 +126,26 @@ class SampleFolder:
 
     def _make_room(self, earlier: Plan) -> None:
         """Removes what this plan does not go on with; UserError where that must not be."""
-        ours, theirs = asdict(self.plan), asdict(earlier)
-        free = ("num", "is_counted")
-        other = [name for name in ours if name not in free and ours[name] != theirs[name]]
-        if self.plan.num < earlier.num:
-            other.append("num")
+        other = self.plan.differences(earlier, has_videos=bool(self._videos()))
         if other and earlier.is_counted:
             raise UserError(
-                f"{self.path}: holds {earlier.num} samples of another {' and '.join(other)}; "
+                f"{self.path}: holds {earlier.num} samples, made with {'; '.join(other)}; "
                 "give another folder with --out, or remove this one"
             )
+        if not other:
+            is_counted = self.plan.is_counted or earlier.is_counted
+            self.plan = replace(self.plan, is_counted=is_counted)
         (self.path / REPORT_FILE).unlink(missing_ok=True)
         wanted = set() if other else {_chunk_name(chunk) for chunk in self.plan.chunks}
         for path in (self.path / "codes").iterdir():
             if path.name not in wanted and re.fullmatch(r"\.?\d+-\d+\.npz.*", path.name):
                 path.unlink()
-        for path in self.path.iterdir() if other else ():
-            if re.fullmatch(r"\d{6}_[a-z0-9_]+\.(mp4|gif)", path.name):
-                path.unlink()
+        for path in self._videos() if other else ():
+            path.unlink()
+
+    def _videos(self) -> list[Path]:
+        files = self.path.iterdir()
+        return [each for each in files if re.fullmatch(r"\d{6}_[a-z0-9_]+\.(mp4|gif)", each.name)]
 
 
 def _chunk_name(chunk: range) -> str:

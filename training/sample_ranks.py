@@ -3,8 +3,9 @@
     write_samples(Path("runs/demo/run"), SampleConfig(num=10000, ranks=4))
 
 Rank r of n makes every n-th of the missing chunks and, of the first samples, videos. Every rank
-computes on one thread, or on a GPU of its own where there are enough, so a chunk's bits do not
-depend on how many there are. Run again after any end, it goes on with the chunks that are missing.
+computes on one thread, or on a GPU of its own where there are enough, and a chunk in its whole
+batch, so that a sample's bits do not depend on how many ranks or samples there are. Run again after
+any end, it goes on with the chunks that are missing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from tokenizer.settings import UserError
 from training.config import SampleConfig
 from training.pictures import contact_sheet, save_png, write_video
 from training.run import OpenedRun, pick_device
-from training.sample_folder import Plan, SampleFolder
+from training.sample_folder import SampleFolder
+from training.sample_plan import Plan
 from training.sampler import layout_of
 from training.samples import check_settings, open_to_sample, sample_batch
 
@@ -104,9 +106,10 @@ def _make(run: OpenedRun, settings: SampleConfig, folder: SampleFolder, chunk: r
     """The codes of a chunk where they are missing, then those of its videos that are."""
     if not folder.has_codes(chunk):
         schedule = run.schedule(folder.plan.bucket)
-        prompts = [folder.plan.prompt_of(number) for number in chunk]
-        codes = sample_batch(run, prompts, chunk, schedule, settings)
-        folder.write_codes(chunk, codes.cpu().numpy())
+        batch = folder.plan.batch_of(chunk)
+        prompts = [folder.plan.prompt_of(number) for number in batch]
+        codes = sample_batch(run, prompts, batch, schedule, settings)
+        folder.write_codes(chunk, codes[: len(chunk)].cpu().numpy())
     numbers = [each for each in chunk if each < settings.videos and not folder.has_video(each)]
     if not numbers:
         return

@@ -4,7 +4,9 @@
              run them with the cache; gather logits to the cells of step g + 1
              guide, filter, draw, write the codes down
 
-Every draw is keyed by (seed, sample index), so a sample does not depend on the batch it is in.
+Every draw is keyed by (seed, sample index), so a sample does not depend on the others of its batch:
+it is exactly the same in any batch of as many, and in others up to rounding, which now and then
+turns a draw between two codes.
 """
 
 from __future__ import annotations
@@ -140,6 +142,7 @@ def _loop(
             if carried:
                 hidden = [torch.cat([new, old], dim=1) for new, old in zip(hidden, carried)]
             logits = generator.logits(hidden, step.sources)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             carried = [] if step.carried is None else [each[:, step.carried] for each in hidden]
             scale = 1.0
             if guidance is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError
 from training.config import SampleConfig
+from training.generator import Generator
 from training.given import Given, passes
 from training.guidance import is_guided
 from training.order import check_steps
@@ -39,7 +40,14 @@ class Generated:
 def open_to_sample(run_dir: Path, settings: SampleConfig, device: str) -> OpenedRun:
     """A run for the prompts and the size of the settings; UserError where it is not for them."""
     run = open_run(run_dir, device, prompts=settings.prompts, text_weights=settings.text_weights)
-    return run if settings.shape is None else resized(run, settings.shape)
+    run = run if settings.shape is None else resized(run, settings.shape)
+    in_precision(run.generator, settings.precision)
+    return run
+
+
+def in_precision(generator: Generator, precision: str) -> Generator:
+    """The generator, its weights and so its cache and passes from now on in this precision."""
+    return generator.to(getattr(torch, precision))
 
 
 def generate(

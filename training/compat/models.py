@@ -18,6 +18,15 @@ METHODS = {
     "var": "next_scale",
 }
 """The method of each layout."""
+RECIPES = {
+    "llamagen": "imagenet-raster",
+    "par": "imagenet-par-4",
+    "nar-image": "imagenet-nar",
+    "nar-video": "ucf101-nar",
+    "arpg": "imagenet-arpg",
+    "var": "imagenet-var",
+}
+"""The preset that says how samples of each layout are drawn, and in how many steps."""
 LLAMAGEN_BLOCK = BlockConfig(
     norm="rms",
     norm_eps=1e-5,

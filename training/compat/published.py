@@ -25,10 +25,17 @@ from tokenizer.folder import find_tokenizer, load_tokenizer
 from tokenizer.key_report import check_keys
 from tokenizer.model import Tokenizer
 from tokenizer.scales import Schedule
-from tokenizer.settings import UserError, from_dict, to_dict
+from tokenizer.settings import UserError, from_dict, read_settings, to_dict
 from training.checkpoint import save_checkpoint
 from training.compat import llamagen
-from training.compat.models import LLAMAGEN_BLOCK, METHODS, VAR_BLOCK, block_of, regions_of
+from training.compat.models import (
+    LLAMAGEN_BLOCK,
+    METHODS,
+    RECIPES,
+    VAR_BLOCK,
+    block_of,
+    regions_of,
+)
 from training.compat.reading import CARRIES_NOTHING, detect_layout, read_sizes
 from training.compat.sizes import KEYS, Sizes
 from training.compat.var import var
@@ -38,6 +45,7 @@ from training.partial import feature_channels
 from training.run import RunRecord, Shape, write_run
 from training.vocabulary import Vocabulary
 
+_PRESETS = Path(__file__).parent.parent / "presets"
 NAR_HEADS = {"nar-image": (1,), "nar-video": (1, 1)}
 """Further blocks before NAR's heads, as published; keys do not tell which block is whose."""
 
@@ -182,10 +190,14 @@ def _config(path: Path, layout: str, sizes: Sizes, asked: Mapping[str, Any]) -> 
     block = VAR_BLOCK if layout == "var" else LLAMAGEN_BLOCK
     if layout == "nar-video":
         block = replace(block, position="table")
+    recipe = read_settings(GeneratorRun, _PRESETS / f"{RECIPES[layout]}.yaml")
     values: dict[str, Any] = {
         "condition": to_dict(ConditionConfig(kind="class")),
         "model": {"block": to_dict(block), "head_bias": layout == "var"},
+        "sampling": to_dict(recipe.sampling),
     }
+    if recipe.method.is_random:
+        values["method"] = {"num_steps": recipe.method.num_steps, "sizes": recipe.method.sizes}
     if layout in NAR_HEADS:
         values["model"]["head_blocks"] = list(NAR_HEADS[layout])
     for key, value in {**told, **plain}.items():
