@@ -466,6 +466,7 @@ def _draw(result: dict[str, Any]) -> None:
     """Frechet distance over the time of a video."""
     mpl.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
     figure, axes = pyplot.subplots(figsize=(10, 5.5), facecolor=PAPER)
     axes.set_facecolor(PAPER)
@@ -481,13 +482,17 @@ def _draw(result: dict[str, Any]) -> None:
         axes.plot(x, plain["frechet"]["mean"], "o", markerfacecolor=PAPER, markeredgecolor=color)
         axes.errorbar(x, y, yerr=best["frechet"]["spread"], color=color, marker="o", capsize=3)
         axes.annotate(
-            f"{name} ({found['num_steps']})", (x, y), (6, 6), textcoords="offset points",
-            color=color, fontsize=9,
+            f"{name} ({found['num_steps']})", (x, plain["frechet"]["mean"]), (-4, 8),
+            textcoords="offset points", color=color, fontsize=9, rotation=60,
         )  # fmt: skip
     floor = result["bounds"]["real clips, unseen"]["frechet"]
     axes.axhline(floor, color=FAINT, linestyle="--", linewidth=1)
     axes.annotate("real clips, unseen", (axes.get_xlim()[0], floor), color=FAINT, fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([10, 20, 30, 50, 75, 100, 150, 200, 300, 500]))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.08, y=0.16)
     axes.set_xlabel("milliseconds per video, batch 1", color=INK)
     axes.set_ylabel("Frechet distance of samples, judge's features", color=INK)
     title = "Quality against time, with steps: filled at the best temperature, hollow at 1"
