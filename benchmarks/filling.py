@@ -4,7 +4,8 @@
     python benchmarks/filling.py --quick     short trainings, few clips
 
 Held-out clips of the demo's digits lose their middle frame, their middle columns or three tenths of
-their cells. Three fill them, under the clip's own caption, a cell a pass: ARPG, which is given all
+their cells. Three fill them, without a caption (or, with --captions, told by the clip's own what
+there is to be seen), a cell a pass: ARPG, which is given all
 that is left; the same weights, shown only the cells before each one in raster order; and a raster
 model, which sees no others. For the cells of the hole:
 
@@ -27,7 +28,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Clips:
 
     codes: Tensor
     frames: np.ndarray
-    captions: list[str]
+    captions: list[str | None]
     schedule: Schedule
 
 
@@ -80,6 +81,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="short trainings, few clips")
     parser.add_argument("--seeds", type=int, default=3, help="fillings of each hole")
+    parser.add_argument("--captions", action="store_true", help="fill under the clips' captions")
     parser.add_argument("--clips", type=int, default=120, help="most clips to fill")
     parser.add_argument("--tokens", type=int, default=360 * 24 * 63, help="codes seen in training")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -94,6 +96,8 @@ def main() -> int:
         for name in dict.fromkeys(way.model for way in WAYS.values())
     }
     clips = _clips(data, runs["raster"], arguments.clips)
+    if not arguments.captions:
+        clips = replace(clips, captions=[None] * len(clips.captions))
     results, pictures = {}, {}
     for hole in HOLES:
         print(hole, file=sys.stderr, flush=True)
@@ -284,7 +288,7 @@ def _asked(run: OpenedRun, clips: Clips, hidden: np.ndarray, way: Way) -> dict[s
     return {"bits": torch.cat(bits).cpu().numpy(), "likely": torch.cat(likely).cpu().numpy()}
 
 
-def _prompts(run: OpenedRun, captions: Sequence[str]) -> Tensor:
+def _prompts(run: OpenedRun, captions: Sequence[str | None]) -> Tensor:
     device = next(run.generator.parameters()).device
     return torch.tensor([run.vocabulary.encode(each, cut=True) for each in captions], device=device)
 
