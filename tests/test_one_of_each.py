@@ -75,7 +75,7 @@ def test_there_is_one_sampling_loop() -> None:
     assert [each for each in calls("loop_steps") if each not in MEASURED] == ["training/sampler.py"]
     assert calls("draw") == ["training/sampler.py"]
     assert set(calls("new_cache")) - MEASURED == {"training/compiled.py"}
-    assert calls("cache_for") == ["training/sampler.py"]
+    assert calls("run_and_cache") == ["training/sampler.py"]
 
 
 def test_methods_are_orders_and_layouts_only() -> None:

@@ -1,42 +1,56 @@
-"""The cache of a sampling loop and, where steps are compiled, the transformer that runs on it.
+"""What a sampling loop runs on: the transformer, compiled or not, and an empty cache.
 
 Compiled once for any number of rows; on CUDA every number of them that steps have is then a graph,
-recorded when it is first met. Graphs write to fixed addresses, so static caches are used again by
-later batches of the same shape.
+recorded when it is first met. Graphs write to fixed addresses, so a static cache is used again by a
+later batch of the same shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from training.cache import Cache
 from training.transformer import Transformer
 
-_SPARE: WeakKeyDictionary[Transformer, dict[tuple[int, int], list[Cache]]] = WeakKeyDictionary()
+Run = Callable[..., list[Tensor]]
+"""`Transformer.forward` of some transformer."""
+
+_SPARE: WeakKeyDictionary[Transformer, tuple[object, Cache]] = WeakKeyDictionary()
+"""The static cache that was used last, and what it was made for."""
 
 
 @contextmanager
-def cache_for(
+def run_and_cache(
     transformer: Transformer, batch_size: int, capacity: int, is_cached: bool, is_compiled: bool
-) -> Iterator[Cache | None]:
-    """An empty cache for as long as a loop runs, or none."""
+) -> Iterator[tuple[Run, Cache | None]]:
+    """For as long as a loop runs; without a cache if there is to be none."""
     if not is_compiled:
-        yield transformer.new_cache(batch_size, capacity) if is_cached else None
+        yield transformer, transformer.new_cache(batch_size, capacity) if is_cached else None
         return
-    if transformer not in _SPARE:
-        on_cuda = next(transformer.parameters()).is_cuda
-        transformer.compile(dynamic=True, mode="reduce-overhead" if on_cuda else None)
-    spare = _SPARE.setdefault(transformer, {}).setdefault((batch_size, capacity), [])
-    cache = spare.pop() if spare else transformer.new_cache(batch_size, capacity, is_static=True)
-    cache.cut(0)
+    weight = next(transformer.parameters())
+    key = batch_size, capacity, weight.dtype, weight.device
+    spare_key, spare = _SPARE.pop(transformer, (None, None))
+    if spare is None or spare_key != key:
+        spare = transformer.new_cache(batch_size, capacity, is_static=True)
+    spare.cut(0)
     try:
-        yield cache
+        yield partial(_compiled(weight.is_cuda), transformer), spare
     finally:
-        spare.append(cache)
+        _SPARE[transformer] = key, spare
+
+
+@cache
+def _compiled(on_cuda: bool) -> Callable[..., Any]:
+    """Kept apart from the transformers: those are not compiled where they are called themselves."""
+    mode = "reduce-overhead" if on_cuda else None
+    return torch.compile(Transformer.forward, dynamic=True, mode=mode)
 
 
 def begin_step(is_compiled: bool) -> None:

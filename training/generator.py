@@ -6,7 +6,7 @@ rows of a clip at once, the sampler feeds them step by step through the same `hi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -191,15 +191,18 @@ class Generator(nn.Module):
         condition: Condition,
         known: Known,
         cache: Cache | None = None,
+        run: Callable[..., list[Float[Tensor, "b r d"]]] | None = None,
     ) -> list[Float[Tensor, "b r d"]]:
-        """The transformer's outputs at `rows`, which are the last of the rows `seen`."""
+        """The transformer's outputs at `rows`, which are the last of the rows `seen`.
+
+        `run` stands in for the transformer: the same, compiled.
+        """
         x = self._embedded(rows, condition, known)
         shown = None if cache is None else cache.shown
         masks = seen.masks(len(rows.step), condition.valid, shown)
         vectors = Vectors(condition.pooled)
-        return self.transformer(
-            x, masks, self._rotation(rows, known), vectors, cache, rows.num_context
-        )
+        run = run or self.transformer
+        return run(x, masks, self._rotation(rows, known), vectors, cache, rows.num_context)
 
     def logits(
         self, hidden: list[Float[Tensor, "b r d"]], sources: Sources

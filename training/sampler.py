@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tokenizer.quantizer import MultiScaleQuantizer
 from tokenizer.scales import Schedule
-from training.compiled import begin_step, cache_for
+from training.compiled import begin_step, run_and_cache
 from training.config import SampleConfig
 from training.drawing import draw, filters_at, uniforms
 from training.draws import numpy_generator
@@ -129,16 +129,15 @@ def _loop(
     if guided:
         prompts = torch.cat([prompts, torch.full_like(prompts, ABSENT)])
     condition = generator.condition(prompts)
-    with cache_for(
+    with run_and_cache(
         generator.transformer, len(prompts), cache_rows(steps), cached, settings.compile
-    ) as cache:
+    ) as (run, cache):
         carried: list[Tensor] = []
         for step in steps:
             begin_step(settings.compile)
             known = Known(sequence, clip.codes, clip.features)
-            hidden = generator.hidden(
-                step.rows, step.seen, condition, known.doubled() if guided else known, cache
-            )
+            known = known.doubled() if guided else known
+            hidden = generator.hidden(step.rows, step.seen, condition, known, cache, run)
             if carried:
                 hidden = [torch.cat([new, old], dim=1) for new, old in zip(hidden, carried)]
             logits = generator.logits(hidden, step.sources)
