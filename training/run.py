@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import torch
@@ -183,6 +184,18 @@ def sample_settings(
 def _is_guidable(config: GeneratorRun, vocabulary: Vocabulary) -> bool:
     """Whether it learned to generate both with a condition and without."""
     return vocabulary.kind != "none" and config.condition.dropout > 0
+
+
+def writable_folder(path: str | Path) -> Path:
+    """The folder, made where it is missing; UserError when it cannot be written."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    return folder
 
 
 def pick_device(name: str) -> str:

@@ -25,14 +25,14 @@ from tokenizer.folder import find_tokenizer, load_tokenizer
 from tokenizer.frechet import Moments
 from tokenizer.model import Tokenizer
 from tokenizer.perceptual import load_lpips
-from tokenizer.settings import UserError, to_dict
+from tokenizer.settings import to_dict
 from training.evaluate_config import TokenizerEvalConfig
 from training.features import open_extractor
 from training.pictures import save_png
 from training.pixel_clips import batches, choose_clips
 from training.rate_distortion import Curve, Point, draw_curves
 from training.reconstruction_sheet import Shown, draw_reconstructions
-from training.run import pick_device
+from training.run import pick_device, writable_folder
 from training.scoring import Decoded, Score, distances, use_of
 
 REPORT_FILE = "evaluation.json"
@@ -73,7 +73,7 @@ def evaluate_tokenizer(
         tokenizer = load_tokenizer(folder, device=device)
     extractors = [open_extractor(each, device) for each in config.features]
     lpips = load_lpips(config.lpips, device) if config.lpips.vgg or config.lpips.heads else None
-    target = _writable(out) if out is not None else None
+    target = writable_folder(out) if out is not None else None
     dataset = open_dataset(pixels_of(Path(data)))
     chosen = choose_clips(dataset, tokenizer, config.split, config.max_clips)
     total = sum(len(places) for _, places in chosen.values())
@@ -213,18 +213,6 @@ def _described(tokenizer: Tokenizer, folder: Path | None) -> dict[str, Any]:
         "num_parameters": sum(each.numel() for each in tokenizer.parameters()),
         "config": to_dict(tokenizer.config),
     }
-
-
-def _writable(out: str | Path) -> Path:
-    target = Path(out)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        probe = target / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from None
-    return target
 
 
 def _write(

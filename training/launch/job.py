@@ -8,7 +8,7 @@ import torch
 
 from tokenizer.settings import UserError
 from training.config import GeneratorRun, TokenizerRun
-from training.run import pick_device
+from training.run import pick_device, writable_folder
 from training.tasks.generator import GeneratorTask
 from training.tasks.task import Task
 from training.tasks.tokenizer import TokenizerTask
@@ -43,12 +43,4 @@ def run_folder(config: RunConfig) -> Path:
     """The run's folder; UserError when it is not named or cannot be written."""
     if config.out is None:
         raise UserError("out is required: the folder of the run, for example --out runs/generator")
-    folder = Path(config.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
-    return folder
+    return writable_folder(config.out)
