@@ -40,7 +40,6 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from jury import Jury, Looks
-from torch.nn import functional
 
 from pipeline.build import build, build_pixels
 from pipeline.config import BuildConfig, ClipSettings, SelectSettings, TokenizeSettings
@@ -53,14 +52,13 @@ from tokenizer.settings import read_settings, to_dict
 from training.config import DataConfig, GeneratorRun, SampleConfig, TokenizerRun
 from training.draws import numpy_generator
 from training.evaluate import reconstruct
-from training.generator import Known
 from training.launch.local import launch
 from training.likeness import copy_share
 from training.method_config import MethodConfig
-from training.partial import input_features
 from training.rate_distortion import COLORS, FAINT, INK, PAPER
-from training.run import OpenedRun, open_run
+from training.run import open_run
 from training.samples import Generated, generate
+from training.teacher_forcing import bits_of
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "out"
@@ -249,7 +247,7 @@ def trained(name: str, seed: int, data: Path, arguments: argparse.Namespace) -> 
         about = {
             "train_steps": run.trainer.num_steps,
             "train_cpu_seconds": round(time.process_time() - cpu, 1),
-            "bits_per_clip": _bits_per_clip(opened, dataset),
+            "bits_per_clip": bits_of(opened, dataset.samples("val", bucket.name)).per_clip,
             "num_parameters": opened.record.num_parameters,
         }
         (folder / "trained.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -302,34 +300,6 @@ def _identity(run: GeneratorRun, data: str) -> str:
 
 def _slug(name: str) -> str:
     return name.replace(", ", "-").replace(" ", "-")
-
-
-@torch.no_grad()
-def _bits_per_clip(run: OpenedRun, dataset: Dataset) -> float:
-    """Cross-entropy of held-out clips' codes under teacher forcing, in bits."""
-    name = next(iter(run.record.shapes))
-    samples = dataset.samples("val", name)
-    schedule = run.schedule(name)
-    device = next(run.generator.parameters()).device
-    order = run.generator.layout_for(schedule).order
-    total = 0.0
-    for start in range(0, len(samples), 32):
-        chosen = np.arange(start, min(start + 32, len(samples)))
-        codes = torch.from_numpy(samples.gather(chosen).astype(np.int64)).to(device)
-        prompts = [
-            run.vocabulary.encode(each["caption"], cut=True) for each in samples.metadata(chosen)
-        ]
-        drawn = [order.drawn(numpy_generator(0, "bits", int(number))) for number in chosen]
-        features = None
-        if run.generator.num_features:
-            features = input_features(
-                run.tokenizer.quantizer, codes, schedule, run.generator.num_features
-            )
-        known = Known(torch.from_numpy(np.stack(drawn)).to(device), codes, features)
-        logits = run.generator(known, torch.tensor(prompts, device=device), schedule)
-        loss = functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum")
-        total += float(loss)
-    return total / len(samples) / math.log(2)
 
 
 def _sample_settings(name: str, temperature: float, device: str) -> SampleConfig:

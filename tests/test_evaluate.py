@@ -131,6 +131,32 @@ def test_real_reconstructed_and_made_clips_are_judged_alike(report: dict[str, An
     assert report["frechet"]["samples"] > 0
 
 
+def test_bits_are_those_of_the_held_out_clips(project: Project, report: dict[str, Any]) -> None:
+    run = open_run(project.run)
+    bits, num_codes = report["bits"], run.schedule(BUCKET).num_tokens
+    assert (bits["split"], bits["num_clips"], bits["num_left_out"]) == ("val", NUM_VAL, 0)
+    assert bits["per_clip"] == pytest.approx(bits["per_code"] * num_codes)
+    # Two steps of training have not taught it much yet.
+    assert bits["per_code"] == pytest.approx(np.log2(run.record.codebook_size), rel=0.1)
+    assert report["summary"]["bits_per_clip"] == bits["per_clip"]
+
+
+def test_bits_without_codes_of_the_split_are_left_out_and_the_reason_is_said(
+    project: Project, tmp_path: Path
+) -> None:
+    data = shutil.copytree(project.data, tmp_path / "data")
+    declaration = data / "shards.json"
+    _, token_sets, buckets, shards = parse_declaration(declaration.read_text(), "shards.json")
+    kept = [each for each in shards if each.split == "train"]
+    declaration.write_text(dump_declaration(token_sets, buckets, kept))
+    lines: list[str] = []
+    report = evaluate(project.run, replace(CONFIG, data=str(data)), say=lines.append)
+    reason = f"{data}: split 'val' has no samples in bucket {BUCKET}"
+    assert report["bits"] == {"left_out": reason}
+    assert f"no bits of clips: {reason}" in lines
+    assert "bits_per_clip" not in report["summary"]
+
+
 def test_the_joint_accuracy_is_at_most_that_of_each_attribute(report: dict[str, Any]) -> None:
     for group, shares in report["accuracy"].items():
         assert 0 <= report["joint_accuracy"][group] <= min(shares.values())
@@ -217,6 +243,7 @@ def test_without_a_val_split_the_judge_holds_training_clips_out(tmp_path: Path) 
     assert any("no clips in split val" in line for line in lines)
     assert report["num_held_out"] == NUM_TRAIN // 10
     assert report["num_train"] == NUM_TRAIN - NUM_TRAIN // 10
+    assert (report["bits"]["split"], report["bits"]["num_clips"]) == ("train", NUM_TRAIN)
     with pytest.raises(UserError, match="no clips of shape t9_h64_w64 in split val"):
         evaluate(project.run, replace(CONFIG, prompts_of="val"))
 

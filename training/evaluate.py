@@ -1,8 +1,9 @@
-"""Evaluation of a run: a judge trained on real clips says what its samples show.
+"""Evaluation of a run: bits of held-out clips, and what a judge of real clips sees in samples.
 
     report = evaluate("runs/demo/run", EvaluateConfig())
 
-Measured, each beside what real clips give: accuracy per attribute, and of all of them jointly, of
+Measured, each beside what real clips give: bits of held-out clips' codes under teacher forcing
+(cross-entropy, as in training); accuracy per attribute, and of all of them jointly, of
 real held-out clips, of their reconstructions by the tokenizer, and of samples; PSNR of the
 reconstructions beside that of each clip's mean color; Frechet distance in the judge's features
 beside the distance between two sets of real clips; the share of samples that copy a training clip
@@ -14,19 +15,17 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from pipeline.shards import Dataset, open_dataset
-from tokenizer.frechet import frechet_distance
+from pipeline.shards import Dataset, ShardError, open_dataset
 from tokenizer.metrics import mean_color, psnr
 from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError, to_dict
@@ -34,27 +33,18 @@ from training.config import SampleConfig
 from training.draws import numpy_generator
 from training.evaluate_config import EvaluateConfig
 from training.guidance import is_guided
-from training.judge import (
-    Judge,
-    agreement,
-    attribute_values,
-    joint_agreement,
-    judge_key,
-    load_judge,
-    save_judge,
-    train_judge,
-)
 from training.likeness import copy_share, nearest
 from training.pictures import contact_sheet, save_png
 from training.real_clips import Clips, intended, read_clips
 from training.run import OpenedRun, pick_device
 from training.samples import Generated, check_settings, generate, open_to_sample
+from training.teacher_forcing import bits_of
 from training.unseen_prompts import unseen_prompts
+from training.verdict import judge_of, verdict
 
 REPORT_FILE = "evaluation.json"
 NEAREST_FILE = "nearest.png"
 _BATCH = 32
-_DRAWS = 8
 
 
 def evaluate(
@@ -76,7 +66,8 @@ def evaluate(
     bucket = config.sample.bucket or next(iter(run.record.shapes))
     kind = run.vocabulary.kind
     train = read_clips(pixels, "train", bucket, config.num_real, kind)
-    if any(each.split == "val" and each.bucket == bucket for each in pixels.shards):
+    split = "val" if _has_val(pixels, bucket) else "train"
+    if split == "val":
         held_out = read_clips(pixels, "val", bucket, config.num_real, kind)
     elif config.prompts_of == "val":
         raise UserError(
@@ -97,13 +88,15 @@ def evaluate(
         wanted = {prompt: each for prompt, each in wanted.items() if prompt in unseen.new}
         held_out = held_out.of_prompts(unseen.new)
     say(f"{len(train)} real clips to learn from, {len(held_out)} held out")
-    judge, key = _judge(run_dir, train, pixels.fingerprint, config, say)
+    bits = _bits(run, codes, split, bucket, config.num_real, say)
+    judge, key = judge_of(run_dir, train, pixels.fingerprint, config.judge, say)
     rebuilt = reconstruct(run.tokenizer, held_out.frames)
     originals = torch.from_numpy(held_out.frames)
     samples = generate(run, _prompts(wanted, config), _settings(run, config))
     say(f"{len(samples.codes)} samples in {samples.seconds:.1f} s, {samples.num_steps} steps each")
     neighbours, similarity = nearest(samples.frames, train.frames)
     _, real_similarity = nearest(held_out.frames, train.frames)
+    promised = [wanted[prompt] for prompt in samples.prompts]
     report: dict[str, Any] = {
         "psnr": _mean_psnr(torch.from_numpy(rebuilt), originals),
         "psnr_mean_color": _mean_psnr(mean_color(originals), originals),
@@ -113,7 +106,8 @@ def evaluate(
             "samples": float(np.median(similarity)),
             "real_held_out": float(np.median(real_similarity)),
         },
-        **_judged(judge, train, held_out, rebuilt, samples, wanted),
+        "bits": bits,
+        **verdict(judge, train, held_out, rebuilt, samples.frames, promised),
     }
     report = {
         "summary": _summary(report, run, samples),
@@ -206,86 +200,30 @@ def _codes_of(dataset: Dataset, tokenizer: str) -> Dataset:
     )
 
 
-def _judge(
-    run_dir: Path,
-    train: Clips,
-    fingerprint: str,
-    config: EvaluateConfig,
+def _has_val(dataset: Dataset, bucket: str) -> bool:
+    return any(each.split == "val" and each.bucket == bucket for each in dataset.shards)
+
+
+def _bits(
+    run: OpenedRun,
+    codes: Dataset,
+    split: str,
+    bucket: str,
+    most: int,
     say: Callable[[str], None],
-) -> tuple[Judge | None, str | None]:
-    if not attribute_values(train.attributes):
-        say("no judge: the clips have no labels to tell apart")
-        return None, None
-    key = judge_key(fingerprint, len(train), config.judge)
-    judge = load_judge(run_dir / "judge", key)
-    if judge is not None:
-        say(f"judge: the one of these clips and settings in {run_dir / 'judge'}")
-        return judge, key
-    started = time.process_time()
-    judge = train_judge(train.frames, train.attributes, config.judge)
-    save_judge(judge, run_dir / "judge", key)
-    say(
-        f"judge: trained {config.judge.num_steps} steps in "
-        f"{time.process_time() - started:.0f} CPU-seconds"
-    )
-    return judge, key
-
-
-def _distance_of(
-    size: int, features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"]
-) -> float:
-    """The Frechet distance of `size` clips: few are further away than many, so that all groups are
-    told of equally many. The mean of several draws where there are more."""
-    draws = _DRAWS if len(features) > size else 1
-    random = numpy_generator(0, "frechet draws")
-    return float(
-        np.mean([
-            frechet_distance(features[random.permutation(len(features))[:size]], reference)
-            for _ in range(draws)
-        ])
-    )  # fmt: skip
-
-
-def _judged(
-    judge: Judge | None,
-    train: Clips,
-    held_out: Clips,
-    rebuilt: np.ndarray,
-    samples: Generated,
-    wanted: dict[str | None, dict[str, str]],
 ) -> dict[str, Any]:
-    """Accuracies, and Frechet distances of equally many clips to one set of real clips."""
-    if judge is None:
-        return {"accuracy": {}, "joint_accuracy": {}, "frechet": {}}
-    real, real_values = judge.look(held_out.frames)
-    copied, copied_values = judge.look(rebuilt)
-    made, made_values = judge.look(samples.frames)
-    known, _ = judge.look(train.frames)
-    known = known[numpy_generator(0, "frechet").permutation(len(known))]
-    size = min(len(made), len(real), len(known) // 2)
-    half = len(known) // 2
-    reference, other = known[half:], known[:half]
-    frechet: dict[str, Any] = {}
-    if size > 1:
-        groups = {"samples": made, "reconstructions": copied, "real_held_out": real}
-        frechet = {
-            name: _distance_of(size, features, reference)
-            for name, features in (groups | {"real_train": other}).items()
-        }
-        frechet["num_clips"] = size
-    promised = [wanted[prompt] for prompt in samples.prompts]
-    judged = {
-        "real_held_out": (real_values, held_out.attributes),
-        "reconstructions": (copied_values, held_out.attributes),
-        "samples": (made_values, promised),
-    }
-    names = {name for each in promised for name in each}
-    joint = {group: joint_agreement(*each, names) for group, each in judged.items()}
-    return {
-        "accuracy": {group: agreement(*each) for group, each in judged.items()},
-        "joint_accuracy": {} if None in joint.values() else joint,
-        "frechet": frechet,
-    }
+    """A split's, under the captions that the run was trained with; or why there are none."""
+    try:
+        captioned = open_dataset(
+            codes.root, captions=run.config.data.captions, token_set=codes.primary.name
+        )
+        found = bits_of(run, captioned.samples(split, bucket), most)
+    except ShardError:
+        raise
+    except UserError as error:
+        say(f"no bits of clips: {error}")
+        return {"left_out": str(error)}
+    return {"split": split, **asdict(found)}
 
 
 def _mean_psnr(clips: UInt8[Tensor, "n t h w c"], originals: UInt8[Tensor, "n t h w c"]) -> float:
@@ -301,6 +239,8 @@ def _summary(report: dict[str, Any], run: OpenedRun, samples: Generated) -> dict
         "psnr": report["psnr"],
         "psnr_mean_color": report["psnr_mean_color"],
     }
+    if "per_clip" in report["bits"]:
+        summary["bits_per_clip"] = report["bits"]["per_clip"]
     for name, share in accuracy.get("samples", {}).items():
         summary[f"{name}_accuracy"] = share
     for name, share in accuracy.get("real_held_out", {}).items():

@@ -31,9 +31,10 @@ def register(commands: Any, prepare_pixels: Callable[[str], Path] | None = None)
     """Adds `evaluate`; `prepare_pixels` makes the real clips of a dataset when they are missing."""
     parser = commands.add_parser(
         "evaluate",
-        help="how good a run's samples are: a judge of real clips, distances, copies",
-        description="Trains a small classifier on the real clips of the run's dataset and lets it "
-        "say what samples show; compares them with real clips and looks for copies.",
+        help="how good a run is: bits of held-out clips, judged samples, distances, copies",
+        description="Says how many bits the codes of held-out clips have under the run. Trains a "
+        "small classifier on the real clips of the run's dataset and lets it say what samples "
+        "show; compares them with real clips and looks for copies.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -84,6 +85,10 @@ def _print_table(report: dict[str, Any]) -> None:
         distances = [f"{report['frechet'][group]:.2f}" for group in groups]
         size = report["frechet"]["num_clips"]
         table.add_row(f"Frechet distance of {size} clips to real", *distances)
+    bits = report["bits"]
+    if "per_clip" in bits:
+        title = f"bits of a clip (of a code), {bits['num_clips']} of split {bits['split']}"
+        table.add_row(title, f"{bits['per_clip']:.1f} ({bits['per_code']:.2f})", "", "")
     table.add_row("PSNR, dB", "", f"{report['psnr']:.1f}", "")
     table.add_row("PSNR of the mean color, dB", "", f"{report['psnr_mean_color']:.1f}", "")
     near = report["nearest_psnr"]

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.shards import Batch, Dataset, Samples, Source
@@ -24,11 +23,12 @@ from training.caption_features import FEATURES_FILE, CaptionFeatures
 from training.config import GeneratorRun
 from training.data import data_order, open_loader, open_sources, prompts_in
 from training.draws import numpy_generator
-from training.generator import Generator, Known
+from training.generator import Generator
 from training.order import check_steps
-from training.partial import feature_channels, input_features
+from training.partial import feature_channels
 from training.run import RunRecord, Shape, write_run
 from training.tasks.task import Losses, Part, Preview
+from training.teacher_forcing import code_loss
 from training.telling import features_of
 from training.vocabulary import ABSENT, FIELDS, Vocabulary, build_vocabulary
 
@@ -108,15 +108,14 @@ class GeneratorTask:
         codes = torch.from_numpy(batch.arrays.astype(np.int64))
         check_codes(codes, schedule, self.tokenizer.codebook_size)
         codes = codes.to(self._device)
-        features = None
-        if self.generator.num_features:
-            features = input_features(
-                self.tokenizer.quantizer, codes, schedule, self.generator.num_features
-            )
-        prompts = self._prompts(batch, step)
-        known = Known(self._sequence(batch, schedule, step), codes, features)
-        logits = self.generator(known, prompts, schedule)
-        total = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="sum")
+        total = code_loss(
+            self.generator,
+            self.tokenizer.quantizer,
+            codes,
+            self._prompts(batch, step),
+            self._sequence(batch, schedule, step),
+            schedule,
+        )
         return Losses(total, codes.numel(), {})
 
     def preview(self) -> Preview:
