@@ -43,7 +43,7 @@ PRESETS = Path(__file__).parent / "presets"
 _TRAIN = """\
 examples:
   tessera train demo --data runs/demo/data --out runs/demo/run
-  tessera train demo --data runs/demo/data --out runs/raster --method.name raster
+  tessera train demo --data DATA --out RUN --method.name raster --method.num_steps null
   tessera train --model nar-l --data DATA --out runs/nar --condition.kind class
   tessera train --out runs/demo/run                 continue an interrupted run
   tessera train demo --data DATA --out RUN --launch.kind ray --launch.workers 2
