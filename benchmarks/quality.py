@@ -87,7 +87,7 @@ METHODS: dict[str, tuple[str, MethodConfig]] = {
 TRAINED_AS = {"ARPG, 24 steps": "ARPG, 8 steps"}
 VERSION = 2
 """Grows when the same settings train or sample otherwise: older runs are not those any more."""
-TEMPERATURES = (1.0, 0.8, 0.6)
+TEMPERATURES = (1.0, 0.8, 0.6, 0.4)
 SAMPLED_IN = {"ARPG, 24 steps": 24}
 """What only samples otherwise, by the other's weights."""
 
