@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,20 @@ from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError, to_dict
 from training.config import SampleConfig
 from training.draws import numpy_generator
-from training.evaluate_config import EvaluateConfig
+from training.evaluate_config import NEW_SAMPLES, EvaluateConfig
 from training.guidance import is_guided
+from training.kept_samples import KeptSamples
 from training.likeness import copy_share, nearest
 from training.pictures import contact_sheet, save_png
 from training.real_clips import Clips, intended, read_clips
 from training.run import OpenedRun, pick_device
-from training.samples import Generated, check_settings, generate, open_to_sample
+from training.samples import (
+    Generated,
+    bucket_of,
+    check_settings,
+    generate,
+    open_to_sample,
+)
 from training.teacher_forcing import bits_of
 from training.unseen_prompts import unseen_prompts
 from training.verdict import judge_of, verdict
@@ -60,10 +67,12 @@ def evaluate(
     """
     run_dir = Path(run_dir)
     run = open_to_sample(run_dir, config.sample, pick_device(config.sample.device))
-    check_settings(run, _settings(run, config))
+    kept = _kept(run, config)
+    if kept is None:
+        check_settings(run, _settings(run, config))
     data_dir = _data_dir(run, config)
     codes, pixels = _datasets(run, data_dir, prepare_pixels)
-    bucket = config.sample.bucket or next(iter(run.record.shapes))
+    bucket = kept.bucket if kept else bucket_of(run, config.sample)
     kind = run.vocabulary.kind
     train = read_clips(pixels, "train", bucket, config.num_real, kind)
     split = "val" if _has_val(pixels, bucket) else "train"
@@ -87,13 +96,22 @@ def evaluate(
         wanted = intended(run.vocabulary, train, held_out)
         wanted = {prompt: each for prompt, each in wanted.items() if prompt in unseen.new}
         held_out = held_out.of_prompts(unseen.new)
+    if kept is not None:
+        if split == "train":  # held out from the judge, but what their prompts mean is known
+            wanted = intended(run.vocabulary, train, held_out)
+        _check_prompts(kept, wanted, config)
     say(f"{len(train)} real clips to learn from, {len(held_out)} held out")
     bits = _bits(run, codes, split, bucket, config.num_real, say)
     judge, key = judge_of(run_dir, train, pixels.fingerprint, config.judge, say)
     rebuilt = reconstruct(run.tokenizer, held_out.frames)
     originals = torch.from_numpy(held_out.frames)
-    samples = generate(run, _prompts(wanted, config), _settings(run, config))
-    say(f"{len(samples.codes)} samples in {samples.seconds:.1f} s, {samples.num_steps} steps each")
+    if kept is not None:
+        samples = kept.decoded()
+        say(f"{len(samples.codes)} samples of {kept.folder.path}, {samples.num_steps} steps each")
+    else:
+        samples = generate(run, _prompts(wanted, config), _settings(run, config))
+        took = f"{samples.seconds:.1f} s, {samples.num_steps} steps each"
+        say(f"{len(samples.codes)} samples in {took}")
     neighbours, similarity = nearest(samples.frames, train.frames)
     _, real_similarity = nearest(held_out.frames, train.frames)
     promised = [wanted[prompt] for prompt in samples.prompts]
@@ -116,7 +134,7 @@ def evaluate(
         "num_held_out": len(held_out),
         "num_samples": len(samples.codes),
         "num_prompts": len(set(samples.prompts)),
-        "sample_seconds": samples.seconds,
+        "sample_seconds": None if kept else samples.seconds,
         "made_by": {
             "run": run.fingerprint,
             "step": run.step,
@@ -124,10 +142,10 @@ def evaluate(
             "pixels": pixels.fingerprint,
             "judge": key,
             "bucket": bucket,
-            "settings": to_dict(config),
+            "settings": to_dict(config) | ({"sample": kept.settings} if kept else {}),
         },
     }
-    _draw_nearest(run_dir, run, samples, train, neighbours, config)
+    _draw_nearest(run_dir, report["made_by"], samples, train, neighbours, config.num_shown)
     partial = run_dir / f".{REPORT_FILE}.partial"
     partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, run_dir / REPORT_FILE)
@@ -147,11 +165,32 @@ def reconstruct(
     return np.concatenate(rebuilt)
 
 
+def _kept(run: OpenedRun, config: EvaluateConfig) -> KeptSamples | None:
+    if config.samples is None:
+        return None
+    return KeptSamples.of(Path(config.samples), run, config.num_samples)
+
+
+def _check_prompts(
+    kept: KeptSamples, wanted: dict[str | None, dict[str, str]], config: EvaluateConfig
+) -> None:
+    """UserError unless it is known what each sample should show."""
+    unknown = [prompt for prompt in kept.prompts if prompt not in wanted]
+    if unknown:
+        of = "that are new to the run" if config.prompts_of == "val" else "read"
+        raise UserError(
+            f"{config.samples}: nothing says what {len(unknown)} of its {len(kept.codes)} samples "
+            f"should show: {unknown[0]!r} is no prompt of the {config.prompts_of} clips {of}; "
+            "sample prompts of the dataset, or see --prompts_of and --num_real"
+        )
+
+
 def _prompts(wanted: dict[str | None, dict[str, str]], config: EvaluateConfig) -> list[str | None]:
     """Every prompt in turn, in an order of the seed."""
     distinct = sorted(wanted, key=lambda prompt: prompt or "")
     order = numpy_generator(config.sample.seed, "evaluate").permutation(len(distinct))
-    return [distinct[order[index % len(order)]] for index in range(config.num_samples)]
+    num_samples = config.num_samples or NEW_SAMPLES
+    return [distinct[order[index % len(order)]] for index in range(num_samples)]
 
 
 def _told(run: OpenedRun, run_dir: Path, clips: Clips, config: EvaluateConfig) -> OpenedRun:
@@ -263,13 +302,13 @@ def _train_codes(dataset: Dataset, bucket: str) -> Int[np.ndarray, "m l"]:
 
 def _draw_nearest(
     run_dir: Path,
-    run: OpenedRun,
+    made_by: Mapping[str, Any],
     samples: Generated,
     train: Clips,
     neighbours: np.ndarray,
-    config: EvaluateConfig,
+    num_shown: int,
 ) -> None:
-    shown = range(min(config.num_shown, len(samples.frames)))
+    shown = range(min(num_shown, len(samples.frames)))
     rows: list[tuple[str, Sequence[np.ndarray]]] = [
         (samples.prompts[index] or "", [samples.frames[index], train.frames[neighbours[index]]])
         for index in shown
@@ -282,8 +321,8 @@ def _draw_nearest(
     )
     metadata = {
         "generated": "true",
-        "model": run.fingerprint,
-        "seed": str(config.sample.seed),
+        "model": made_by["run"],
+        "seed": str(made_by["settings"]["sample"]["seed"]),
         "training_clips": "right column",
     }
     save_png(sheet, run_dir / NEAREST_FILE, metadata)

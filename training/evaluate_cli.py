@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizer.settings import add_flags, given_flags
+from tokenizer.settings import UserError, add_flags, given_flags
 from training.evaluate_config import EvaluateConfig
 
 _EXAMPLE = """\
@@ -16,6 +16,7 @@ examples:
   tessera evaluate runs/demo/run
   tessera evaluate runs/demo/run --num_samples 400 --sample.guidance.scale 2
   tessera evaluate runs/demo/run --data /elsewhere/data
+  tessera evaluate runs/demo/run --samples SAMPLES       a folder of tessera sample --out SAMPLES
   tessera evaluate runs/demo/run --prompts_of val        what it was never trained on
 
 writes RUN/evaluation.json, RUN/nearest.png and the trained judge in RUN/judge
@@ -48,6 +49,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from training.run import sample_settings
 
     run, flags = Path(arguments.run_dir), given_flags(arguments)
+    drawn = [each for each in flags if each.startswith("sample.") and each != "sample.device"]
+    if "samples" in flags and drawn:
+        raise UserError(
+            f"--{drawn[0]} says how clips are sampled, and those of --samples are there already: "
+            "leave one of them out"
+        )
     report = evaluate(
         run,
         sample_settings(EvaluateConfig, run, flags, "sample."),
@@ -87,7 +94,7 @@ def _print_table(report: dict[str, Any]) -> None:
         table.add_row(f"Frechet distance of {size} clips to real", *distances)
     bits = report["bits"]
     if "per_clip" in bits:
-        title = f"bits of a clip (of a code), {bits['num_clips']} of split {bits['split']}"
+        title = f"bits of {bits['num_clips']} {bits['split']} clips (of a code)"
         table.add_row(title, f"{bits['per_clip']:.1f} ({bits['per_code']:.2f})", "", "")
     table.add_row("PSNR, dB", "", f"{report['psnr']:.1f}", "")
     table.add_row("PSNR of the mean color, dB", "", f"{report['psnr_mean_color']:.1f}", "")

@@ -13,6 +13,10 @@ MEASURED_CLIPS = 256
 """Most clips of a shape whose latents are measured when nothing else is said."""
 
 
+NEW_SAMPLES = 160
+"""Clips that are generated and judged when nothing else is said."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
     num_steps: int = setting(330, "optimizer steps of the judge")
@@ -37,7 +41,14 @@ class JudgeConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     data: str | None = setting(None, "the dataset of the run (default: where it was trained)")
-    num_samples: int = setting(160, "clips to generate and judge")
+    samples: str | None = setting(
+        None,
+        "a finished folder of `tessera sample RUN --out DIR`, whose clips to judge instead of new "
+        "ones",
+    )
+    num_samples: int | None = setting(
+        None, f"clips to judge (default: {NEW_SAMPLES} new ones, or all of `samples`)"
+    )
     prompts_of: Literal["train", "val"] = setting(
         "train",
         "whose prompts to sample: the training clips', or those of split val that were never "
@@ -49,7 +60,7 @@ class EvaluateConfig:
     sample: SampleConfig = section(SampleConfig)
 
     def __post_init__(self) -> None:
-        if self.num_samples < 2:
+        if self.num_samples is not None and self.num_samples < 2:
             raise ValueError(f"num_samples ({self.num_samples}) must be at least 2")
         if self.num_real < 4:
             raise ValueError(f"num_real ({self.num_real}) must be at least 4")

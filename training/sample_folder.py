@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -39,11 +40,29 @@ class SampleFolder:
         self.path = path
         self.plan = plan
 
+    @classmethod
+    def finished(cls, path: Path) -> SampleFolder:
+        """The folder that `tessera sample` has left; UserError where it has not ended."""
+        plan = _plan_of(path)
+        if plan is None:
+            raise UserError(
+                f"{path}: no folder of samples (no {PLAN_FILE}); "
+                "`tessera sample RUN --out DIR` makes one"
+            )
+        folder = cls(path, plan)
+        left = sum(map(len, folder.missing()))
+        if left or not (path / REPORT_FILE).exists():
+            raise UserError(
+                f"{path}: not finished, {left} of {plan.num} samples are missing; run the same "
+                "`tessera sample` again"
+            )
+        return folder
+
     def begin(self) -> None:
         """Makes the folder, or goes on with it; UserError when it holds other samples."""
         try:
             (self.path / "codes").mkdir(parents=True, exist_ok=True)
-            earlier = self._earlier()
+            earlier = _plan_of(self.path)
             if earlier is not None:
                 self._make_room(earlier)
             _publish(self.path / PLAN_FILE, _json({"format": _FORMAT, **asdict(self.plan)}))
@@ -52,7 +71,8 @@ class SampleFolder:
 
     def missing(self) -> list[range]:
         """The chunks that are not there yet."""
-        there = set(os.listdir(self.path / "codes"))
+        codes = self.path / "codes"
+        there = {each.name for each in codes.iterdir()} if codes.is_dir() else set()
         return [chunk for chunk in self.plan.chunks if _chunk_name(chunk) not in there]
 
     def has_codes(self, chunk: range) -> bool:
@@ -69,17 +89,26 @@ class SampleFolder:
         )
 
     def codes(self, numbers: range | list[int]) -> np.ndarray:
-        """int64 [n, l]: the codes of samples whose chunks are there."""
+        """int64 [n, l]: the codes of samples whose chunks are there; UserError for damage."""
         chunks, opened, rows = self.plan.chunks, dict[range, np.ndarray](), []
         starts = [chunk.start for chunk in chunks]
         for number in numbers:
             chunk = chunks[bisect_right(starts, number) - 1]
             if chunk not in opened:
-                path = self.path / "codes" / _chunk_name(chunk)
-                with np.load(path, allow_pickle=False) as content:
-                    opened[chunk] = content["codes"].astype(np.int64)
+                opened[chunk] = self._read(chunk)
             rows.append(opened[chunk][number - chunk.start])
         return np.stack(rows)
+
+    def _read(self, chunk: range) -> np.ndarray:
+        path = self.path / "codes" / _chunk_name(chunk)
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                codes = content["codes"].astype(np.int64)
+        except (ValueError, KeyError, EOFError, BadZipFile):
+            codes = None
+        if codes is None or len(codes) != len(chunk):
+            raise UserError(f"{path}: damaged; remove it and run the same `tessera sample` again")
+        return codes
 
     def video_of(self, number: int) -> Path:
         """Where the video of a sample is written."""
@@ -110,19 +139,9 @@ class SampleFolder:
         }
         _publish(self.path / REPORT_FILE, _json(content))
 
-    def _earlier(self) -> Plan | None:
-        try:
-            content = json.loads((self.path / PLAN_FILE).read_text(encoding="utf-8"))
-            if content.pop("format") != _FORMAT:
-                raise ValueError("another version")
-            return Plan(**content)
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(
-                f"{self.path / PLAN_FILE}: not a plan of samples that this program can go on "
-                "with; give another folder with --out"
-            ) from None
+    def report(self) -> dict[str, Any]:
+        """What `finish` wrote."""
+        return json.loads((self.path / REPORT_FILE).read_text(encoding="utf-8"))
 
     def _make_room(self, earlier: Plan) -> None:
         """Removes what this plan does not go on with; UserError where that must not be."""
@@ -146,6 +165,22 @@ class SampleFolder:
     def _videos(self) -> list[Path]:
         files = self.path.iterdir()
         return [each for each in files if re.fullmatch(r"\d{6}_[a-z0-9_]+\.(mp4|gif)", each.name)]
+
+
+def _plan_of(path: Path) -> Plan | None:
+    """The plan of a folder of samples, None where there is none."""
+    try:
+        content = json.loads((path / PLAN_FILE).read_text(encoding="utf-8"))
+        if content.pop("format") != _FORMAT:
+            raise ValueError("another version")
+        return Plan(**content)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"{path / PLAN_FILE}: not a plan of samples that this program can go on with; give "
+            "another folder"
+        ) from None
 
 
 def _chunk_name(chunk: range) -> str:
