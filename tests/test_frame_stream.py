@@ -14,10 +14,9 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
 from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import Schedule
-from training import frame_stream
 from training.config import GuidanceConfig, SampleConfig
 from training.draws import numpy_generator
-from training.frame_stream import stream_frames
+from training.frame_stream import first_at, stream_frames
 from training.given import Given
 from training.sampler import Step, sample_codes, sampling
 
@@ -48,32 +47,27 @@ def test_streamed_frames_are_those_of_the_whole_clip(variant: Variant) -> None:
     tokenizer, generator = make_tokenizer(), make_generator(variant, "class")
     arguments = (encoded("class"), variant.schedule, SETTINGS, range(3))
     codes = sample_codes(generator, *arguments, tokenizer.quantizer)
-    frames = list(stream_frames(tokenizer, generator, *arguments))
+    clip, steps = sampling(generator, *arguments, tokenizer.quantizer)
+    frames = list(stream_frames(tokenizer, clip, steps))
+    assert torch.equal(clip.codes, codes)
     assert len(frames) == variant.schedule.num_latent_frames
     assert torch.equal(torch.cat(frames, dim=1), tokenizer.decode(codes, variant.schedule))
 
 
 @pytest.mark.parametrize("variant", GRIDS + PYRAMIDS, ids=lambda each: each.name)
-def test_frames_come_as_soon_as_their_codes_are_there(
-    variant: Variant, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_come_as_soon_as_their_codes_are_there(variant: Variant) -> None:
     done: list[Step] = []
 
-    def counted(*arguments: object, **more: object) -> object:
-        clip, steps = sampling(*arguments, **more)  # type: ignore[arg-type]
+    def counted(steps: Iterator[Step]) -> Iterator[Step]:
+        for step in steps:
+            done.append(step)
+            yield step
 
-        def counting() -> Iterator[Step]:
-            for step in steps:
-                done.append(step)
-                yield step
-
-        return clip, counting()
-
-    monkeypatch.setattr(frame_stream, "sampling", counted)
     tokenizer, generator = make_tokenizer(), make_generator(variant, "class")
-    frames = stream_frames(
-        tokenizer, generator, encoded("class"), variant.schedule, SETTINGS, range(3)
+    clip, steps_of_clip = sampling(
+        generator, encoded("class"), variant.schedule, SETTINGS, range(3), tokenizer.quantizer
     )
+    frames = stream_frames(tokenizer, clip, counted(steps_of_clip))
     steps_at = [len(done) for _ in frames]
     order = generator.layout_for(variant.schedule, training=False).order
     step_of_cell = np.empty((3, variant.schedule.num_tokens), dtype=np.int64)
@@ -81,8 +75,18 @@ def test_frames_come_as_soon_as_their_codes_are_there(
         steps[order.drawn(numpy_generator(SETTINGS.seed, "order", number))] = order.step
     last = [step_of_cell[:, cells].max() for cells in cells_of_frames(variant.schedule)]
     assert steps_at == np.maximum.accumulate(last).tolist()
+    assert steps_at[0] <= first_at(order)
+    if not order.shuffled:
+        assert steps_at[0] == first_at(order)
     if variant.name in CAUSAL:
         assert steps_at[0] <= order.num_steps // 3 + 1
+
+
+def test_orders_over_all_frames_have_none_before_the_end() -> None:
+    orders = {each.name: make_generator(each, "class").layout_for(each.schedule, False).order
+              for each in GRIDS}  # fmt: skip
+    at_once = {name for name, order in orders.items() if first_at(order) == order.num_steps}
+    assert at_once == {"par-time", "arpg", "nar-image", "nar-image-3"}
 
 
 def cells_of_frames(schedule: Schedule) -> list[np.ndarray]:
@@ -99,8 +103,9 @@ def test_a_clip_all_of_whose_cells_are_given_streams_without_a_step() -> None:
     tokenizer, generator = make_tokenizer(), make_generator(variant, "class")
     codes = torch.arange(variant.schedule.num_tokens)[None] % CODEBOOK_SIZE
     given = Given(codes, np.ones(codes.shape[1], dtype=bool))
-    frames = stream_frames(
-        tokenizer, generator, encoded("class"), variant.schedule, SETTINGS, range(3), given
+    clip, steps = sampling(
+        generator, encoded("class"), variant.schedule, SETTINGS, range(3), given=given
     )
+    frames = stream_frames(tokenizer, clip, steps, given)
     whole = tokenizer.decode(codes, variant.schedule)
     assert torch.equal(torch.cat(list(frames), dim=1), whole.expand(3, -1, -1, -1, -1))

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.test_launch import small_run
@@ -21,6 +23,8 @@ from tokenizer.settings import UserError
 from training import sample_ranks
 from training.config import ConditionConfig, GuidanceConfig, SampleConfig
 from training.launch import local
+from training.method_config import MethodConfig
+from training.pictures import read_metadata
 from training.run import OpenedRun, open_run
 from training.sample_folder import SampleFolder
 from training.sample_plan import Plan
@@ -223,3 +227,54 @@ def test_all_classes_are_sampled_where_a_number_is_asked_for(
     out = sampled(tmp_path / "run", tmp_path / "out")
     names = open_run(tmp_path / "run").vocabulary.names
     assert json.loads((out / "samples.json").read_text())["prompts"] == list(names)
+
+
+def test_streamed_frames_are_there_before_the_clip_and_change_nothing_of_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SETTINGS, videos=5)
+    whole = sampled(run, tmp_path / "whole", settings)
+    seen: list[tuple[int, int]] = []
+    real = SampleFolder.write_frames
+
+    def noted(self: SampleFolder, number: int, first: int, frames: np.ndarray) -> None:
+        assert all(number not in chunk for chunk in self.plan.chunks if self.has_codes(chunk))
+        seen.append((number, first))
+        real(self, number, first, frames)
+
+    monkeypatch.setattr(SampleFolder, "write_frames", noted)
+    out = sampled(run, tmp_path / "out", replace(settings, stream=True))
+    assert seen[:6] == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    assert {number for number, _ in seen} == set(range(5))
+    assert "first frame of a clip is there after 2 of its 4 steps" in capsys.readouterr().err
+    assert chunks(out) == chunks(whole)
+    files = [sorted(each.glob("0*.*")) for each in (out, whole)]
+    assert [each.read_bytes() for each in files[0]] == [each.read_bytes() for each in files[1]]
+    opened = open_run(run)
+    codes = torch.from_numpy(columns(out)["codes"][:5].astype(np.int64))
+    decoded = opened.tokenizer.decode(codes, opened.schedule("t5_h16_w16")).numpy()
+    for frames, folder in zip(decoded, sorted((out / "frames").iterdir()), strict=True):
+        shown = [np.array(Image.open(each)) for each in sorted(folder.iterdir())]
+        assert np.array_equal(np.stack(shown), frames)
+    assert read_metadata(folder / "004.png")["generated"] == "true"
+
+
+def test_frames_of_other_samples_are_removed_with_them(run: Path, tmp_path: Path) -> None:
+    few = replace(SETTINGS, num=None, max_prompts=2, videos=2, stream=True)
+    out = sampled(run, tmp_path / "out", few)
+    assert len(list((out / "frames").glob("*/*.png"))) == 2 * 5
+    mine = out / "frames" / "mine.png"
+    mine.write_text("not of the program")
+    sampled(run, out, replace(few, seed=1, stream=False))
+    assert [each for each in (out / "frames").rglob("*") if each.is_file()] == [mine]
+
+
+def test_an_order_that_cannot_stream_is_said(
+    grid_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = small_run(grid_shards, tmp_path / "run")
+    local.launch(replace(settings, method=MethodConfig(name="arpg", num_steps=3)))
+    sampled(tmp_path / "run", tmp_path / "out", replace(SETTINGS, num=2, videos=1, stream=True))
+    said = capsys.readouterr().err
+    assert "no frame is finished before the last of the 3 steps: all come at once" in said
+    assert len(list((tmp_path / "out" / "frames").glob("000000_*/*.png"))) == 5

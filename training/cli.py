@@ -54,6 +54,7 @@ _SAMPLE = """\
 examples:
   tessera sample runs/demo/run
   tessera sample runs/demo/run --prompts '["a red 3 moving left"]' --num 4 --guidance.scale 2
+  tessera sample runs/raster --stream true      frames as PNGs while the rest is generated
   tessera sample RUN --num 10000 --ranks 4 --out SAMPLES    again after a kill: it goes on
 """
 

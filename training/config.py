@@ -325,6 +325,11 @@ class SampleConfig(DrawConfig):
         20, "how many of the training data's prompts when neither prompts nor num are given"
     )
     videos: int = setting(64, "of how many samples, from the first, videos are written too")
+    stream: bool = setting(
+        False,
+        "write each frame of these samples too, OUT/frames/SAMPLE/000.png and so on, as soon as it "
+        "is finished, while the rest of the clip is generated",
+    )
     ranks: int = setting(1, "processes; on a CPU each computes on one thread")
     bucket: str | None = setting(None, "shape to sample (default: the one trained on)")
     shape: tuple[int, int, int] | None = setting(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tokenizer.settings import setting
 from training.config import SampleConfig
 
-NOT_FLAGS = ("max_prompts", "videos", "ranks")
+NOT_FLAGS = ("max_prompts", "videos", "stream", "ranks")
 
 
 @dataclass(frozen=True, kw_only=True)

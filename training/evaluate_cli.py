@@ -22,7 +22,7 @@ examples:
 writes RUN/evaluation.json, RUN/nearest.png and the trained judge in RUN/judge
 """
 _NOT_SAMPLED = (
-    *("out", "num", "max_prompts", "prompts", "videos", "ranks", "fps"),
+    *("out", "num", "max_prompts", "prompts", "videos", "stream", "ranks", "fps"),
     "shape",
 )
 _NOT_FLAGS = tuple(f"sample.{name}" for name in _NOT_SAMPLED)

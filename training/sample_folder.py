@@ -3,6 +3,7 @@
     SAMPLES/plan.json                       what is sampled: weights, settings, prompts
     SAMPLES/codes/000032-000064.npz         a chunk: codes [n, l], number [n], prompt [n]
     SAMPLES/000000_a_red_3_moving_left.mp4  videos of the first ones (GIF where PyAV is absent)
+    SAMPLES/frames/000000_a_red_3_moving_left/000.png      with --stream: frames as they are made
     SAMPLES/contact_sheet.png               a row per class or prompt
     SAMPLES/samples.json                    what is there; written last
 
@@ -24,8 +25,10 @@ from typing import IO, Any
 from zipfile import BadZipFile
 
 import numpy as np
+from jaxtyping import UInt8
 
 from tokenizer.settings import UserError
+from training.pictures import save_png
 from training.sample_plan import Plan
 
 PLAN_FILE = "plan.json"
@@ -118,6 +121,19 @@ class SampleFolder:
         path = self.video_of(number)
         return path.exists() or path.with_suffix(".gif").exists()
 
+    def write_frames(self, number: int, first: int, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
+        """Frames of a sample from the `first` on, a PNG each."""
+        from PIL import Image
+
+        folder = self.path / "frames" / self.video_of(number).stem
+        folder.mkdir(parents=True, exist_ok=True)
+        metadata = self.made_by() | {
+            "sample": str(number),
+            "prompt": self.plan.prompt_of(number) or "",
+        }
+        for at, pixels in enumerate(frames, start=first):
+            save_png(Image.fromarray(pixels), folder / f"{at:03d}.png", metadata)
+
     def made_by(self) -> dict[str, str]:
         """What every picture says about itself."""
         return {
@@ -159,12 +175,17 @@ class SampleFolder:
         for path in (self.path / "codes").iterdir():
             if path.name not in wanted and re.fullmatch(r"\.?\d+-\d+\.npz.*", path.name):
                 path.unlink()
-        for path in self._videos() if other else ():
+        for path in self._videos() + self._frames() if other else ():
             path.unlink()
 
     def _videos(self) -> list[Path]:
         files = self.path.iterdir()
         return [each for each in files if re.fullmatch(r"\d{6}_[a-z0-9_]+\.(mp4|gif)", each.name)]
+
+    def _frames(self) -> list[Path]:
+        files = (self.path / "frames").glob("*/*.png")
+        names = re.compile(r"\d{6}_[a-z0-9_]+/\d{3,}\.png")
+        return [each for each in files if names.fullmatch(f"{each.parent.name}/{each.name}")]
 
 
 def _plan_of(path: Path) -> Plan | None:

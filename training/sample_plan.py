@@ -25,6 +25,7 @@ _FREE = (
     "prompts",
     "max_prompts",
     "videos",
+    "stream",
     "ranks",
     "device",
     "bucket",

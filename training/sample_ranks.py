@@ -13,21 +13,24 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from tokenizer.settings import UserError
 from training.config import SampleConfig
+from training.frame_stream import first_at, stream_frames
 from training.pictures import contact_sheet, save_png, write_video
 from training.run import OpenedRun, pick_device
 from training.sample_folder import SampleFolder
 from training.sample_plan import Plan
 from training.sampler import layout_of
-from training.samples import check_settings, open_to_sample, sample_batch
+from training.samples import begin_batch, check_settings, open_to_sample, sample_batch
 
 _SHEET_ROWS, _SHEET_COLUMNS = 20, 4
 _SECONDS_BETWEEN_LINES = 10.0
@@ -43,6 +46,14 @@ def write_samples(run_dir: Path, settings: SampleConfig) -> SampleFolder:
     folder.begin()
     started = time.perf_counter()
     missing = folder.missing()
+    order = layout_of(run.generator, schedule, settings).order
+    if settings.stream and missing:
+        at = first_at(order)
+        _say(
+            f"the first frame of a clip is there after {at} of its {order.num_steps} steps"
+            if at < order.num_steps
+            else f"no frame is finished before the last of the {at} steps: all come at once"
+        )
     chunks = _unfinished(folder, settings)
     progress = _Progress(sum(map(len, missing)))
     if settings.ranks > 1 and len(chunks) > 1:
@@ -52,7 +63,7 @@ def write_samples(run_dir: Path, settings: SampleConfig) -> SampleFolder:
     progress.end()
     seconds = time.perf_counter() - started
     made = sum(map(len, missing))
-    num_steps = layout_of(run.generator, schedule, settings).order.num_steps
+    num_steps = order.num_steps
     rate = made * schedule.num_tokens / seconds
     line = f"{plan.num} clips, {num_steps} steps each, "
     line += f"{seconds:.2f} s, {rate:.0f} tokens/s" if made else "all of them there already"
@@ -108,7 +119,14 @@ def _make(run: OpenedRun, settings: SampleConfig, folder: SampleFolder, chunk: r
         schedule = run.schedule(folder.plan.bucket)
         batch = folder.plan.batch_of(chunk)
         prompts = [folder.plan.prompt_of(number) for number in batch]
-        codes = sample_batch(run, prompts, batch, schedule, settings)
+        if settings.stream and chunk.start < settings.videos:
+            clip, steps = begin_batch(run, prompts, batch, schedule, settings)
+            stream = stream_frames(run.tokenizer, clip, steps)
+            num_frames = run.record.shapes[folder.plan.bucket].num_frames
+            _stream(folder, chunk[: settings.videos - chunk.start], stream, num_frames)
+            codes = clip.codes
+        else:
+            codes = sample_batch(run, prompts, batch, schedule, settings)
         folder.write_codes(chunk, codes[: len(chunk)].cpu().numpy())
     numbers = [each for each in chunk if each < settings.videos and not folder.has_video(each)]
     if not numbers:
@@ -117,6 +135,21 @@ def _make(run: OpenedRun, settings: SampleConfig, folder: SampleFolder, chunk: r
         metadata = {"sample": str(number), "prompt": folder.plan.prompt_of(number) or ""}
         path = folder.video_of(number)
         write_video(frames, path, settings.fps, folder.made_by() | metadata)
+
+
+def _stream(
+    folder: SampleFolder,
+    numbers: range,
+    stream: Iterator[UInt8[Tensor, "b t h w 3"]],
+    num_frames: int,
+) -> None:
+    """Writes the frames of the first samples of a batch as they come."""
+    first = 0
+    for frames in stream:
+        for number, pixels in zip(numbers, frames.cpu().numpy()):
+            folder.write_frames(number, first, pixels)
+        first += frames.shape[1]
+        _say(f"samples {numbers[0]} to {numbers[-1]}: {first} of {num_frames} frames")
 
 
 def _frames(run: OpenedRun, folder: SampleFolder, numbers: list[int]) -> np.ndarray:
@@ -193,6 +226,11 @@ def _contact_sheet(
         rows.append((prompt or "sample", list(_frames(run, folder, numbers))))
     sheet = contact_sheet(rows, title="Generated clips", subtitle=subtitle, frames_per_clip=9)
     return save_png(sheet, folder.path / "contact_sheet.png", folder.made_by())
+
+
+def _say(line: str) -> None:
+    """A line for people, over the one that shows progress on a terminal."""
+    print(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 class _Progress:

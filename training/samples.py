@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from training.generator import Generator
 from training.given import Given, passes
 from training.guidance import is_guided
 from training.order import check_steps
+from training.partial import PartialClip
 from training.resize import resized
 from training.run import OpenedRun, open_run
-from training.sampler import layout_of, sample_codes
+from training.sampler import Step, layout_of, sampling
 from training.vocabulary import words
 
 
@@ -89,11 +90,26 @@ def sample_batch(
     given: Given | None = None,
 ) -> Int[Tensor, "b l"]:
     """The codes of the samples with these numbers."""
+    clip, steps = begin_batch(run, prompts, numbers, schedule, settings, given)
+    for _ in steps:
+        pass
+    return clip.codes
+
+
+def begin_batch(
+    run: OpenedRun,
+    prompts: Sequence[str | None],
+    numbers: Sequence[int],
+    schedule: Schedule,
+    settings: SampleConfig,
+    given: Given | None = None,
+) -> tuple[PartialClip, Iterator[Step]]:
+    """The samples with these numbers, and the steps that make them (see `sampling`)."""
     device = next(run.generator.parameters()).device
     encoded = torch.tensor(
         [run.vocabulary.encode(each) for each in prompts], dtype=torch.int64, device=device
     ).view(len(prompts), run.vocabulary.length)
-    return sample_codes(
+    return sampling(
         run.generator,
         encoded,
         schedule,
