@@ -23,10 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -35,7 +32,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from quality import OUT, WORK, dataset_of, opened_as, trained
+from demo_runs import (
+    NUM_TOKENS,
+    OUT,
+    QUICK_TOKENS,
+    WORK,
+    facts,
+    opened_as,
+    quality_data,
+    trained,
+)
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -44,12 +50,12 @@ from pipeline.shards import open_dataset
 from tokenizer.scales import Schedule
 from training.config import GuidanceConfig, SampleConfig
 from training.draws import numpy_generator
-from training.generator import Known
 from training.given import Given
 from training.known_region import known_cells, painted_over
 from training.pictures import contact_sheet, save_png
 from training.run import OpenedRun, open_run
 from training.sampler import sample_codes, sampling
+from training.teacher_forcing import code_logits
 
 BATCH = 30
 SHOWN = 3
@@ -83,16 +89,16 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="fillings of each hole")
     parser.add_argument("--captions", action="store_true", help="fill under the clips' captions")
     parser.add_argument("--clips", type=int, default=120, help="most clips to fill")
-    parser.add_argument("--tokens", type=int, default=360 * 24 * 63, help="codes seen in training")
+    parser.add_argument("--tokens", type=int, default=NUM_TOKENS, help="codes seen in training")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seeds, arguments.clips, arguments.tokens = 1, 20, 60 * 24 * 63
+        arguments.seeds, arguments.clips, arguments.tokens = 1, 20, QUICK_TOKENS
     torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
-    data = dataset_of(arguments)
+    data = quality_data(arguments.quick, arguments.device)
     runs = {
-        name: open_run(trained(name, 0, data, arguments), arguments.device)
+        name: open_run(trained(name, 0, data, arguments.tokens, arguments.device), arguments.device)
         for name in dict.fromkeys(way.model for way in WAYS.values())
     }
     clips = _clips(data, runs["raster"], arguments.clips)
@@ -103,10 +109,7 @@ def main() -> int:
         print(hole, file=sys.stderr, flush=True)
         results[hole], pictures[hole] = _of_hole(hole, runs, clips, arguments.seeds)
     result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {arguments.device}, one thread",
-        "date": time.strftime("%Y-%m-%d"),
-        "torch": torch.__version__,
-        "arguments": vars(arguments),
+        **facts(arguments, arguments.device),
         "num_clips": len(clips.codes),
         "holes": results,
     }
@@ -279,9 +282,14 @@ def _asked(run: OpenedRun, clips: Clips, hidden: np.ndarray, way: Way) -> dict[s
         numbers = range(start, min(start + BATCH, len(clips.codes)))
         codes = clips.codes[start : numbers.stop]
         sequence = np.stack([way.sequence_of(hidden, number) for number in numbers])
-        known = Known(torch.from_numpy(sequence).to(codes.device), codes)
-        prompts = _prompts(run, clips.captions[start : numbers.stop])
-        logits = run.generator(known, prompts, clips.schedule)[:, hidden]
+        logits = code_logits(
+            run.generator,
+            run.tokenizer.quantizer,
+            codes,
+            _prompts(run, clips.captions[start : numbers.stop]),
+            torch.from_numpy(sequence).to(codes.device),
+            clips.schedule,
+        )[:, hidden]
         of_real = logits.log_softmax(dim=-1).gather(2, codes[:, hidden, None])[..., 0]
         bits.append(-of_real.double().mean(dim=1) / math.log(2))
         likely.append((logits.argmax(dim=-1) == codes[:, hidden]).double().mean(dim=1))

@@ -18,13 +18,9 @@ Writes a table, `benchmarks/out/held_out_captions.json`, and samples of held-out
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
-import platform
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,21 +28,28 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from demo_runs import (
+    OUT,
+    PRESETS,
+    QUIET,
+    ROOT,
+    built,
+    facts,
+    generator_run,
+    short_hash,
+    tokenizer_run,
+)
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.build import build, build_pixels
 from pipeline.config import BuildConfig
-from pipeline.corpus import write_corpus
 from pipeline.shards import open_dataset
 from tokenizer.settings import read_settings, to_dict
-from training.config import DataConfig, GeneratorRun, SampleConfig, TokenizerRun
+from training.config import DataConfig, SampleConfig
 from training.evaluate import evaluate
 from training.evaluate_config import EvaluateConfig
 from training.launch.local import launch
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "benchmarks" / "out"
 WORK = OUT / "held_out_captions"
 NAME = "held_out_captions"
 GOAL = 0.5
@@ -71,10 +74,7 @@ def main() -> int:
     data = _dataset(arguments.quick)
     trials = [_trial(seed, data, arguments) for seed in range(arguments.seeds)]
     result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, one thread",
-        "date": time.strftime("%Y-%m-%d"),
-        "torch": torch.__version__,
-        "arguments": vars(arguments),
+        **facts(arguments),
         "captions": {TRIPLES[split]: len(_captions(data, split)) for split in TRIPLES},
         "of_seeds": {kind: _of_seeds([each[kind] for each in trials]) for kind in TRIPLES.values()},
         "goal": GOAL,
@@ -90,9 +90,6 @@ def _dataset(quick: bool) -> Path:
     """The demo's dataset, captions held out: made as the demo makes it."""
     clips = 400 if quick else 1200
     folder = WORK / f"data-{clips}"
-    if (folder / "_SUCCESS").exists():
-        return folder
-    write_corpus(WORK / f"videos-{clips}", num_clips=clips)
     config = read_settings(
         BuildConfig,
         ROOT / "pipeline" / "presets" / "demo.yaml",
@@ -103,21 +100,12 @@ def _dataset(quick: bool) -> Path:
             "select.hold_out": "caption",
         },
     )
-    build(config, until="select")
-    changes = {"trainer.tensorboard": False, "trainer.preview_every": 0}
-    if quick:
-        changes["trainer.num_steps"] = 300
-    preset = ROOT / "training" / "presets" / "demo-tokenizer.yaml"
-    launch(
-        replace(
-            read_settings(TokenizerRun, preset, changes),
-            data=DataConfig(path=build_pixels(config)),
-            out=str(folder / "tokenizer_run"),
-            result=str(folder / "tokenizer"),
-        )
+    run = replace(
+        tokenizer_run({"trainer.num_steps": 300} if quick else {}),
+        out=str(folder / "tokenizer_run"),
+        result=str(folder / "tokenizer"),
     )
-    build(config)
-    return folder
+    return built(config, [run], num_clips=clips)
 
 
 def _captions(data: Path, split: str) -> set[str]:
@@ -130,16 +118,15 @@ def _trial(seed: int, data: Path, arguments: argparse.Namespace) -> dict[str, An
     """One training and what its samples show; read from its folder when it was done before."""
     changes = {
         "trainer.seed": seed,
-        "trainer.tensorboard": False,
-        "trainer.log_every": 100,
+        **QUIET,
         **({"trainer.num_steps": 90} if arguments.quick else {}),
         **dict(each.split("=", 1) for each in arguments.set),
     }
-    preset = ROOT / "training" / "presets" / "demo.yaml"
-    run = replace(read_settings(GeneratorRun, preset, changes), data=DataConfig(path=str(data)))
+    run = generator_run(DataConfig(path=str(data)), changes)
+    preset = (PRESETS / "demo.yaml").read_text()
     learned = {key: value for key, value in changes.items() if not key.startswith("sampling.")}
-    folder = WORK / f"run-{seed}-{_hash([preset.read_text(), learned, data.name])}"
-    report_file = folder / f"report-{arguments.samples}-{_hash(to_dict(run.sampling))}.json"
+    folder = WORK / f"run-{seed}-{short_hash([preset, learned, data.name])}"
+    report_file = folder / f"report-{arguments.samples}-{short_hash(to_dict(run.sampling))}.json"
     if report_file.exists():
         return json.loads(report_file.read_text())
     launch(replace(run, out=str(folder)))
@@ -161,10 +148,6 @@ def _trial(seed: int, data: Path, arguments: argparse.Namespace) -> dict[str, An
         shutil.copytree(folder / "judge", judge)
     report_file.write_text(json.dumps(trial, indent=1) + "\n")
     return trial
-
-
-def _hash(settings: Any) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _of_seeds(reports: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:

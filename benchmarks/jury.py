@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from demo_runs import WORK, unseen_clips
 
-from pipeline.build import build, build_pixels
-from pipeline.config import BuildConfig, ClipSettings, SelectSettings
-from pipeline.corpus import CLIPS_PER_VIDEO, write_corpus
 from pipeline.shards import open_dataset
 from tokenizer.frechet import Moments, frechet_distance
 from training.evaluate_config import JudgeConfig
-from training.judge import load_judge, save_judge, train_judge
-from training.real_clips import Clips, read_clips
+from training.real_clips import read_clips
+from training.verdict import judge_of
 
-BUCKET = "9x64x64"
 ALL_CLIPS = 1740
 """Of the demo's corpus: as many as there are different digits."""
 
@@ -51,17 +48,16 @@ class Looks:
 class Jury:
     """A judge trained on the clips that a dataset was trained on, and real clips beside them."""
 
-    def __init__(self, data: Path, work: Path, num_clips: int) -> None:
+    def __init__(self, data: Path, num_clips: int) -> None:
         pixels = open_dataset(data / "pixels")
         (bucket,) = pixels.buckets
         self.train = read_clips(pixels, "train", bucket, num_clips, "text")
-        self.real = _unseen(work, num_clips)
+        self.real = unseen_clips(num_clips, ALL_CLIPS)
         self.bucket = bucket
-        folder, key = work / f"judge-{data.name}", f"{pixels.fingerprint} {len(self.train)}"
-        judge = load_judge(folder, key)
-        if judge is None:
-            judge = train_judge(self.train.frames, self.train.attributes, JudgeConfig())
-            save_judge(judge, folder, key)
+        judge, _ = judge_of(
+            WORK / f"jury-{data.name}", self.train, pixels.fingerprint, JudgeConfig()
+        )
+        assert judge is not None
         self._judge = judge
         self._reference = Moments.of(judge.look(self.train.frames)[0])
         self.wanted = dict(zip(self.train.prompts, self.train.attributes))
@@ -78,21 +74,3 @@ class Jury:
 
     def distance(self, looks: Looks) -> float:
         return frechet_distance(Moments.of(looks.features), self._reference)
-
-
-def _unseen(work: Path, num_clips: int) -> Clips:
-    """The clips of the corpus behind the first `num_clips`, through the same decoder."""
-    corpus, folder = work / f"videos-{ALL_CLIPS}", work / f"real-after-{num_clips}"
-    write_corpus(corpus, num_clips=ALL_CLIPS, num_images=0)
-    videos = sorted((corpus / "videos").glob("*.mp4"))[num_clips // CLIPS_PER_VIDEO :]
-    config = BuildConfig(
-        sources=tuple(map(str, videos)),
-        out=str(folder),
-        executor="inline",
-        clips=ClipSettings(fps=8.0, buckets=(BUCKET,)),
-        select=SelectSettings(val_share=0.0),
-    )
-    build(config, until="select")
-    pixels = open_dataset(build_pixels(config))
-    (bucket,) = pixels.buckets
-    return read_clips(pixels, "train", bucket, ALL_CLIPS, "text")

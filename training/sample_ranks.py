@@ -63,14 +63,13 @@ def write_samples(run_dir: Path, settings: SampleConfig) -> SampleFolder:
     progress.end()
     seconds = time.perf_counter() - started
     made = sum(map(len, missing))
-    num_steps = order.num_steps
     rate = made * schedule.num_tokens / seconds
-    line = f"{plan.num} clips, {num_steps} steps each, "
+    line = f"{plan.num} clips, {order.num_steps} steps each, "
     line += f"{seconds:.2f} s, {rate:.0f} tokens/s" if made else "all of them there already"
     sheet = _contact_sheet(run, settings, folder, line)
     videos = range(min(settings.videos, plan.num))
     report = {
-        "num_steps": num_steps,
+        "num_steps": order.num_steps,
         "num_made_last": made,
         "seconds": round(seconds, 4),
         "tokens_per_second": round(rate, 1),

@@ -32,6 +32,24 @@ from training.vocabulary import FIELDS, Vocabulary
 _BATCH = 32
 
 
+def code_logits(
+    generator: Generator,
+    quantizer: MultiScaleQuantizer,
+    codes: Int[Tensor, "b l"],
+    prompts: Int[Tensor, "b n"],
+    sequence: Int[Tensor, "#b l"],
+    schedule: Schedule,
+) -> Float[Tensor, "b l k"]:
+    """The logits of every cell in float32, each asked from the real codes before it.
+
+    `sequence` is the cell at each place, in the order in which they are asked for.
+    """
+    features = None
+    if generator.num_features:
+        features = input_features(quantizer, codes, schedule, generator.num_features)
+    return generator(Known(sequence, codes, features), prompts, schedule).float()
+
+
 def code_loss(
     generator: Generator,
     quantizer: MultiScaleQuantizer,
@@ -40,15 +58,9 @@ def code_loss(
     sequence: Int[Tensor, "#b l"],
     schedule: Schedule,
 ) -> Float[Tensor, ""]:
-    """The cross-entropy of all codes together, in nats, each asked from the real ones before it.
-
-    `sequence` is the cell at each place, in the order in which they are asked for.
-    """
-    features = None
-    if generator.num_features:
-        features = input_features(quantizer, codes, schedule, generator.num_features)
-    logits = generator(Known(sequence, codes, features), prompts, schedule)
-    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="sum")
+    """The cross-entropy of all codes together, in nats; arguments are those of `code_logits`."""
+    logits = code_logits(generator, quantizer, codes, prompts, sequence, schedule)
+    return F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def judge_of(
     train: Clips,
     fingerprint: str,
     config: JudgeConfig,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Judge | None, str | None]:
     """The judge of these clips and its key: that in RUN/judge, or trained; None without labels."""
     if not attribute_values(train.attributes):
