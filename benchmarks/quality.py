@@ -49,7 +49,7 @@ from demo_runs import (
     trained,
 )
 from jury import Jury, Looks
-from quality_report import draw, print_table
+from quality_report import print_table, save_plot
 
 from tokenizer.folder import load_tokenizer
 from training.config import SampleConfig
@@ -102,7 +102,7 @@ def main() -> int:
     }
     (OUT / "quality.json").write_text(json.dumps(result, indent=1) + "\n")
     print_table(result)
-    draw(result, OUT / "quality.png")
+    save_plot(result, OUT / "quality.png")
     print(f"{OUT / 'quality.json'}, {OUT / 'quality.png'}")
     return 0
 

@@ -54,7 +54,7 @@ def _form(value: dict[str, float], factor: float = 1.0) -> str:
     return f"{factor * value['mean']:.1f} ± {factor * value['spread']:.1f}"
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def save_plot(result: dict[str, Any], path: Path) -> None:
     """Frechet distance over the time of a video."""
     mpl.use("agg")
     from matplotlib import pyplot

@@ -30,7 +30,7 @@ Its rooms:
     launch                      one process, torchrun, Ray
     run config presets cli      run folders, settings, commands
     teacher_forcing             the loss of clips' codes, and how many bits they are
-    evaluate verdict judge likeness real_clips unseen_prompts kept_samples
+    evaluate comparison verdict judge likeness real_clips unseen_prompts kept_samples
     evaluate_config evaluate_cli
                                 what samples are worth
     tokenizer_eval scoring features rate_distortion reconstruction_sheet tokenizer_eval_cli

@@ -29,6 +29,7 @@ from pipeline.shards import Dataset, ShardError, open_dataset
 from tokenizer.metrics import mean_color, psnr
 from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError, to_dict
+from training.comparison import Comparison, compared
 from training.config import SampleConfig
 from training.draws import numpy_generator
 from training.evaluate_config import NEW_SAMPLES, EvaluateConfig
@@ -36,7 +37,7 @@ from training.guidance import is_guided
 from training.kept_samples import KeptSamples
 from training.likeness import copy_share, nearest
 from training.pictures import contact_sheet, save_png
-from training.real_clips import Clips, intended, read_clips
+from training.real_clips import Clips
 from training.run import OpenedRun, pick_device
 from training.samples import (
     Generated,
@@ -46,7 +47,6 @@ from training.samples import (
     open_to_sample,
 )
 from training.teacher_forcing import bits_of
-from training.unseen_prompts import unseen_prompts
 from training.verdict import judge_of, verdict
 
 REPORT_FILE = "evaluation.json"
@@ -70,55 +70,29 @@ def evaluate(
     kept = _kept(run, config)
     if kept is None:
         check_settings(run, _settings(run, config))
-    data_dir = _data_dir(run, config)
-    codes, pixels = _datasets(run, data_dir, prepare_pixels)
     bucket = kept.bucket if kept else bucket_of(run, config.sample)
-    kind = run.vocabulary.kind
-    train = read_clips(pixels, "train", bucket, config.num_real, kind)
-    split = "val" if _has_val(pixels, bucket) else "train"
-    if split == "val":
-        held_out = read_clips(pixels, "val", bucket, config.num_real, kind)
-    elif config.prompts_of == "val":
-        raise UserError(
-            f"{data_dir}: no clips of shape {bucket} in split val, so none whose prompts are new; "
-            "build it with --select.hold_out caption and train on that"
-        )
-    else:
-        held_out, train = train.parted(every=10)
-        say("no clips in split val: every tenth training clip is held out, from the judge only")
-    if len(train) < 2:
-        raise UserError(f"{data_dir}: an evaluation needs at least two clips of shape {bucket}")
-    wanted = intended(run.vocabulary, train)
-    if config.prompts_of == "val":
-        run = _told(run, run_dir, held_out, config)
-        unseen = unseen_prompts(run, held_out, data_dir)
-        say(unseen.said())
-        wanted = intended(run.vocabulary, train, held_out)
-        wanted = {prompt: each for prompt, each in wanted.items() if prompt in unseen.new}
-        held_out = held_out.of_prompts(unseen.new)
+    real, run = compared(run, run_dir, bucket, config, prepare_pixels, say)
+    train, held_out = real.train, real.held_out
     if kept is not None:
-        if split == "train":  # held out from the judge, but what their prompts mean is known
-            wanted = intended(run.vocabulary, train, held_out)
-        _check_prompts(kept, wanted, config)
-    say(f"{len(train)} real clips to learn from, {len(held_out)} held out")
-    bits = _bits(run, codes, split, bucket, config.num_real, say)
-    judge, key = judge_of(run_dir, train, pixels.fingerprint, config.judge, say)
+        _check_prompts(kept, real.wanted, config)
+    bits = _bits(run, real, config.num_real, say)
+    judge, key = judge_of(run_dir, train, real.pixels.fingerprint, config.judge, say)
     rebuilt = reconstruct(run.tokenizer, held_out.frames)
     originals = torch.from_numpy(held_out.frames)
     if kept is not None:
         samples = kept.decoded()
         say(f"{len(samples.codes)} samples of {kept.folder.path}, {samples.num_steps} steps each")
     else:
-        samples = generate(run, _prompts(wanted, config), _settings(run, config))
+        samples = generate(run, _prompts(real.wanted, config), _settings(run, config))
         took = f"{samples.seconds:.1f} s, {samples.num_steps} steps each"
         say(f"{len(samples.codes)} samples in {took}")
     neighbours, similarity = nearest(samples.frames, train.frames)
     _, real_similarity = nearest(held_out.frames, train.frames)
-    promised = [wanted[prompt] for prompt in samples.prompts]
+    promised = [real.wanted[prompt] for prompt in samples.prompts]
     report: dict[str, Any] = {
         "psnr": _mean_psnr(torch.from_numpy(rebuilt), originals),
         "psnr_mean_color": _mean_psnr(mean_color(originals), originals),
-        "copy_share": copy_share(samples.codes, _train_codes(codes, bucket)),
+        "copy_share": copy_share(samples.codes, _train_codes(real.codes, bucket)),
         "distinct_share": len({row.tobytes() for row in samples.codes}) / len(samples.codes),
         "nearest_psnr": {
             "samples": float(np.median(similarity)),
@@ -138,8 +112,8 @@ def evaluate(
         "made_by": {
             "run": run.fingerprint,
             "step": run.step,
-            "dataset": codes.fingerprint,
-            "pixels": pixels.fingerprint,
+            "dataset": real.codes.fingerprint,
+            "pixels": real.pixels.fingerprint,
             "judge": key,
             "bucket": bucket,
             "settings": to_dict(config) | ({"sample": kept.settings} if kept else {}),
@@ -193,76 +167,29 @@ def _prompts(wanted: dict[str | None, dict[str, str]], config: EvaluateConfig) -
     return [distinct[order[index % len(order)]] for index in range(num_samples)]
 
 
-def _told(run: OpenedRun, run_dir: Path, clips: Clips, config: EvaluateConfig) -> OpenedRun:
-    """The run, its text tower (if it has one) told the clips' captions."""
-    if run.vocabulary.kind != "clip_text":
-        return run
-    device = str(next(run.generator.parameters()).device)
-    captions = tuple(each for each in clips.prompts if each is not None)
-    return open_to_sample(run_dir, replace(config.sample, prompts=captions), device)
-
-
 def _settings(run: OpenedRun, config: EvaluateConfig) -> SampleConfig:
     if run.vocabulary.kind == "none" and is_guided(config.sample.guidance):
         return replace(config.sample, guidance=replace(config.sample.guidance, scale=1.0))
     return config.sample
 
 
-def _data_dir(run: OpenedRun, config: EvaluateConfig) -> Path:
-    path = config.data or run.config.data.path
-    if path is None:
-        raise UserError("the run does not say where its dataset is; give --data DIR")
-    return Path(path)
-
-
-def _datasets(
-    run: OpenedRun, data_dir: Path, prepare_pixels: Callable[[str], Path] | None
-) -> tuple[Dataset, Dataset]:
-    pixels_dir = data_dir / "pixels"
-    codes = _codes_of(open_dataset(data_dir), run.record.tokenizer)
-    if prepare_pixels is not None and not (pixels_dir / "_SUCCESS").exists():
-        pixels_dir = prepare_pixels(str(data_dir))
-    pixels = open_dataset(pixels_dir)
-    if pixels.primary.kind != "frames":
-        raise UserError(f"{pixels_dir}: holds {pixels.primary.kind}, not frames of real clips")
-    return codes, pixels
-
-
-def _codes_of(dataset: Dataset, tokenizer: str) -> Dataset:
-    """The dataset, its primary token set that of the run's tokenizer."""
-    for token_set in dataset.token_sets.values():
-        if token_set.tokenizer == tokenizer:
-            return open_dataset(dataset.root, token_set=token_set.name)
-    raise UserError(
-        f"{dataset.root}: made by another tokenizer than the run's; give --data the dataset that "
-        "the run was trained on"
-    )
-
-
-def _has_val(dataset: Dataset, bucket: str) -> bool:
-    return any(each.split == "val" and each.bucket == bucket for each in dataset.shards)
-
-
 def _bits(
-    run: OpenedRun,
-    codes: Dataset,
-    split: str,
-    bucket: str,
-    most: int,
-    say: Callable[[str], None],
+    run: OpenedRun, real: Comparison, most: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """A split's, under the captions that the run was trained with; or why there are none."""
+    """Of clips of the split, under the run's captions; or why there are none."""
     try:
         captioned = open_dataset(
-            codes.root, captions=run.config.data.captions, token_set=codes.primary.name
+            real.codes.root,
+            captions=run.config.data.captions,
+            token_set=real.codes.primary.name,
         )
-        found = bits_of(run, captioned.samples(split, bucket), most)
+        found = bits_of(run, captioned.samples(real.split, real.bucket), most)
     except ShardError:
         raise
     except UserError as error:
         say(f"no bits of clips: {error}")
         return {"left_out": str(error)}
-    return {"split": split, **asdict(found)}
+    return {"split": real.split, **asdict(found)}
 
 
 def _mean_psnr(clips: UInt8[Tensor, "n t h w c"], originals: UInt8[Tensor, "n t h w c"]) -> float:
