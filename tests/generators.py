@@ -101,7 +101,9 @@ CASES = [
 """(variant, kind, block): each method with all settings, its other variants with some in turn."""
 
 
+@cache
 def make_quantizer() -> MultiScaleQuantizer:
+    """One for all tests."""
     torch.manual_seed(0)
     quantizer = MultiScaleQuantizer(
         QuantizerConfig(codebook_size=CODEBOOK_SIZE, codebook_dim=4, num_phi=1)
@@ -134,8 +136,8 @@ def make_generator(
     variant: Variant, kind: str, block: BlockConfig | None = None, width: int = 16
 ) -> Generator:
     """A small generator whose weights are all random (zero ones would hide mistakes)."""
-    torch.manual_seed(1)
     quantizer = make_quantizer()
+    torch.manual_seed(1)
     generator = Generator(
         ModelConfig(width=width, depth=2, heads=2, block=block or BlockConfig()),
         variant.method,
@@ -150,6 +152,12 @@ def make_generator(
     if kind == "clip_text":
         generator.condition.told = make_features()
     return generator.eval()
+
+
+@cache
+def shared_generator(variant: Variant, kind: str, block: str = "default") -> Generator:
+    """That of all tests that ask it and do not change it; it is made once."""
+    return make_generator(variant, kind, BLOCKS[block])
 
 
 def encoded(kind: str) -> Tensor:

@@ -20,6 +20,7 @@ from tests.generators import (
     make_generator,
     make_quantizer,
     random_codes,
+    shared_generator,
 )
 from tests.test_trainer import generator_run
 from training.caption_features import FEATURES_FILE, load_features
@@ -37,7 +38,7 @@ def logits(variant: Variant, kind: str, prompts: Tensor, scale: float) -> Tensor
     """Of every cell of three samples, guided in every step whatever the scale."""
     steps: list[Step] = []
     sample_codes(
-        make_generator(variant, kind),
+        shared_generator(variant, kind),
         prompts,
         variant.schedule,
         SampleConfig(temperature=0.0, guidance=GuidanceConfig(scale=1.0)),

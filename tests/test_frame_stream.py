@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
-from tests.generators import CODEBOOK_SIZE, VARIANTS, Variant, encoded, make_generator
+from tests.generators import CODEBOOK_SIZE, VARIANTS, Variant, encoded, shared_generator
 from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
@@ -26,6 +27,7 @@ GRIDS = [variant for variant in VARIANTS if variant.schedule.grid is not None]
 PYRAMIDS = [variant for variant in VARIANTS if variant.name in ("next_scale", "raster-pyramid")]
 
 
+@cache
 def make_tokenizer() -> Tokenizer:
     torch.manual_seed(0)
     tokenizer = Tokenizer(
@@ -44,7 +46,7 @@ def make_tokenizer() -> Tokenizer:
 @pytest.mark.parametrize("variant", GRIDS + PYRAMIDS, ids=lambda each: each.name)
 @torch.no_grad()
 def test_streamed_frames_are_those_of_the_whole_clip(variant: Variant) -> None:
-    tokenizer, generator = make_tokenizer(), make_generator(variant, "class")
+    tokenizer, generator = make_tokenizer(), shared_generator(variant, "class")
     arguments = (encoded("class"), variant.schedule, SETTINGS, range(3))
     codes = sample_codes(generator, *arguments, tokenizer.quantizer)
     clip, steps = sampling(generator, *arguments, tokenizer.quantizer)
@@ -63,7 +65,7 @@ def test_frames_come_as_soon_as_their_codes_are_there(variant: Variant) -> None:
             done.append(step)
             yield step
 
-    tokenizer, generator = make_tokenizer(), make_generator(variant, "class")
+    tokenizer, generator = make_tokenizer(), shared_generator(variant, "class")
     clip, steps_of_clip = sampling(
         generator, encoded("class"), variant.schedule, SETTINGS, range(3), tokenizer.quantizer
     )
@@ -83,7 +85,7 @@ def test_frames_come_as_soon_as_their_codes_are_there(variant: Variant) -> None:
 
 
 def test_orders_over_all_frames_have_none_before_the_end() -> None:
-    orders = {each.name: make_generator(each, "class").layout_for(each.schedule, False).order
+    orders = {each.name: shared_generator(each, "class").layout_for(each.schedule, False).order
               for each in GRIDS}  # fmt: skip
     at_once = {name for name, order in orders.items() if first_at(order) == order.num_steps}
     assert at_once == {"par-time", "arpg", "nar-image", "nar-image-3"}
@@ -100,7 +102,7 @@ def cells_of_frames(schedule: Schedule) -> list[np.ndarray]:
 
 def test_a_clip_all_of_whose_cells_are_given_streams_without_a_step() -> None:
     variant = next(each for each in GRIDS if each.name == "raster")
-    tokenizer, generator = make_tokenizer(), make_generator(variant, "class")
+    tokenizer, generator = make_tokenizer(), shared_generator(variant, "class")
     codes = torch.arange(variant.schedule.num_tokens)[None] % CODEBOOK_SIZE
     given = Given(codes, np.ones(codes.shape[1], dtype=bool))
     clip, steps = sampling(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tests.generators import (
-    BLOCKS,
     CASES,
     CODEBOOK_SIZE,
     VARIANTS,
@@ -20,6 +19,7 @@ from tests.generators import (
     make_generator,
     make_quantizer,
     random_codes,
+    shared_generator,
 )
 from training.config import GuidanceConfig, SampleConfig
 from training.given import Given, passes
@@ -44,7 +44,7 @@ def generate(
     """Three clips, guided where there is a condition, and what was shown of each step."""
     steps: list[Step] = []
     codes = sample_codes(
-        make_generator(variant, kind, BLOCKS[block]),
+        shared_generator(variant, kind, block),
         encoded(kind),
         variant.schedule,
         UNGUIDED if kind == "none" else GUIDED,
@@ -145,7 +145,7 @@ def test_a_sample_that_is_given_cells_of_its_own_stays_as_it_is(variant: Variant
 @variants(FIXED)
 def test_a_beginning_comes_in_by_one_pass(variant: Variant) -> None:
     codes, plain = generate(variant)
-    order = make_generator(variant, "class").layout_for(variant.schedule).order
+    order = shared_generator(variant, "class").layout_for(variant.schedule).order
     begun = order.num_steps // 2
     found, steps = generate(variant, given=Given(codes, order.step_of_cell <= begun))
     assert torch.equal(found, codes)
@@ -160,7 +160,7 @@ def test_a_random_order_that_is_given_its_first_cells_goes_on_as_step_by_step(
     variant: Variant,
 ) -> None:
     variant = replace(variant, method=replace(variant.method, num_steps=None))
-    order = make_generator(variant, "class").layout_for(variant.schedule).order
+    order = shared_generator(variant, "class").layout_for(variant.schedule).order
     sequence = torch.from_numpy(order.drawn(np.random.default_rng(3)))[None]
     codes, _ = generate(variant, sequence=sequence)
     cells = np.zeros(variant.schedule.num_tokens, dtype=bool)
@@ -173,7 +173,7 @@ def test_a_random_order_that_is_given_its_first_cells_goes_on_as_step_by_step(
 @variants(RANDOM)
 def test_random_orders_share_their_steps_out_over_what_is_not_given(variant: Variant) -> None:
     cells = some_cells(variant)
-    generator = make_generator(variant, "none")
+    generator = shared_generator(variant, "none")
     layout = generator.layout_for(variant.schedule, training=False, given=cells)
     sizes = [len(each.places) for each in passes(layout, cells)]
     assert sum(sizes) == (~cells).sum()

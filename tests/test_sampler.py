@@ -17,6 +17,7 @@ from tests.generators import (
     known_of,
     make_generator,
     make_quantizer,
+    shared_generator,
 )
 from tokenizer.settings import UserError
 from training.config import GuidanceConfig, SampleConfig
@@ -35,7 +36,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: ea
 def test_samples_with_a_cache_are_those_of_a_full_pass_per_step(
     variant: Variant, kind: str, block: str
 ) -> None:
-    generator, prompts = make_generator(variant, kind, BLOCKS[block]), encoded(kind)
+    generator, prompts = shared_generator(variant, kind, block), encoded(kind)
     settings = UNGUIDED if kind == "none" else GUIDED
     quantizer = make_quantizer()
     fast, slow = (
@@ -87,7 +88,7 @@ def test_compiled_steps_on_a_static_cache_give_the_same_samples(name: str) -> No
 def test_greedy_samples_are_what_teacher_forcing_on_them_finds_likeliest(variant: Variant) -> None:
     method = replace(variant.method, num_steps=None)  # as in training: a cell a step
     variant = replace(variant, method=method)
-    generator, prompts = make_generator(variant, "text"), encoded("text")
+    generator, prompts = shared_generator(variant, "text"), encoded("text")
     quantizer = make_quantizer()
     settings = replace(UNGUIDED, temperature=0.0)
     sequence = known_of(generator, torch.zeros(3, variant.schedule.num_tokens).long()).sequence
@@ -122,7 +123,7 @@ def test_greedy_codes_in_bfloat16_are_mostly_those_of_float32(name: str) -> None
 
 @every_variant
 def test_a_sample_does_not_depend_on_its_batch(variant: Variant) -> None:
-    generator, prompts = make_generator(variant, "text"), encoded("text").repeat(2, 1)
+    generator, prompts = shared_generator(variant, "text"), encoded("text").repeat(2, 1)
     quantizer = make_quantizer()
     whole = sample_codes(generator, prompts, variant.schedule, GUIDED, range(6), quantizer)
     parts = [
@@ -137,7 +138,7 @@ def test_a_sample_does_not_depend_on_its_batch(variant: Variant) -> None:
 @pytest.mark.parametrize("name", ["raster", "arpg"])
 def test_another_seed_or_number_gives_another_sample(name: str) -> None:
     variant = BY_NAME[name]
-    generator, prompts = make_generator(variant, "none"), encoded("none")[:1]
+    generator, prompts = shared_generator(variant, "none"), encoded("none")[:1]
     settings = replace(UNGUIDED, temperature=5.0)
     samples = [
         sample_codes(
@@ -153,11 +154,11 @@ def test_another_seed_or_number_gives_another_sample(name: str) -> None:
 @pytest.mark.parametrize("name", ["arpg", "next_scale-random"])
 def test_random_orders_take_any_steps_from_one_set_of_weights(name: str) -> None:
     variant = BY_NAME[name]
-    generator, prompts = make_generator(variant, "none"), encoded("none")
+    generator, prompts = shared_generator(variant, "none"), encoded("none")
     quantizer = make_quantizer()
     settings = replace(UNGUIDED, num_steps=2, sizes="uniform")
     method = replace(variant.method, num_steps=2, sizes="uniform")
-    changed = make_generator(replace(variant, method=method), "none")
+    changed = shared_generator(replace(variant, method=method), "none")
     found, expected = (
         sample_codes(each, prompts, variant.schedule, chosen, range(3), quantizer)
         for each, chosen in ((generator, settings), (changed, UNGUIDED))
@@ -176,7 +177,7 @@ def test_a_generator_in_training_mode_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["raster", "par", "nar", "next_scale", "next_scale-nar"])
 def test_steps_of_an_order_that_fixes_them_are_refused(name: str) -> None:
-    generator = make_generator(BY_NAME[name], "none")
+    generator = shared_generator(BY_NAME[name], "none")
     for wrong in (replace(UNGUIDED, num_steps=2), replace(UNGUIDED, sizes="uniform")):
         with pytest.raises(UserError, match="num_steps and sizes are for random orders"):
             layout_of(generator, generator.schedule, wrong)

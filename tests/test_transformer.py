@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.generators import (
-    BLOCKS,
     CASES,
     CODEBOOK_SIZE,
     VARIANTS,
@@ -19,6 +18,7 @@ from tests.generators import (
     make_quantizer,
     make_vocabulary,
     random_codes,
+    shared_generator,
 )
 from tokenizer.scales import image_and_clip
 from tokenizer.settings import UserError
@@ -38,7 +38,7 @@ BY_NAME = {variant.name: variant for variant in VARIANTS}
 def test_rows_fed_step_by_step_with_a_cache_give_the_logits_of_one_pass(
     variant: Variant, kind: str, block: str, is_static: bool
 ) -> None:
-    generator = make_generator(variant, kind, BLOCKS[block])
+    generator = shared_generator(variant, kind, block)
     codes, prompts = random_codes(variant.schedule), encoded(kind)
     known = known_of(generator, codes)
     whole = generator(known, prompts, variant.schedule)
@@ -61,7 +61,7 @@ def test_rows_fed_step_by_step_with_a_cache_give_the_logits_of_one_pass(
 @every_variant
 @torch.no_grad()
 def test_changing_a_code_changes_no_logit_up_to_its_own_step(variant: Variant) -> None:
-    generator = make_generator(variant, "text")
+    generator = shared_generator(variant, "text")
     codes, prompts = random_codes(variant.schedule), encoded("text")
     known = known_of(generator, codes)
     order = generator.layout_for(variant.schedule).order
@@ -103,7 +103,7 @@ def test_padding_of_a_caption_changes_nothing(variant: Variant) -> None:
 )
 @torch.no_grad()
 def test_the_condition_matters(variant: Variant, kind: str, block: str) -> None:
-    generator, prompts = make_generator(variant, kind, BLOCKS[block]), encoded(kind)
+    generator, prompts = shared_generator(variant, kind, block), encoded(kind)
     known = known_of(generator, random_codes(variant.schedule))
     with_prompt = generator(known, prompts, variant.schedule)
     without = generator(known, torch.full_like(prompts, -1), variant.schedule)
@@ -120,7 +120,7 @@ def test_the_images_of_a_video_generator_are_made_by_the_same_weights(
     name: str, block: str
 ) -> None:
     variant = BY_NAME[name]
-    generator, prompts = make_generator(variant, "text", BLOCKS[block]), encoded("text")
+    generator, prompts = shared_generator(variant, "text", block), encoded("text")
     codes = random_codes(variant.schedule)
     sizes = [(2, 4)] if variant.schedule.grid else [1, 2]
     image = image_and_clip(1, sizes)
@@ -140,7 +140,7 @@ def test_the_images_of_a_video_generator_are_made_by_the_same_weights(
 
 
 def test_a_schedule_that_is_no_beginning_of_the_generators_is_refused() -> None:
-    generator = make_generator(BY_NAME["raster-pyramid"], "none")
+    generator = shared_generator(BY_NAME["raster-pyramid"], "none")
     with pytest.raises(UserError, match="is not the beginning"):
         generator.layout_for(image_and_clip(3, (1, 3)))
 
