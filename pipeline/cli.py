@@ -11,6 +11,7 @@ import errno
 import importlib
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+@cache
 def _parser() -> argparse.ArgumentParser:
     parser = FlagParser(
         prog="tessera",

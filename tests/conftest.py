@@ -5,10 +5,13 @@ It is imported by the process that only distributes tests, too, so it loads no t
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay: the collector need not look through them again and again."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # else bindings call what is left of them a leak
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, which is all that `fsync` is for; a wrong descriptor still raises."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +257,7 @@ def coca_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def random_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer with random weights: enough to make codes."""
+    """The demo's tokenizer with fewer channels and random weights: enough to make codes."""
     import torch
 
     from tokenizer.folder import save_tokenizer
@@ -249,7 +266,9 @@ def random_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(Tokenizer(PRESETS["tiny"]), folder)
+    tiny = PRESETS["tiny"]
+    narrow = replace(tiny.autoencoder, channels=(8,))
+    save_tokenizer(Tokenizer(replace(tiny, autoencoder=narrow)), folder)
     return folder
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.cli import main
@@ -142,6 +142,7 @@ def test_a_shard_unlike_the_others_is_named(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1))
+@example([0.0, 3.0, 1e-308])  # nearly all at one place, and one away
 def test_robust_z_of_the_median_is_zero_and_grows_with_the_distance(values: list[float]) -> None:
     distances = robust_z(np.array(values))
     order = np.argsort(values, kind="stable")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,11 +32,6 @@ def shown_commands(page: Path) -> list[str]:
 COMMANDS = [(page, command) for page in PAGES for command in shown_commands(page)]
 
 
-@cache
-def parser() -> argparse.ArgumentParser:
-    return _parser()
-
-
 def test_the_readme_begins_with_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     first = _BLOCK.search(text)
@@ -60,7 +53,7 @@ def test_every_command_shown_is_one_that_the_program_takes(page: Path, command: 
     if "--help" in words:
         words.remove("--help")
         words = words or ["build", "x.yaml"]
-    arguments = parser().parse_args(words)
+    arguments = _parser().parse_args(words)
     assert callable(arguments.run)
 
 

@@ -84,12 +84,15 @@ def test_a_shard_is_what_tarfile_writes_and_its_bytes_are_frozen() -> None:
     assert hashlib.sha256(sidecar).hexdigest() == SIDECAR_SHA256
 
 
+LETTERS = st.characters(exclude_categories=["Cs"])  # all of UTF-8; its list by codec takes seconds
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.text("abcXYZ012_-", min_size=1, max_size=90),
     st.sampled_from(DTYPES),
     st.lists(st.integers(0, 9), max_size=3),
-    st.dictionaries(st.text(max_size=5), st.text(max_size=400), max_size=3),
+    st.dictionaries(st.text(LETTERS, max_size=5), st.text(LETTERS, max_size=400), max_size=3),
     st.booleans(),
 )
 def test_any_key_array_and_metadata_give_the_bytes_of_tarfile(

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -241,12 +240,10 @@ def test_codes_of_the_wrong_number_are_refused():
 
 
 @pytest.fixture
-def _older_is_frozen() -> Iterator[None]:
+def _older_is_frozen() -> None:
     """The collector does not list what other tests left behind."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def live_bytes() -> int:

@@ -42,9 +42,9 @@ SHAPES = {"codes": 63, "grid": 48}
 
 
 @pytest.fixture(scope="module")
-def grid_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def grid_tokenizer(random_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One scale, random weights."""
-    tiny = PRESETS["tiny"]
+    tiny = load_tokenizer(random_tokenizer).config
     folder = tmp_path_factory.mktemp("grid")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

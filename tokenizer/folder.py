@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,7 @@ def load_tokenizer(directory: str | Path, device: str | torch.device = "cpu") ->
     description = read_description(directory)
     config = from_dict(TokenizerConfig, description["config"], str(directory / CONFIG_FILE))
     weights = _read_weights(directory / WEIGHTS_FILE)
-    with torch.device("meta"):  # settings may ask for more than there is: the file is what it is
-        expected = Tokenizer(config).weights()
-    _check_fit(directory / WEIGHTS_FILE, expected, weights)
+    _check_fit(directory / WEIGHTS_FILE, _expected_weights(config), weights)
     tokenizer = Tokenizer(config)
     place_weights(tokenizer, weights)
     if tokenizer.fingerprint != description["fingerprint"]:
@@ -120,6 +119,13 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: missing; copy the tokenizer again") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: damaged ({error}); copy the tokenizer again") from None
+
+
+@lru_cache(maxsize=16)
+def _expected_weights(config: TokenizerConfig) -> dict[str, Tensor]:
+    """Names, shapes and types, without memory: settings may ask for more than there is."""
+    with torch.device("meta"):
+        return Tokenizer(config).weights()
 
 
 def _check_fit(path: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ from pipeline.inspection.accounts import read_accounts
 from pipeline.inspection.summary import distributions, summarize
 from pipeline.statistics import Statistics, code_counts
 from pipeline.storage import Storage, open_storage
-from tokenizer.settings import UserError
+from tokenizer.settings import UserError, parse_yaml
 
 CONFIG_FILE = "config.yaml"
 MAX_EXAMPLES = 20
@@ -206,7 +206,7 @@ def _codebook(a: Statistics, b: Statistics) -> list[CodebookDrift]:
 
 def _settings(storage: Storage) -> Any:
     try:
-        return yaml.safe_load(storage.read(CONFIG_FILE))
+        return parse_yaml(storage.read(CONFIG_FILE))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
 

@@ -136,9 +136,12 @@ def _apart(kept: pa.Table, root: str | Path) -> list[OutlyingShard]:
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
-    """Distances from the median; where half of the values are equal, in mean deviations."""
+    """Distances from the median; where half of the values hardly differ, in mean deviations."""
     away = values - np.median(values)
-    spread = 1.4826 * float(np.median(np.abs(away))) or 1.2533 * float(np.mean(np.abs(away)))
+    far = np.abs(away)
+    spread = 1.4826 * float(np.median(far))
+    if spread <= np.finfo(float).eps * float(np.max(far)):
+        spread = 1.2533 * float(np.mean(far))
     return away / spread if spread else np.zeros(len(values))
 
 

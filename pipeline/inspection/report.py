@@ -37,7 +37,7 @@ from pipeline.inspection.summary import Summary, summarize
 from pipeline.quantities import duration, large, size
 from pipeline.statistics import outcome_totals, overall_usage
 from pipeline.storage import open_storage
-from tokenizer.settings import UserError, from_dict
+from tokenizer.settings import UserError, from_dict, parse_yaml
 
 REPORT_FILE, CONFIG_FILE = "report.html", "config.yaml"
 GALLERY_SECONDS = 30.0
@@ -83,7 +83,7 @@ def write_report(directory: str | Path, *, gallery_seconds: float = GALLERY_SECO
 def _title(root: Path) -> str:
     """The last two names of the place that was built into; else of the folder."""
     try:
-        place = str(yaml.safe_load((root / CONFIG_FILE).read_text(encoding="utf-8"))["out"])
+        place = str(parse_yaml((root / CONFIG_FILE).read_text(encoding="utf-8"))["out"])
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         place = str(root.resolve())
     return "/".join(place.rstrip("/").split("/")[-2:])
@@ -127,7 +127,7 @@ def _settings(path: Path) -> Section:
 def _rules(path: Path) -> dict[str, Rule]:
     """The thresholds of the build; none when its config is missing or unreadable."""
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = parse_yaml(path.read_text(encoding="utf-8"))
         return from_dict(SelectSettings, values.get("select", {}), str(path)).rules
     except (OSError, ValueError, yaml.YAMLError, AttributeError, UserError):
         return {}
