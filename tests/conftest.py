@@ -27,6 +27,15 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Properties have no deadline: a machine that is busy with something else fails none."""
+    if not config.getoption("numprocesses", None):  # the process that only distributes has no use
+        from hypothesis import settings
+
+        settings.register_profile("tessera", deadline=None)
+        settings.load_profile("tessera")
+
+
 def pytest_collection_finish() -> None:
     """Modules and tests stay: the collector need not look through them again and again."""
     gc.freeze()

@@ -14,22 +14,33 @@ MEASURED = {"benchmarks/sampling.py"}  # times the blocks on the steps of the lo
 
 
 @cache
-def nodes() -> list[tuple[str, ast.AST]]:
-    """Calls, classes and imports in the sources, with the name of their file."""
-    return [
-        (path.relative_to(ROOT).as_posix(), node)
+def sources() -> dict[str, str]:
+    """The text of every file."""
+    return {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
         for package in PACKAGES
         for path in sorted((ROOT / package).rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call | ast.ClassDef | ast.Import | ast.ImportFrom)
-    ]
+    }
+
+
+@cache
+def nodes_of(file: str) -> list[ast.AST]:
+    """Calls, classes and imports in a file."""
+    wanted = ast.Call | ast.ClassDef | ast.Import | ast.ImportFrom
+    return [node for node in ast.walk(ast.parse(sources()[file])) if isinstance(node, wanted)]
+
+
+def nodes(word: str = "") -> list[tuple[str, ast.AST]]:
+    """Those of all files in which the word stands, with the file's name."""
+    files = [file for file, text in sources().items() if word in text]
+    return [(file, node) for file in files for node in nodes_of(file)]
 
 
 def calls(name: str) -> list[str]:
     """The file of each call of a function or method of this name."""
     return [
         file
-        for file, node in nodes()
+        for file, node in nodes(name)
         if isinstance(node, ast.Call)
         and name in (getattr(node.func, "attr", None), getattr(node.func, "id", None))
     ]
@@ -52,7 +63,7 @@ def test_there_is_one_mask_rule() -> None:
 def test_there_is_one_block() -> None:
     modules = [
         (file, node.name)
-        for file, node in nodes()
+        for file, node in nodes("Module")
         if isinstance(node, ast.ClassDef) and "Module" in ast.unparse(ast.Tuple(node.bases))
     ]
     blocks = {each for each in modules if "Block" in each[1] and each[1] != "ResidualBlock"}
@@ -81,8 +92,9 @@ def test_there_is_one_sampling_loop() -> None:
 def test_methods_are_orders_and_layouts_only() -> None:
     imported = {
         name
-        for file, node in nodes()
+        for file in sources()
         if file.startswith("training/methods/")
+        for node in nodes_of(file)
         for name in (
             [node.module or ""]
             if isinstance(node, ast.ImportFrom)

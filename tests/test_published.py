@@ -10,6 +10,7 @@ import pickle
 import zipfile
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -67,12 +68,19 @@ def names_of(layout, config, sharing="some"):
 
 def state_of(layout, sharing="some", seed=0):
     """A state dict as the family publishes it, with its usage buffer, and the tokenizer in it."""
+    state, made = made_of(layout, sharing, seed)
+    torch.manual_seed(seed)
+    return {name: value.clone() for name, value in state.items()}, made
+
+
+@cache
+def made_of(layout, sharing, seed):
     torch.manual_seed(seed)
     config = CONFIGS[layout]
     made = Tokenizer(config)
     made.quantizer.codebook.set_codes(torch.randn_like(made.quantizer.codebook.weight))
     state = to_published(names_of(layout, config, sharing), made.weights())
-    state = {name: value.detach().clone() for name, value in state.items()}
+    state = {name: value.detach() for name, value in state.items()}
     shape = (10, 32) if layout == "var" else (65536,)
     state[LAYOUTS[layout].usage] = torch.zeros(shape)
     return state, made.eval()

@@ -1,7 +1,8 @@
-"""A frozen text tower of open_clip, with random weights of the true shapes."""
+"""A frozen text tower of open_clip, with random weights: one of the true shapes, and a tiny one."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,29 +18,44 @@ from training.launch import local
 from training.run import open_run
 from training.text_tower import load_tower
 
-MODEL = "ViT-S-32-alt"
+PUBLISHED = "ViT-S-32-alt"
+MODEL = "text-of-tests"
+CONFIG = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_weights(model: str, path: Path) -> Path:
     """The text half of a CLIP model beside something of its visual half."""
     import open_clip
     from open_clip.model import _build_text_tower
 
-    config = open_clip.get_model_config(MODEL)
+    config = open_clip.get_model_config(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tower = _build_text_tower(config["embed_dim"], config["text_cfg"])
-    path = tmp_path_factory.mktemp("clip") / "clip.safetensors"
     tensors = {name: value.contiguous() for name, value in tower.state_dict().items()}
     save_file(tensors | {"visual.proj": torch.zeros(2, 2), "logit_scale": torch.ones(())}, path)
     return path
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those of a tiny model, which open_clip knows from now on."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / f"{MODEL}.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(folder / f"{MODEL}.json")
+    return write_weights(MODEL, folder / "clip.safetensors")
+
+
 def test_a_caption_has_a_row_per_piece_and_a_vector_that_do_not_depend_on_its_batch(
-    weights: Path,
+    tmp_path: Path,
 ) -> None:
-    tower = load_tower(MODEL, weights, None)
+    tower = load_tower(PUBLISHED, write_weights(PUBLISHED, tmp_path / "clip.safetensors"), None)
     captions = ["seven", "a red seven, moving left"]
     both = tower.encode(captions, 77)
     assert both.counts.tolist() == [3, 8]  # with a start and an end
@@ -68,8 +84,8 @@ def test_weights_with_a_prefix_are_the_same_and_others_are_refused(
     save_file(tensors, tmp_path / "less.safetensors")
     with pytest.raises(UserError, match=r"lacks 1 tensors \(positional_embedding\)"):
         load_tower(MODEL, tmp_path / "less.safetensors", None)
-    with pytest.raises(UserError, match="not the weights of RN50: lacks"):
-        load_tower("RN50", weights, None)
+    with pytest.raises(UserError, match="not the weights of ViT-S-32-alt: lacks"):
+        load_tower(PUBLISHED, weights, None)
 
 
 @pytest.mark.parametrize("model", ["ViT-nothing", "ViT-B-16-SigLIP"])
