@@ -52,5 +52,6 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
     assert len(list((tmp_path / "run" / "samples").glob("*.mp4"))) == 2
     assert (tmp_path / "run" / "samples" / "contact_sheet.png").exists()
     summary = json.loads((tmp_path / "run" / "evaluation.json").read_text())["summary"]
-    assert summary["method"] == "next_scale"
+    assert summary["method"] == "arpg"
+    assert summary["bits_per_clip"] > 0
     assert 0 <= summary["copy_share"] <= 1
