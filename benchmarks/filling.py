@@ -54,7 +54,7 @@ from training.given import Given
 from training.known_region import known_cells, painted_over
 from training.pictures import contact_sheet, save_png
 from training.run import OpenedRun, open_run
-from training.sampler import sample_codes, sampling
+from training.sampler import sampling
 from training.teacher_forcing import code_logits
 
 BATCH = 30
@@ -179,14 +179,14 @@ def _settings(hidden: np.ndarray, seed: int, is_random: bool) -> SampleConfig:
 
 def _fill(run: OpenedRun, clips: Clips, hidden: np.ndarray, seed: int) -> Tensor:
     """By the sampling loop as it is: all that the method's order lets a cell see."""
-    return sample_codes(
+    return sampling(
         run.generator,
         _prompts(run, clips.captions),
         clips.schedule,
         _settings(hidden, seed, run.config.method.is_random),
         range(len(clips.codes)),
         given=Given(clips.codes, ~hidden),
-    )
+    ).codes()
 
 
 def _fill_from_the_left(run: OpenedRun, clips: Clips, hidden: np.ndarray, seed: int) -> Tensor:

@@ -171,7 +171,7 @@ def _case(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]
     from training.loop_steps import cache_rows, loop_steps
     from training.method_config import MethodConfig
     from training.partial import feature_channels
-    from training.sampler import layout_of, sample_codes
+    from training.sampler import layout_of, sampling
     from training.samples import in_precision
     from training.vocabulary import Vocabulary
 
@@ -208,7 +208,7 @@ def _case(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]
     rows = cache_rows(steps)
 
     def sample(settings: SampleConfig = settings) -> None:
-        sample_codes(generator, prompts, schedule, settings, range(batch_size), quantizer)
+        sampling(generator, prompts, schedule, settings, range(batch_size), quantizer).codes()
 
     @torch.no_grad()
     def blocks(number: int) -> None:

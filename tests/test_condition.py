@@ -25,7 +25,7 @@ from tests.generators import (
 from tests.test_trainer import generator_run
 from training.caption_features import FEATURES_FILE, load_features
 from training.config import ConditionConfig, GuidanceConfig, SampleConfig
-from training.sampler import Step, sample_codes
+from training.sampler import Step, sampling
 from training.tasks.generator import GeneratorTask
 from training.vocabulary import ABSENT
 
@@ -37,7 +37,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 def logits(variant: Variant, kind: str, prompts: Tensor, scale: float) -> Tensor:
     """Of every cell of three samples, guided in every step whatever the scale."""
     steps: list[Step] = []
-    sample_codes(
+    sampling(
         shared_generator(variant, kind),
         prompts,
         variant.schedule,
@@ -45,8 +45,7 @@ def logits(variant: Variant, kind: str, prompts: Tensor, scale: float) -> Tensor
         range(3),
         make_quantizer(),
         guidance=None if scale == 1 else lambda moment: scale,
-        watch=steps.append,
-    )
+    ).codes(steps.append)
     return torch.cat([step.logits for step in steps], dim=1)
 
 

@@ -15,7 +15,7 @@ from training.generator import Generator, Known
 from training.given import Given
 from training.method_config import MethodConfig
 from training.optimizer import make_optimizers
-from training.sampler import sample_codes
+from training.sampler import sampling
 from training.tasks.generator import is_matrix
 
 ROW = single_grid(1, 1, 3)
@@ -57,7 +57,7 @@ def share_filled_right(generator: Generator, known: list[int], sequence: list[in
     """How often the gap of new clips gets its own code, when it is drawn right after `known`."""
     codes = clips(200, 1000)
     cells = np.isin(np.arange(3), known)
-    filled = sample_codes(
+    filled = sampling(
         generator,
         no_prompts(codes),
         ROW,
@@ -65,7 +65,7 @@ def share_filled_right(generator: Generator, known: list[int], sequence: list[in
         range(len(codes)),
         sequence=torch.tensor([sequence]),
         given=Given(codes, cells),
-    )
+    ).codes()
     assert torch.equal(filled[:, known], codes[:, known])
     return float((filled[:, GAP] == codes[:, GAP]).float().mean())
 

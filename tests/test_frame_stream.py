@@ -19,7 +19,7 @@ from training.config import GuidanceConfig, SampleConfig
 from training.draws import numpy_generator
 from training.frame_stream import first_at, stream_frames
 from training.given import Given
-from training.sampler import Step, sample_codes, sampling
+from training.sampler import Step, sampling
 
 SETTINGS = SampleConfig(guidance=GuidanceConfig(scale=2.0))
 CAUSAL = {"raster", "nar-frames", "arpg-frames"}
@@ -48,7 +48,7 @@ def make_tokenizer() -> Tokenizer:
 def test_streamed_frames_are_those_of_the_whole_clip(variant: Variant) -> None:
     tokenizer, generator = make_tokenizer(), shared_generator(variant, "class")
     arguments = (encoded("class"), variant.schedule, SETTINGS, range(3))
-    codes = sample_codes(generator, *arguments, tokenizer.quantizer)
+    codes = sampling(generator, *arguments, tokenizer.quantizer).codes()
     clip, steps = sampling(generator, *arguments, tokenizer.quantizer)
     frames = list(stream_frames(tokenizer, clip, steps))
     assert torch.equal(clip.codes, codes)

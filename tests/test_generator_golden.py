@@ -41,7 +41,7 @@ from training.config import GuidanceConfig, SampleConfig
 from training.fed_rows import FedRows
 from training.guidance import Moment, guidance_scale
 from training.layout import Role
-from training.sampler import Step, sample_codes
+from training.sampler import Step, sampling
 
 GUIDED = {"rtol": 1e-4, "atol": 3e-4}
 DROPPED = 0.1
@@ -228,7 +228,7 @@ def generate(
     labels = recorded[f"{name}_labels" if f"{name}_labels" in recorded else "gen_labels"]
     watched = Watched()
     settings = SampleConfig(temperature=0.0, guidance=GuidanceConfig(scale=1.0))
-    codes = sample_codes(
+    codes = sampling(
         case.generator,
         case.prompts(labels),
         case.schedule,
@@ -237,8 +237,7 @@ def generate(
         quantizer,
         guidance=guidance,
         sequence=sequence,
-        watch=watched,
-    )
+    ).codes(watched)
     return codes, watched
 
 

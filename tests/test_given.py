@@ -23,7 +23,7 @@ from tests.generators import (
 )
 from training.config import GuidanceConfig, SampleConfig
 from training.given import Given, passes
-from training.sampler import Step, layout_of, sample_codes
+from training.sampler import Step, layout_of, sampling
 
 GUIDED = SampleConfig(guidance=GuidanceConfig(kind="linear", scale=2.0))
 UNGUIDED = SampleConfig(guidance=GuidanceConfig(scale=1.0))
@@ -43,16 +43,15 @@ def generate(
 ) -> tuple[Tensor, list[Step]]:
     """Three clips, guided where there is a condition, and what was shown of each step."""
     steps: list[Step] = []
-    codes = sample_codes(
+    codes = sampling(
         shared_generator(variant, kind, block),
         encoded(kind),
         variant.schedule,
         UNGUIDED if kind == "none" else GUIDED,
         range(3),
         make_quantizer(),
-        watch=steps.append,
         **more,
-    )
+    ).codes(steps.append)
     return codes, steps
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from tests.test_launch import small_run
 from tokenizer.settings import UserError
@@ -29,6 +28,7 @@ from training.run import OpenedRun, open_run
 from training.sample_folder import SampleFolder
 from training.sample_plan import Plan
 from training.sample_ranks import write_samples
+from training.sampler import Sampling
 from training.samples import generate
 
 SETTINGS = SampleConfig(num=11, batch_size=3, videos=0, device="cpu")
@@ -145,7 +145,7 @@ def test_samples_are_computed_in_the_same_batches_however_many_there_are(
     computed: dict[int, list[str | None]] = {}
     real = sample_ranks.sample_batch
 
-    def noted(run: OpenedRun, prompts: Any, numbers: range, *rest: Any) -> Tensor:
+    def noted(run: OpenedRun, prompts: Any, numbers: range, *rest: Any) -> Sampling:
         assert computed.setdefault(numbers.start, prompts) == prompts
         batches.add((numbers.start, numbers.stop))
         return real(run, prompts, numbers, *rest)

@@ -23,7 +23,7 @@ from tokenizer.settings import UserError
 from training.config import GuidanceConfig, SampleConfig
 from training.generator import Known
 from training.partial import input_features
-from training.sampler import Step, layout_of, sample_codes
+from training.sampler import Step, layout_of, sampling
 from training.samples import in_precision
 
 GUIDED = SampleConfig(guidance=GuidanceConfig(kind="constant", scale=2.0))
@@ -40,9 +40,9 @@ def test_samples_with_a_cache_are_those_of_a_full_pass_per_step(
     settings = UNGUIDED if kind == "none" else GUIDED
     quantizer = make_quantizer()
     fast, slow = (
-        sample_codes(
+        sampling(
             generator, prompts, variant.schedule, settings, range(3), quantizer, cached=cached
-        )
+        ).codes()
         for cached in (True, False)
     )
     assert torch.equal(fast, slow)
@@ -59,14 +59,14 @@ def test_compiled_steps_on_a_static_cache_give_the_same_samples(name: str) -> No
     torch._dynamo.reset()
     counters.clear()
     eager, compiled, again = (
-        sample_codes(
+        sampling(
             generator,
             prompts,
             variant.schedule,
             replace(GUIDED, compile=is_compiled),
             range(3),
             quantizer,
-        )
+        ).codes()
         for is_compiled in (False, True, True)
     )
     assert torch.equal(eager, compiled)
@@ -75,11 +75,11 @@ def test_compiled_steps_on_a_static_cache_give_the_same_samples(name: str) -> No
     assert 1 <= num_graphs <= 3
     pyramid = quantizer if generator.num_features else None
     one = (prompts[:1], variant.schedule, GUIDED, range(1), pyramid)
-    sample_codes(generator, *one)
+    sampling(generator, *one).codes()
     assert counters["stats"]["unique_graphs"] == num_graphs  # eager loops stay eager
-    doubled = sample_codes(generator.double(), *one)
+    doubled = sampling(generator.double(), *one).codes()
     assert torch.equal(
-        doubled, sample_codes(generator, *one[:2], replace(GUIDED, compile=True), *one[3:])
+        doubled, sampling(generator, *one[:2], replace(GUIDED, compile=True), *one[3:]).codes()
     )
 
 
@@ -92,9 +92,9 @@ def test_greedy_samples_are_what_teacher_forcing_on_them_finds_likeliest(variant
     quantizer = make_quantizer()
     settings = replace(UNGUIDED, temperature=0.0)
     sequence = known_of(generator, torch.zeros(3, variant.schedule.num_tokens).long()).sequence
-    codes = sample_codes(
+    codes = sampling(
         generator, prompts, variant.schedule, settings, range(3), quantizer, sequence=sequence
-    )
+    ).codes()
     features = None
     if generator.num_features:
         features = input_features(quantizer, codes, variant.schedule, generator.num_features)
@@ -107,15 +107,14 @@ def test_greedy_codes_in_bfloat16_are_mostly_those_of_float32(name: str) -> None
     variant, codes = BY_NAME[name], []
     for precision in ("float32", "bfloat16"):
         steps: list[Step] = []
-        made = sample_codes(
+        made = sampling(
             in_precision(make_generator(variant, "text"), precision),
             encoded("text"),
             variant.schedule,
             replace(GUIDED, temperature=0.0),
             range(3),
             make_quantizer(),
-            watch=steps.append,
-        )
+        ).codes(steps.append)
         codes.append(made)
         assert {step.logits.dtype for step in steps} == {torch.float32}
     assert (codes[0] == codes[1]).float().mean() > 0.7
@@ -125,11 +124,11 @@ def test_greedy_codes_in_bfloat16_are_mostly_those_of_float32(name: str) -> None
 def test_a_sample_does_not_depend_on_its_batch(variant: Variant) -> None:
     generator, prompts = shared_generator(variant, "text"), encoded("text").repeat(2, 1)
     quantizer = make_quantizer()
-    whole = sample_codes(generator, prompts, variant.schedule, GUIDED, range(6), quantizer)
+    whole = sampling(generator, prompts, variant.schedule, GUIDED, range(6), quantizer).codes()
     parts = [
-        sample_codes(
+        sampling(
             generator, prompts[start:stop], variant.schedule, GUIDED, range(start, stop), quantizer
-        )
+        ).codes()
         for start, stop in ((0, 1), (1, 4), (4, 6))
     ]
     assert torch.equal(whole, torch.cat(parts))
@@ -141,9 +140,9 @@ def test_another_seed_or_number_gives_another_sample(name: str) -> None:
     generator, prompts = shared_generator(variant, "none"), encoded("none")[:1]
     settings = replace(UNGUIDED, temperature=5.0)
     samples = [
-        sample_codes(
+        sampling(
             generator, prompts, variant.schedule, replace(settings, seed=seed), [number], None
-        )
+        ).codes()
         for seed, number in ((0, 0), (0, 1), (1, 0), (0, 0))
     ]
     assert torch.equal(samples[0], samples[3])
@@ -160,7 +159,7 @@ def test_random_orders_take_any_steps_from_one_set_of_weights(name: str) -> None
     method = replace(variant.method, num_steps=2, sizes="uniform")
     changed = shared_generator(replace(variant, method=method), "none")
     found, expected = (
-        sample_codes(each, prompts, variant.schedule, chosen, range(3), quantizer)
+        sampling(each, prompts, variant.schedule, chosen, range(3), quantizer).codes()
         for each, chosen in ((generator, settings), (changed, UNGUIDED))
     )
     assert torch.equal(found, expected)
@@ -172,7 +171,7 @@ def test_random_orders_take_any_steps_from_one_set_of_weights(name: str) -> None
 def test_a_generator_in_training_mode_is_refused() -> None:
     generator = make_generator(BY_NAME["raster"], "none", BLOCKS["dropout"]).train()
     with pytest.raises(ValueError, match="training mode"):
-        sample_codes(generator, encoded("none"), generator.schedule, UNGUIDED, range(3))
+        sampling(generator, encoded("none"), generator.schedule, UNGUIDED, range(3)).codes()
 
 
 @pytest.mark.parametrize("name", ["raster", "par", "nar", "next_scale", "next_scale-nar"])

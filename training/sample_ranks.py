@@ -30,7 +30,7 @@ from training.run import OpenedRun, pick_device
 from training.sample_folder import SampleFolder
 from training.sample_plan import Plan
 from training.sampler import layout_of
-from training.samples import begin_batch, check_settings, open_to_sample, sample_batch
+from training.samples import check_settings, open_to_sample, sample_batch
 
 _SHEET_ROWS, _SHEET_COLUMNS = 20, 4
 _SECONDS_BETWEEN_LINES = 10.0
@@ -118,14 +118,12 @@ def _make(run: OpenedRun, settings: SampleConfig, folder: SampleFolder, chunk: r
         schedule = run.schedule(folder.plan.bucket)
         batch = folder.plan.batch_of(chunk)
         prompts = [folder.plan.prompt_of(number) for number in batch]
+        sampling = sample_batch(run, prompts, batch, schedule, settings)
         if settings.stream and chunk.start < settings.videos:
-            clip, steps = begin_batch(run, prompts, batch, schedule, settings)
-            stream = stream_frames(run.tokenizer, clip, steps)
+            stream = stream_frames(run.tokenizer, *sampling)
             num_frames = run.record.shapes[folder.plan.bucket].num_frames
             _stream(folder, chunk[: settings.videos - chunk.start], stream, num_frames)
-            codes = clip.codes
-        else:
-            codes = sample_batch(run, prompts, batch, schedule, settings)
+        codes = sampling.codes()
         folder.write_codes(chunk, codes[: len(chunk)].cpu().numpy())
     numbers = [each for each in chunk if each < settings.videos and not folder.has_video(each)]
     if not numbers:

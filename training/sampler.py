@@ -1,5 +1,7 @@
 """The one sampling loop: a forward pass per step of the order, for every method and condition.
 
+    codes = sampling(generator, prompts, schedule, SampleConfig(), range(4), quantizer).codes()
+
     step g:  build the inputs of the rows that are fed in g from what is known
              run them with the cache; gather logits to the cells of step g + 1
              guide, filter, draw, write the codes down
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,45 +39,6 @@ from training.partial import PartialClip
 from training.vocabulary import ABSENT
 
 
-def sample_codes(
-    generator: Generator,
-    prompts: Int[Tensor, "b n"],
-    schedule: Schedule,
-    settings: SampleConfig,
-    sample_indices: Sequence[int],
-    quantizer: MultiScaleQuantizer | None = None,
-    *,
-    cached: bool = True,
-    guidance: Callable[[Moment], float] | None = None,
-    sequence: Int[Tensor, "#b l"] | None = None,
-    given: Given | None = None,
-    watch: Callable[[Step], None] | None = None,
-) -> Int[Tensor, "b l"]:
-    """Codes of one clip per encoded prompt; `sample_indices` number the clips of this seed.
-
-    `quantizer` is needed by methods that feed partial reconstructions. Without `cached` every step
-    is a full forward pass: the slow twin that says what is right. `guidance` stands in for the
-    settings' schedule, `sequence` for the orders that would be drawn. Cells that are `given` come
-    back as they are; `watch` is shown every step.
-    """
-    clip, steps = sampling(
-        generator,
-        prompts,
-        schedule,
-        settings,
-        sample_indices,
-        quantizer,
-        cached=cached,
-        guidance=guidance,
-        sequence=sequence,
-        given=given,
-    )
-    for step in steps:
-        if watch is not None:
-            watch(step)
-    return clip.codes
-
-
 def sampling(
     generator: Generator,
     prompts: Int[Tensor, "b n"],
@@ -87,11 +51,14 @@ def sampling(
     guidance: Callable[[Moment], float] | None = None,
     sequence: Int[Tensor, "#b l"] | None = None,
     given: Given | None = None,
-) -> tuple[PartialClip, Iterator[Step]]:
-    """A clip with nothing but what is given, and the loop that fills it, a step at a time.
+) -> Sampling:
+    """One clip per encoded prompt; `sample_indices` number the clips of this seed.
 
-    Arguments are those of `sample_codes`. ValueError when the generator is in training mode, whose
-    dropout would be in every step.
+    `quantizer` is needed by methods that feed partial reconstructions. Without `cached` every step
+    is a full forward pass: the slow twin that says what is right. `guidance` stands in for the
+    settings' schedule, `sequence` for the orders that would be drawn. Cells that are `given` come
+    back as they are. ValueError when the generator is in training mode, whose dropout would be in
+    every step.
     """
     if generator.training:
         raise ValueError("the generator is in training mode: call generator.eval() before sampling")
@@ -108,9 +75,23 @@ def sampling(
     cells = None if given is None else given.cells.tobytes()
     steps = loop_steps(layout, device, cached, cells)
     uniform = uniforms(settings.seed, sample_indices, schedule.num_tokens).to(device)
-    return clip, _loop(
-        clip, generator, prompts, steps, settings, guidance, sequence, uniform, cached
-    )
+    loop = _loop(clip, generator, prompts, steps, settings, guidance, sequence, uniform, cached)
+    return Sampling(clip, loop)
+
+
+class Sampling(NamedTuple):
+    """Clips, of which nothing but what is given is known at first, and the loop that fills them."""
+
+    clip: PartialClip
+    steps: Iterator[Step]
+    """Each is taken when it is asked for."""
+
+    def codes(self, watch: Callable[[Step], None] | None = None) -> Int[Tensor, "b l"]:
+        """The codes behind the last step; `watch` is shown every step that is left."""
+        for step in self.steps:
+            if watch is not None:
+                watch(step)
+        return self.clip.codes
 
 
 @torch.no_grad()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError
@@ -20,10 +18,9 @@ from training.generator import Generator
 from training.given import Given, passes
 from training.guidance import is_guided
 from training.order import check_steps
-from training.partial import PartialClip
 from training.resize import resized
 from training.run import OpenedRun, open_run
-from training.sampler import Step, layout_of, sampling
+from training.sampler import Sampling, layout_of, sampling
 from training.vocabulary import words
 
 
@@ -69,7 +66,7 @@ def generate(
     for start in range(0, len(prompts), settings.batch_size):
         part = prompts[start : start + settings.batch_size]
         numbers = range(start, start + len(part))
-        made = sample_batch(run, part, numbers, schedule, settings, given)
+        made = sample_batch(run, part, numbers, schedule, settings, given).codes()
         codes.append(made.cpu().numpy())
         frames.append(run.tokenizer.decode(made, schedule).cpu().numpy())
     return Generated(
@@ -88,23 +85,8 @@ def sample_batch(
     schedule: Schedule,
     settings: SampleConfig,
     given: Given | None = None,
-) -> Int[Tensor, "b l"]:
-    """The codes of the samples with these numbers."""
-    clip, steps = begin_batch(run, prompts, numbers, schedule, settings, given)
-    for _ in steps:
-        pass
-    return clip.codes
-
-
-def begin_batch(
-    run: OpenedRun,
-    prompts: Sequence[str | None],
-    numbers: Sequence[int],
-    schedule: Schedule,
-    settings: SampleConfig,
-    given: Given | None = None,
-) -> tuple[PartialClip, Iterator[Step]]:
-    """The samples with these numbers, and the steps that make them (see `sampling`)."""
+) -> Sampling:
+    """The samples with these numbers, still to be made (see `sampling`)."""
     device = next(run.generator.parameters()).device
     encoded = torch.tensor(
         [run.vocabulary.encode(each) for each in prompts], dtype=torch.int64, device=device
