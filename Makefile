@@ -19,6 +19,8 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
+# Modules are compiled once, not anew by every process that a test starts.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-filling bench-text format clean
 

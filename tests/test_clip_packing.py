@@ -10,7 +10,7 @@ from torch import Tensor
 import training.packing
 from tests.generators import (
     BLOCKS,
-    SETTINGS,
+    CASES,
     VARIANTS,
     Variant,
     encoded,
@@ -45,8 +45,9 @@ def loss_of(logits: list[Tensor], clips: list[Clips]) -> Tensor:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "block"), [each for each in SETTINGS if each[1] != "dropout"])
-@every_variant
+@pytest.mark.parametrize(
+    ("variant", "kind", "block"), [each for each in CASES if each[2] != "dropout"], ids=str
+)
 def test_packed_clips_have_the_logits_and_gradients_of_separate_ones(
     variant: Variant, kind: str, block: str
 ) -> None:

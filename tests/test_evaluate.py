@@ -15,6 +15,7 @@ import torch
 from pipeline.digits import caption_of, render_clips
 from pipeline.shards.dataset_writer import DatasetWriter
 from pipeline.shards.format import Bucket, TokenSet, dump_declaration, parse_declaration
+from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import save_tokenizer
 from tokenizer.model import Tokenizer
@@ -65,7 +66,8 @@ def write_dataset(
 
 def make_project(root: Path, kind: str, labelled: bool = True, num_val: int = NUM_VAL) -> Project:
     torch.manual_seed(0)
-    tokenizer = Tokenizer(TokenizerConfig()).eval().requires_grad_(False)
+    narrow = TokenizerConfig(autoencoder=AutoencoderConfig(channels=(8,)))
+    tokenizer = Tokenizer(narrow).eval().requires_grad_(False)
     frames, attributes = zip(*render_clips(NUM_TRAIN + num_val, seed=0, fps=8, num_frames=9))
     clips = np.stack(frames)
     metadata = [
