@@ -15,11 +15,12 @@ MEASURED = {"benchmarks/sampling.py"}  # times the blocks on the steps of the lo
 
 @cache
 def sources() -> dict[str, str]:
-    """The text of every file."""
+    """The text of every file; what benchmarks wrote into `benchmarks/out` is none of ours."""
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     return {
         path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-        for package in PACKAGES
-        for path in sorted((ROOT / package).rglob("*.py"))
+        for path in paths
+        if not path.is_relative_to(ROOT / "benchmarks" / "out")
     }
 
 
