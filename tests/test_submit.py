@@ -315,6 +315,7 @@ def test_a_cluster_builds_trains_and_counts_what_was_submitted(
     trained = head.tessera(
         *("submit", "train", "demo", "--address", head.url, "--data", str(data)),
         *("--out", str(run), "--trainer.num_steps", "2", "--trainer.global_batch_size", "4"),
+        *("--method.name", "next_scale", "--method.num_steps", "null"),
         *("--model.width", "48", "--model.depth", "2", "--launch.kind", "ray"),
     )
     assert trained.returncode == 0, trained.stdout + trained.stderr
