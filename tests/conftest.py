@@ -42,14 +42,6 @@ def pytest_collection_finish() -> None:
     atexit.register(gc.unfreeze)  # else bindings call what is left of them a leak
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    """No test cuts the power, which is all that `fsync` is for; a wrong descriptor still raises."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", os.fstat)
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _exact_small_numbers() -> Iterator[None]:
     """Training in this process rounds denormal numbers to zero; the next test must not."""

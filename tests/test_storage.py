@@ -134,7 +134,7 @@ def test_two_processes_racing_for_200_commits_leave_one_part_each(
         won = [int(racer.stdout.readline()) for racer in racers if racer.stdout]
         assert sum(won) == 1
         wins = [total + each for total, each in zip(wins, won)]
-    assert [racer.wait() for racer in racers] == [0, 0]
+    assert [racer.wait(timeout=10) for racer in racers] == [0, 0]
     assert min(wins) > 10, wins
     records = [json.loads(store.storage.read(f"_commits/u{unit}.json")) for unit in range(200)]
     named = {record["result"]["parts"][0]["path"].removeprefix("parts/") for record in records}
