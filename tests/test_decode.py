@@ -245,6 +245,7 @@ def test_a_damaged_file_ends_in_corrupt_and_conceals_nothing(name: str, tmp_path
     np.testing.assert_array_equal(
         scan.frames, gather_scan(decoder.scan(whole)).frames[: len(scan.pts)]
     )
+    assert set(scan.grey_pts) <= set(scan.pts)
     last = int(scan.pts[-1])
     shape = {"crop": (0, 0, 64, 64), "height": 64, "width": 64}
     before = request(0, last + 512, fps=24, num_frames=len(scan.pts), **shape)
@@ -486,3 +487,43 @@ def test_closed_files_leak_nothing(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     open_some()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+@pytest.mark.parametrize("name", ["pyav", "decord"])
+def test_greys_are_the_frames_on_display_at_each_eighth_of_a_second(
+    name: str, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(1)
+    steps = generator.choice([200, 512, 513, 900, 3000], 55)
+    pts = [12288, *(12288 + np.cumsum(steps)).tolist()]
+    path = write_video(tmp_path / "a.mp4", greys(56), pts)
+    scan = gather_scan(open_decoder(name, LIMITS).scan(path))
+    times = np.arange(pts[0], pts[-1], 12288 / 8)
+    expected = sorted({max(p for p in pts if p <= time) for time in times})
+    assert scan.grey_pts[scan.grey_pts < pts[-1]].tolist() == expected
+    luma = scan.frames[np.isin(scan.pts, scan.grey_pts)].mean(axis=(1, 2, 3))
+    assert scan.greys.shape == (len(scan.grey_pts), 72, 128)
+    np.testing.assert_allclose(scan.greys.mean(axis=(1, 2)), luma, atol=2)
+
+
+@pytest.mark.parametrize("angle", [0, 90, -90, 180])
+def test_greys_are_turned_upright(angle: int, tmp_path: Path) -> None:
+    frame = np.full((90, 160, 3), 16, np.uint8)
+    frame[:40, :40] = 200
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"crf": "5"})
+        stream.height, stream.width, stream.pix_fmt = 90, 160, "yuv420p"
+        stream.set_display_rotation(angle)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    scan = gather_scan(open_decoder("pyav", LIMITS).scan(path))
+    small = scan.frames[0].mean(axis=-1)
+    np.testing.assert_allclose(scan.greys[0].reshape(36, 2, 64, 2).mean(axis=(1, 3)), small, atol=6)
+
+
+def test_an_image_has_one_grey(tmp_path: Path) -> None:
+    Image.fromarray(np.full((40, 30, 3), 77, np.uint8)).save(tmp_path / "a.png")
+    scan = gather_scan(open_decoder("pyav", LIMITS).scan(tmp_path / "a.png"))
+    assert scan.grey_pts.tolist() == [0]
+    np.testing.assert_allclose(scan.greys, np.full((1, 72, 128), 77), atol=2)

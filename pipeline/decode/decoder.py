@@ -16,6 +16,8 @@ import numpy as np
 from tokenizer.settings import setting
 
 SCAN_HEIGHT, SCAN_WIDTH = 36, 64
+GREY_HEIGHT, GREY_WIDTH = 72, 128
+GREY_FPS = 8
 
 DecodeErrorKind = Literal[
     "open",  # missing, unreadable, or no format that is known
@@ -89,10 +91,15 @@ class Probe:
 
 
 class ScanFrame(NamedTuple):
-    """One displayed frame, small: uint8 (36, 64, 3) RGB, whatever its aspect."""
+    """One displayed frame, small: uint8 (36, 64, 3) RGB, whatever its aspect.
+
+    `grey` is its luma, uint8 (72, 128), where it is the frame on display at a multiple of 1/8 s
+    from the first one; None for the others.
+    """
 
     pts: int
     frame: np.ndarray
+    grey: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,28 +138,53 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Scan:
-    """A whole scan: pts int64 (n,), frames uint8 (n, 36, 64, 3), and the damage that ended it."""
+    """A whole scan: pts int64 (n,), frames uint8 (n, 36, 64, 3), and the damage that ended it.
+
+    `greys`, uint8 (m, 72, 128), are the lumas of those that came with one, `grey_pts` (m,) theirs.
+    """
 
     pts: np.ndarray
     frames: np.ndarray
+    grey_pts: np.ndarray
+    greys: np.ndarray
     error: DecodeError | None
 
 
 def gather_scan(frames: Iterable[ScanFrame]) -> Scan:
     """A scan as arrays; where the file is damaged, what came before and the error.
 
-    Memory is 6.9 kB a frame, once: the array grows in place.
+    Memory is 6.9 kB a frame and 9.2 kB a grey one, once: the arrays grow in place.
     """
-    pts: list[int] = []
-    gathered = np.empty((256, SCAN_HEIGHT, SCAN_WIDTH, 3), np.uint8)
+    gathered = _Stack((SCAN_HEIGHT, SCAN_WIDTH, 3))
+    greys = _Stack((GREY_HEIGHT, GREY_WIDTH))
     error = None
     try:
         for each in frames:
-            if len(pts) == len(gathered):
-                gathered.resize((2 * len(gathered), *gathered.shape[1:]), refcheck=False)
-            gathered[len(pts)] = each.frame
-            pts.append(each.pts)
+            gathered.push(each.pts, each.frame)
+            if each.grey is not None:
+                greys.push(each.pts, each.grey)
     except DecodeError as damage:
         error = damage
-    gathered.resize((len(pts), *gathered.shape[1:]), refcheck=False)
-    return Scan(np.array(pts, np.int64), gathered, error)
+    return Scan(*gathered.arrays(), *greys.arrays(), error)
+
+
+class _Stack:
+    """Pictures of one shape with their pts, in arrays that grow in place."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._pts: list[int] = []
+        self._pictures = np.empty((64, *shape), np.uint8)
+
+    def push(self, pts: int, picture: np.ndarray) -> None:
+        if len(self._pts) == len(self._pictures):
+            self._resize(2 * len(self._pictures))
+        self._pictures[len(self._pts)] = picture
+        self._pts.append(pts)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(pts int64 (n,), pictures uint8 (n, ...)); nothing is pushed afterwards."""
+        self._resize(len(self._pts))
+        return np.array(self._pts, np.int64), self._pictures
+
+    def _resize(self, count: int) -> None:
+        self._pictures.resize((count, *self._pictures.shape[1:]), refcheck=False)

@@ -53,10 +53,12 @@ class DecordDecoder:
         with OpenVideo(path, self._limits) as video:
             pts, displayed = video.packet_pts()
         scan = gather_scan(PyAVDecoder(self._limits).scan(path))
+        greys = dict(zip(scan.grey_pts.tolist(), scan.greys, strict=True))
         if scan.error is not None:
             raise DecodeError(scan.error.kind, scan.error.message)
         _Reader(path, probe, pts, self._limits).frame(int(np.argmax(displayed)))
-        yield from map(ScanFrame, scan.pts.tolist(), scan.frames)
+        for at, frame in zip(scan.pts.tolist(), scan.frames, strict=True):
+            yield ScanFrame(at, frame, greys.get(at))
 
     def clips(self, path: str | Path, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
         if not requests:

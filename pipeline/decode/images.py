@@ -14,9 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from pipeline.decode.decoder import (
+    GREY_HEIGHT,
+    GREY_WIDTH,
     SCAN_HEIGHT,
     SCAN_WIDTH,
     ClipRequest,
@@ -25,7 +29,7 @@ from pipeline.decode.decoder import (
     Probe,
     ScanFrame,
 )
-from pipeline.decode.resize import resize_rgb
+from pipeline.decode.resize import resize_rgb, to_luma
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,7 +76,9 @@ class ImageDecoder:
     def scan(self, path: str | Path) -> Iterator[ScanFrame]:
         pixels = self._displayed(path)
         crop = (0, 0, pixels.shape[1], pixels.shape[0])
-        yield ScanFrame(0, resize_rgb(pixels, crop, SCAN_HEIGHT, SCAN_WIDTH))
+        small = resize_rgb(pixels, crop, SCAN_HEIGHT, SCAN_WIDTH)
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels))
+        yield ScanFrame(0, small, to_luma(VideoReformatter(), frame, GREY_HEIGHT, GREY_WIDTH))
 
     def clips(self, path: str | Path, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
         if not requests:

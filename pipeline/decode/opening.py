@@ -24,7 +24,7 @@ def opening_frames(
         probe = decoder.probe(path)
         second = 1 / Fraction(*probe.time_base)
         first = last = None
-        for pts, _ in decoder.scan(path):
+        for pts, _, _ in decoder.scan(path):
             first = pts if first is None else first
             last = pts
             start = first + round(Fraction(start_seconds) * second)

@@ -22,6 +22,9 @@ from av.video.reformatter import VideoReformatter
 
 from pipeline.decode.container import JumpMissed, OpenVideo, quarter_turns, turned
 from pipeline.decode.decoder import (
+    GREY_FPS,
+    GREY_HEIGHT,
+    GREY_WIDTH,
     SCAN_HEIGHT,
     SCAN_WIDTH,
     ClipRequest,
@@ -30,8 +33,8 @@ from pipeline.decode.decoder import (
     Probe,
     ScanFrame,
 )
-from pipeline.decode.resize import Crop, check_crop, to_rgb
-from pipeline.decode.sampling import ClipFiller
+from pipeline.decode.resize import Crop, check_crop, to_luma, to_rgb
+from pipeline.decode.sampling import ClipFiller, mark_shown
 
 _MIN_JUMP_SECONDS = 1.0
 
@@ -50,15 +53,18 @@ class PyAVDecoder:
 
     def scan(self, path: str | Path) -> Iterator[ScanFrame]:
         with OpenVideo(path, self._limits) as video:
-            reformatter = VideoReformatter()
-            num_frames = 0
-            for pts, frame in video.frames():
+            small, grey = VideoReformatter(), VideoReformatter()
+            shown = mark_shown(video.frames(), GREY_FPS, video.time_base, video.step_pts)
+            for pts, frame, is_grey in shown:
                 quarters = quarter_turns(frame)
                 width, height = turned(SCAN_WIDTH, SCAN_HEIGHT, quarters)
-                small = to_rgb(reformatter, frame, height, width, rough=True)
-                yield ScanFrame(pts, np.rot90(small, quarters) if quarters else small)
-                num_frames += 1
-            if not num_frames:
+                pixels = to_rgb(small, frame, height, width, rough=True)
+                luma = None
+                if is_grey:
+                    width, height = turned(GREY_WIDTH, GREY_HEIGHT, quarters)
+                    luma = _upright(to_luma(grey, frame, height, width), quarters)
+                yield ScanFrame(pts, _upright(pixels, quarters), luma)
+            if not video.num_frames:
                 raise DecodeError("empty", f"{path}: no frames")
 
     def clips(self, path: str | Path, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
@@ -95,7 +101,7 @@ class _Converter:
         if key not in self._reformatters:
             self._reformatters[key] = VideoReformatter()
         pixels = to_rgb(self._reformatters[key], frame, height, width)
-        return np.rot90(pixels, quarters) if quarters else pixels
+        return _upright(pixels, quarters)
 
     def _crop(self, frame: av.VideoFrame, crop: Crop) -> av.VideoFrame:
         key = (frame.width, frame.height, frame.format.name, crop)
@@ -166,6 +172,10 @@ def _fill(
         if jump_to is None:
             yield from filler.finish()
             return
+
+
+def _upright(pixels: np.ndarray, quarters: int) -> np.ndarray:
+    return np.rot90(pixels, quarters) if quarters else pixels
 
 
 def _stored_crop(crop: Crop, width: int, height: int, quarters: int) -> Crop:

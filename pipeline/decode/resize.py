@@ -55,6 +55,15 @@ def to_rgb(
     return rows[:, : 3 * width].reshape(height, width, 3)
 
 
+def to_luma(
+    reformatter: VideoReformatter, frame: av.VideoFrame, height: int, width: int
+) -> np.ndarray:
+    """uint8 (height, width): the frame's luma, 0 to 255, resized; a view of new memory."""
+    luma = reformatter.reformat(frame, width, height, "gray", interpolation=_ROUGH, threads=1)
+    plane: Any = luma.planes[0]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :width]
+
+
 def resize_rgb(pixels: np.ndarray, crop: Crop, height: int, width: int) -> np.ndarray:
     """uint8 (height, width, 3): the crop of an RGB picture uint8 (h, w, 3).
 

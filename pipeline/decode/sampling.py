@@ -6,7 +6,7 @@ frame rates alike; an index times a frame rate never enters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Generic, TypeVar
 
@@ -32,6 +32,40 @@ def display_pts(request: ClipRequest, time_base: tuple[int, int]) -> list[int]:
         min(request.start_pts + (k * ticks + half).__floor__(), last)
         for k in range(request.num_frames)
     ]
+
+
+def mark_shown(
+    frames: Iterable[tuple[int, Frame]], fps: int, time_base: tuple[int, int], last_ticks: int
+) -> Iterator[tuple[int, Frame, bool]]:
+    """(pts, frame, whether it is on display at a multiple of 1 / fps from the first frame).
+
+    The last frame is shown for `last_ticks`; one that damage follows comes before its DecodeError.
+    """
+    numerator, denominator = time_base
+    held: tuple[int, Frame] | None = None
+    first = wanted = 0  # the next multiple that no frame was shown for
+    damage = None
+
+    def mark(until_pts: int) -> tuple[int, Frame, bool]:
+        nonlocal wanted
+        assert held is not None
+        due = -((first - until_pts) * numerator * fps // denominator)  # multiples before until_pts
+        is_shown, wanted = due > wanted, max(due, wanted)
+        return *held, is_shown
+
+    try:
+        for pts, frame in frames:
+            if held is None:
+                first = pts
+            else:
+                yield mark(pts)
+            held = pts, frame
+    except DecodeError as error:
+        damage = error
+    if held is not None:
+        yield mark(held[0] + last_ticks)
+    if damage is not None:
+        raise damage
 
 
 class ClipFiller(Generic[Frame]):
