@@ -44,7 +44,7 @@ from pipeline.meter import Meter, adopt_orphans
 from pipeline.plan import make_plan, read_plan, units_of
 from pipeline.select import read_selection, select_clips, write_selection
 from pipeline.shards.format import Bucket, TokenSet
-from pipeline.sources import list_sources
+from pipeline.sources.listing import list_sources
 from pipeline.status import Status, Watch
 from pipeline.tokenize import ClipUnit, TokenizeJob
 from tokenizer.scales import Schedule, single_grid

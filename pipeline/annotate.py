@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import picture_hash, scores, shots, statistics
-from pipeline.captions import Sidecar, SidecarError, read_sidecar
+from pipeline.captions import Sidecar, SidecarError, parse_facts, read_sidecars
 from pipeline.clip import (
     PREPROCESS_VERSION,
     Clip,
@@ -37,6 +37,7 @@ from pipeline.config import BuildConfig, parse_bucket
 from pipeline.decode import open_decoder
 from pipeline.decode.decoder import DecodeError, Probe, gather_scan
 from pipeline.plan import PlannedSource
+from pipeline.sources.media import open_media
 from pipeline.statistics import Tally
 from tokenizer.settings import to_dict
 
@@ -129,8 +130,9 @@ class AnnotateJob:
     def _scan(self, source: PlannedSource) -> list[Clip]:
         config = self.config
         decoder = open_decoder(config.decoder, config.limits)
-        probe = decoder.probe(source.path)
-        scan = gather_scan(decoder.scan(source.path))
+        with open_media(source.location, config.limits) as media:
+            probe = decoder.probe(media)
+            scan = gather_scan(decoder.scan(media))
         if not len(scan.pts):
             raise scan.error or DecodeError("empty", f"{source.uri}: no frames")
         found = shots.find_shots(scan.pts, scan.frames, probe.time_base, config.shots)
@@ -150,7 +152,7 @@ class AnnotateJob:
 
     def _described(self, source: PlannedSource, scan: Sequence[Clip]) -> list[Clip]:
         """The rows with what the file's name and sidecar say of them."""
-        sidecar = read_sidecar(Path(source.sidecar_path)) if source.sidecar_path else None
+        sidecar = _sidecar_of(source)
         return [self._captioned(replace(clip, uri=source.uri), sidecar) for clip in scan]
 
     def _captioned(self, clip: Clip, sidecar: Sidecar | None) -> Clip:
@@ -174,6 +176,12 @@ class AnnotateJob:
             license=sidecar.license if sidecar else None,
             consent=sidecar.consent if sidecar else None,
         )
+
+
+def _sidecar_of(source: PlannedSource) -> Sidecar | None:
+    if source.facts:
+        return parse_facts(source.facts, source.uri)
+    return read_sidecars(source.sidecars) if source.sidecars else None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from pipeline.finalize import finalize
 from pipeline.inspection.report import write_report
 from pipeline.plan import (
     PlannedSource,
+    known_files,
     make_plan,
     read_plan,
     units_of,
@@ -46,11 +47,13 @@ from pipeline.reuse import (
 )
 from pipeline.select import read_selection, select_clips, write_selection
 from pipeline.shards.format import tokenizer_folders
-from pipeline.sources import list_sources
+from pipeline.sources.listing import list_sources
 from pipeline.status import Watch, watched
 from pipeline.storage import is_remote, light_copy
 from pipeline.tokenize import TokenizeJob
 from tokenizer.settings import UserError, dump_settings, read_settings
+
+_SHOWN_PROBLEMS = 5
 
 
 def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
@@ -63,11 +66,14 @@ def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
     recipes: tuple[EncoderRecipe, ...] = ()
     if PHASES.index(until) >= PHASES.index("tokenize"):
         recipes = tokenizer_recipes(config)
-    files = list_sources(config.sources)
+    known = known_files(read_plan(Store(config.out)))
+    files = list_sources(config.sources, config.limits, known)
     store = _open_store(config)
     progress = Progress()
     plan = make_plan(config, files, store)
     units = units_of(plan)
+    for file in [file for file in files if file.problem][:_SHOWN_PROBLEMS]:
+        progress.note(f"plan: {file.problem}")
     skipped = Counter(row.skipped for row in plan if row.skipped)
     listed = "".join(f", {count} {why}" for why, count in sorted(skipped.items()))
     progress.note(f"plan: {counted(len(plan), 'file')}{listed}, in {counted(len(units), 'unit')}")
@@ -193,9 +199,7 @@ def _annotate(
                 watch.done(unit_id)
         clips = captioner.captioned(clips, caption_units)
     return clips + [
-        failed_source(row.source_id, row.uri, f"dropped:{row.skipped}")
-        for row in plan
-        if row.skipped
+        failed_source(row.source_id, row.uri, row.outcome) for row in plan if row.skipped
     ]
 
 

@@ -1,24 +1,32 @@
-"""Captions that come with the files: a text or JSON sidecar beside a video or image.
+"""Captions that come with the files: sidecars beside a video or image, rows of a manifest.
 
     film.txt    the caption of the whole file
+    film.cls    its label
     film.json   {"caption": ..., "label": ..., "attributes": {...}, "license": ..., "consent": ...,
                  "clips": [{"start_seconds": 0, "end_seconds": 2.5, "caption": ..., "label": ...,
                             "attributes": {...}}]}
 
-`film.mp4.txt` and `film.mp4.json` are looked for first, JSON before text. Every key may be left
-out; keys that are not listed are ignored; what has the wrong type makes the sidecar an error.
+`film.mp4.json` is looked for before `film.json`, and so on; what the JSON leaves out comes from the
+others. Every key may be left out; keys that are not listed are ignored; what has the wrong type
+makes the sidecar an error. A manifest says the same of a file, as the JSON does.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.sources.location import FileTooLarge, ending_of, pieces_of
+
+SIDECAR_ENDINGS = (".json", ".txt", ".cls")
 MAX_SIDECAR_BYTES = 16 << 20
+_READ_SECONDS = 60.0
 MAX_TEXT_CHARACTERS = 100_000
 MIN_OVERLAP = 0.5
 """Share of a clip that a described span must cover for its description to count."""
@@ -79,42 +87,79 @@ class Sidecar:
         )
 
 
-def find_sidecar(path: str | Path) -> Path | None:
-    """The sidecar of a video or image file; None where it has none."""
-    path = Path(path)
-    for candidate in (
-        path.with_name(path.name + ".json"),
-        path.with_suffix(".json"),
-        path.with_name(path.name + ".txt"),
-        path.with_suffix(".txt"),
-    ):
-        if candidate.is_file():
-            return candidate
-    return None
+def find_sidecars(name: str, is_there: Callable[[str], bool]) -> tuple[str, ...]:
+    """The sidecars of a video or image by its name: at most one of each kind, JSON first."""
+    stems = (name, posixpath.splitext(name)[0])
+    found = []
+    for ending in SIDECAR_ENDINGS:
+        candidates = (stem + ending for stem in stems)
+        found += [each for each in candidates if is_there(each)][:1]
+    return tuple(found)
 
 
-def read_sidecar(path: str | Path) -> Sidecar:
-    """The sidecar at `path`, a .json or .txt file; raises SidecarError."""
-    path = Path(path)
+def read_sidecars(locations: Sequence[str]) -> Sidecar:
+    """What the sidecars at these locations say of a file; raises SidecarError."""
+    sidecar = Sidecar()
+    for location in locations:
+        other = read_sidecar(location)
+        if location == locations[0]:
+            sidecar = other
+        whole = replace(
+            sidecar.whole,
+            caption=sidecar.whole.caption or other.whole.caption,
+            label=sidecar.whole.label or other.whole.label,
+        )
+        sidecar = replace(sidecar, whole=whole)
+    return sidecar
+
+
+def read_sidecar(location: str | Path) -> Sidecar:
+    """The sidecar at a location, by its ending JSON, a label or a caption; raises SidecarError."""
+    location = str(location)
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_SIDECAR_BYTES + 1)
+        content = b"".join(pieces_of(location, MAX_SIDECAR_BYTES, _READ_SECONDS))
+    except FileTooLarge:
+        raise SidecarError(f"{location}: larger than {MAX_SIDECAR_BYTES} bytes") from None
     except OSError as error:
-        raise SidecarError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(content) > MAX_SIDECAR_BYTES:
-        raise SidecarError(f"{path}: larger than {MAX_SIDECAR_BYTES} bytes")
+        raise SidecarError(f"{location}: cannot be read ({error.strerror or error})") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise SidecarError(f"{path}: not UTF-8 text") from None
+        raise SidecarError(f"{location}: not UTF-8 text") from None
+    ending = ending_of(location)
+    if ending == ".json":
+        return parse_facts(text, location)
     try:
-        if path.suffix.lower() != ".json":
-            return Sidecar(whole=Description(caption=_text(text, "caption")))
+        if ending == ".cls":
+            return Sidecar(whole=Description(label=_text(text, "label")))
+        return Sidecar(whole=Description(caption=_text(text, "caption")))
+    except ValueError as error:
+        raise SidecarError(f"{location}: {error}") from None
+
+
+def parse_facts(text: str, where: str) -> Sidecar:
+    """What JSON says of a file; raises SidecarError, which begins with `where`."""
+    try:
         return _parse(json.loads(text))
     except RecursionError:
-        raise SidecarError(f"{path}: nested too deeply") from None
+        raise SidecarError(f"{where}: nested too deeply") from None
     except ValueError as error:
-        raise SidecarError(f"{path}: {error}") from None
+        raise SidecarError(f"{where}: {error}") from None
+
+
+def check_facts(record: Mapping[str, Any], where: str) -> None:
+    """SidecarError when this could not be what a JSON sidecar says."""
+    try:
+        _parse(record)
+    except ValueError as error:
+        raise SidecarError(f"{where}: {error}") from None
+
+
+def combined_sha256(digests: Sequence[str]) -> str:
+    """The hash of all that describes a file, from the hash of each; of one, its own."""
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _parse(value: Any) -> Sidecar:

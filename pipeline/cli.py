@@ -157,14 +157,16 @@ def _build(arguments: argparse.Namespace) -> int:
 def _dry_run(config: BuildConfig, num_files: int) -> int:
     from pipeline.build import tokenizer_recipes
     from pipeline.forecast import forecast, forecast_lines
-    from pipeline.sources import list_sources
+    from pipeline.sources.listing import list_sources
 
     if num_files < 1:
         raise UserError(f"--dry-run ({num_files}) must be at least 1")
     has_tokenizer = config.tokenize.tokenizer or (Path(config.out) / "tokenizer").exists()
     recipes = tokenizer_recipes(config) if has_tokenizer else ()
     num_cpus = config.num_cpus or os.cpu_count() or 1
-    made = forecast(config, list_sources(config.sources), num_files, recipes, num_cpus)
+    made = forecast(
+        config, list_sources(config.sources, config.limits), num_files, recipes, num_cpus
+    )
     print("\n".join(forecast_lines(made, config)))
     return 0
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.corpus import write_corpus
 from pipeline.meter import Meter, adopt_orphans
-from pipeline.sources import list_sources
+from pipeline.sources.listing import list_sources
 from tokenizer.settings import UserError
 
 

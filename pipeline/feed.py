@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.clip import Clip
 from pipeline.decode import open_decoder
 from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits
+from pipeline.sources.media import open_media
 
 _MAX_CHUNK_BYTES = 64 << 20  # decoded frames that cross between processes in one piece
 
@@ -24,7 +25,7 @@ _MAX_CHUNK_BYTES = 64 << 20  # decoded frames that cross between processes in on
 class Chunk:
     """Clips of one file to decode in one task."""
 
-    path: str
+    location: str
     requests: tuple[ClipRequest, ...]
     decoder: Literal["pyav", "decord"]
     limits: DecodeLimits
@@ -50,7 +51,7 @@ class Decoded:
 def make_chunks(
     clips: Sequence[Clip],
     requests: Sequence[ClipRequest],
-    paths: dict[str, str],
+    locations: dict[str, str],
     decoder: Literal["pyav", "decord"],
     limits: DecodeLimits,
     clips_per_chunk: int,
@@ -69,7 +70,7 @@ def make_chunks(
             or len(run) == clips_per_chunk
             or run_bytes + request_bytes(requests[index + 1]) > _MAX_CHUNK_BYTES
         ):
-            chunks.append(Chunk(paths[clip.source_id], tuple(run), decoder, limits))
+            chunks.append(Chunk(locations[clip.source_id], tuple(run), decoder, limits))
             run, run_bytes = [], 0
     return chunks
 
@@ -80,8 +81,9 @@ def decode_chunk(chunk: Chunk) -> Decoded:
     error = None
     try:
         decoder = open_decoder(chunk.decoder, chunk.limits)
-        for clip in decoder.clips(chunk.path, chunk.requests):
-            frames.append(clip)
+        with open_media(chunk.location, chunk.limits) as media:
+            for clip in decoder.clips(media, chunk.requests):
+                frames.append(clip)
     except DecodeError as failure:
         error = failure.kind
     return Decoded(tuple(frames), error, os.getpid())

@@ -28,11 +28,12 @@ from pipeline.clip import KEPT, Clip, make_buckets
 from pipeline.config import BuildConfig, parse_bucket
 from pipeline.encode import Encoder, EncoderRecipe
 from pipeline.feed import decode_chunk, make_chunks
-from pipeline.plan import PlannedSource
+from pipeline.plan import PlannedSource, planned
 from pipeline.quantities import counted, duration, size
 from pipeline.select import select_clips
 from pipeline.shards.format import canonical_json
-from pipeline.sources import SourceFile, content_id
+from pipeline.sources.content import identified
+from pipeline.sources.file import SourceFile
 
 MAX_CLIPS_ENCODED = 256
 _MEMBER_BYTES = 512 + 256  # in a tar: a header, and the padding on average
@@ -70,7 +71,7 @@ def forecast(
     chosen = sorted(files, key=lambda file: hashlib.sha256(file.uri.encode()).digest())
     chosen = chosen[:num_sampled]
     seconds: dict[str, float] = {}
-    sources = _measured(seconds, "plan", lambda: [_planned(file) for file in chosen])
+    sources = _measured(seconds, "plan", lambda: _planned(chosen, config))
     job = AnnotateJob(config, config.out)
     scans = _measured(seconds, "annotate", lambda: [job.scan(source) for source in sources])
     clips = select_clips([clip for scan in scans for clip in scan], config.select)
@@ -81,7 +82,9 @@ def forecast(
         tried = kept[:MAX_CLIPS_ENCODED]
         encoded = len(kept) / len(tried)
         sample_bytes = _encode(config, sources, tried, encoders, seconds)
-    scale = sum(file.size_bytes for file in files) / max(sum(f.size_bytes for f in chosen), 1)
+    total_bytes = sum(file.size_bytes or 0 for file in files)
+    sampled_bytes = sum(file.size_bytes or 0 for file in chosen)
+    scale = total_bytes / max(sampled_bytes, 1)
     hours = {
         stage: spent * scale * (encoded if stage in ("decode", "encode") else 1.0) / 3600
         for stage, spent in seconds.items()
@@ -95,8 +98,8 @@ def forecast(
     return Forecast(
         num_files=len(files),
         num_sampled=len(chosen),
-        total_bytes=sum(file.size_bytes for file in files),
-        sampled_bytes=sum(file.size_bytes for file in chosen),
+        total_bytes=total_bytes,
+        sampled_bytes=sampled_bytes,
         outcomes=dict(Counter(clip.outcome for clip in clips).most_common()),
         num_clips=num_clips,
         cpu_hours=hours,
@@ -132,20 +135,10 @@ def forecast_lines(made: Forecast, config: BuildConfig) -> list[str]:
     return lines
 
 
-def _planned(file: SourceFile) -> PlannedSource:
-    return PlannedSource(
-        source_id=content_id(file.path),
-        uri=file.uri,
-        path=str(file.path),
-        kind=file.kind,
-        size_bytes=file.size_bytes,
-        mtime_ns=0,
-        sidecar_path=None,
-        sidecar_sha256=None,
-        unit=0,
-        generation=0,
-        skipped="",
-    )
+def _planned(files: Sequence[SourceFile], config: BuildConfig) -> list[PlannedSource]:
+    """The files that can be read, as the build would plan them."""
+    rows = [planned(identified(file, config.limits)) for file in files]
+    return [row for row in rows if not row.skipped]
 
 
 def _encode(
@@ -156,12 +149,12 @@ def _encode(
     seconds: dict[str, float],
 ) -> float:
     """Decodes and encodes clips, adds what it takes to `seconds`; bytes of a sample in a shard."""
-    paths = {source.source_id: source.path for source in sources}
+    locations = {source.source_id: source.location for source in sources}
     by_bucket: dict[str, list[np.ndarray]] = {}
     chunks = make_chunks(
         clips,
         [clip.request() for clip in clips],
-        paths,
+        locations,
         config.decoder,
         config.limits,
         config.tokenize.clips_per_decode,

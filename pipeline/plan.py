@@ -9,22 +9,22 @@ out.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.captions import find_sidecar
 from pipeline.commit import Store
 from pipeline.config import BuildConfig
 from pipeline.removal import removed_sources
 from pipeline.shards.format import canonical_json
 from pipeline.shards.table import read_table
-from pipeline.sources import SourceFile, content_id
+from pipeline.sources.content import identified, side_by_side
+from pipeline.sources.file import SourceFile
 from tokenizer.settings import UserError
 
 PLAN_FILE = "plan.parquet"
@@ -34,23 +34,32 @@ PLAN_FILE = "plan.parquet"
 class PlannedSource:
     """A file to annotate; `source_id` is the sha256 of its content, `unit` its annotate unit.
 
-    `skipped` is "" or why the file is not annotated: `duplicate` or `removed`. `gaps` is JSON: how
-    many places in shards a removed source had, by split and bucket. They stay empty, so that the
-    shards of others need not be cut anew.
+    `skipped` is "" or why the file is not annotated: `duplicate`, `removed`, or the class of the
+    error that kept it from being read, such as `error:open`; it is then known by its location.
+    `gaps` is JSON: how many places in shards a removed source had, by split and bucket. They stay
+    empty, so that the shards of others need not be cut anew.
     """
 
     source_id: str
     uri: str
-    path: str
+    location: str
     kind: str
-    size_bytes: int
-    mtime_ns: int
-    sidecar_path: str | None
-    sidecar_sha256: str | None
-    unit: int
-    generation: int
-    skipped: str
+    size_bytes: int = 0
+    stamp: str = ""
+    sidecars: tuple[str, ...] = ()
+    sidecar_stamp: str = ""
+    sidecar_sha256: str | None = None
+    facts: str = ""
+    unit: int = 0
+    generation: int = 0
+    skipped: str = ""
     gaps: str = "{}"
+
+    @property
+    def outcome(self) -> str:
+        """How a file ends that is not annotated."""
+        is_error = self.skipped.startswith("error:")
+        return self.skipped if is_error else f"dropped:{self.skipped}"
 
 
 def make_plan(
@@ -58,44 +67,78 @@ def make_plan(
 ) -> list[PlannedSource]:
     """Identifies the files, writes `plan.parquet`, returns it in plan order."""
     earlier = read_plan(store)
-    previous = {row.path: row for row in earlier if row.path}
+    previous = {row.location: row for row in earlier if row.location}
     places = {row.source_id: place for place, row in reversed(list(enumerate(earlier)))}
     known: list[PlannedSource] = []
     fresh: list[PlannedSource] = []
-    for file in files:
-        stat = Path(file.path).stat()
-        before = previous.get(str(file.path))
-        unchanged = before and (before.size_bytes, before.mtime_ns) == (
-            stat.st_size,
-            stat.st_mtime_ns,
-        )
-        source_id = before.source_id if before and unchanged else content_id(file.path)
-        if not unchanged:
-            before = earlier[places[source_id]] if source_id in places else None
-        sidecar = find_sidecar(file.path)
-        row = PlannedSource(
-            source_id=source_id,
-            uri=file.uri,
-            path=str(file.path),
-            kind=file.kind,
-            size_bytes=stat.st_size,
-            mtime_ns=stat.st_mtime_ns,
-            sidecar_path=str(sidecar) if sidecar else None,
-            sidecar_sha256=_sha256(sidecar) if sidecar else None,
-            unit=before.unit if before else -1,
-            generation=before.generation if before else -1,
-            skipped=before.skipped if before else "",
-            gaps=before.gaps if before else "{}",
-        )
-        (known if row.unit >= 0 else fresh).append(row)
+    seen_before = (_as_before(file, previous.get(file.location)) for file in files)
+    for file in side_by_side(partial(identified, limits=config.limits), seen_before):
+        before = previous.get(file.location)
+        if before is None or before.source_id != file.source_id:
+            before = earlier[places[file.source_id]] if file.source_id in places else None
+        row = planned(file)
+        if before is not None:
+            row = replace(row, unit=before.unit, generation=before.generation, gaps=before.gaps)
+            row = replace(row, skipped=row.skipped or before.skipped)
+        (fresh if before is None else known).append(row)
     latest = max((row.generation for row in earlier), default=0)
     generation = latest + (bool(earlier) and _has_shards(store))
-    fresh = [replace(row, generation=generation) for row in fresh]
+    fresh = [replace(row, unit=-1, generation=generation) for row in fresh]
     listed = {row.source_id for row in known}
     known += [row for row in earlier if row.skipped == "removed" and row.source_id not in listed]
     known.sort(key=lambda row: (row.unit, places[row.source_id], row.uri))
     plan = [*known, *sorted(fresh, key=lambda row: row.uri)]
     return write_plan(_grouped(without_removed(plan, store), config), store)
+
+
+def planned(file: SourceFile) -> PlannedSource:
+    """The row of an identified file, before it has a unit."""
+    return PlannedSource(
+        source_id=file.source_id,
+        uri=file.uri,
+        location=file.location,
+        kind=file.kind,
+        size_bytes=file.size_bytes or 0,
+        stamp=file.stamp,
+        sidecars=file.sidecars,
+        sidecar_stamp=file.sidecar_stamp,
+        sidecar_sha256=file.sidecar_sha256 or None,
+        facts=file.facts,
+        skipped=f"error:{file.error}" if file.problem else "",
+    )
+
+
+def known_files(plan: Iterable[PlannedSource]) -> list[SourceFile]:
+    """What a plan knows of the files that could be read, as listing found them."""
+    return [
+        SourceFile(
+            uri=row.uri,
+            location=row.location,
+            kind="image" if row.kind == "image" else "video",
+            size_bytes=row.size_bytes,
+            stamp=row.stamp,
+            sidecars=row.sidecars,
+            sidecar_stamp=row.sidecar_stamp,
+            source_id=row.source_id,
+            sidecar_sha256=row.sidecar_sha256 or "",
+        )
+        for row in plan
+        if row.location and not row.skipped.startswith("error:")
+    ]
+
+
+def _as_before(file: SourceFile, before: PlannedSource | None) -> SourceFile:
+    """The file with what is known of it since it was planned, where that has not changed."""
+    if before is None or before.skipped.startswith("error:"):
+        return file
+    if file.stamp and (before.size_bytes, before.stamp) == (file.size_bytes, file.stamp):
+        file = replace(file, source_id=before.source_id)
+    if file.sidecar_stamp and (before.sidecars, before.sidecar_stamp) == (
+        file.sidecars,
+        file.sidecar_stamp,
+    ):
+        file = replace(file, sidecar_sha256=before.sidecar_sha256 or "")
+    return file
 
 
 def write_plan(plan: list[PlannedSource], store: Store) -> list[PlannedSource]:
@@ -109,19 +152,27 @@ def read_plan(store: Store) -> list[PlannedSource]:
     """The plan that was written; empty when there is none. UserError when it is another format."""
     try:
         table = read_table(store.storage.read(PLAN_FILE))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{store.root}/{PLAN_FILE}: damaged ({str(error).splitlines()[0]}); delete it, and the "
             "next build lists and identifies the files again"
         ) from None
-    if table.schema.names != _SCHEMA.names:
+    if table.schema.names == _NAMES_1:
+        return [_from_version_1(row) for row in table.to_pylist()]
+    if not is_plan(table):
         raise UserError(
             f"{store.root}/{PLAN_FILE}: made by another version; build into a new folder, "
             f"with `reuse: [{store.root}]` to keep its codes"
         )
-    return [PlannedSource(**row) for row in table.to_pylist()]
+    rows = table.to_pylist()
+    return [PlannedSource(**row | {"sidecars": tuple(row["sidecars"])}) for row in rows]
+
+
+def is_plan(table: pa.Table) -> bool:
+    """Whether this table has the columns of a plan, of this version or the one before."""
+    return table.schema.names in (_SCHEMA.names, _NAMES_1)
 
 
 def units_of(plan: Iterable[PlannedSource]) -> list[list[PlannedSource]]:
@@ -141,11 +192,13 @@ def without_removed(plan: Sequence[PlannedSource], store: Store) -> list[Planned
     seen: set[str] = set()
     marked = []
     for row in plan:
-        skipped = "duplicate" if row.source_id in seen else ""
+        skipped = row.skipped if row.skipped.startswith("error:") else ""
+        skipped = "duplicate" if row.source_id in seen else skipped
         if row.source_id in removed:
             if row.skipped != "removed":
                 row = replace(row, gaps=gaps.get(row.source_id, "{}"))
-            row = replace(row, uri="", path="", sidecar_path=None, sidecar_sha256=None)
+            row = replace(row, uri="", location="", stamp="", facts="")
+            row = replace(row, sidecars=(), sidecar_stamp="", sidecar_sha256=None)
             skipped = skipped or "removed"
         marked.append(replace(row, skipped=skipped))
         seen.add(row.source_id)
@@ -183,24 +236,36 @@ def _grouped(plan: list[PlannedSource], config: BuildConfig) -> list[PlannedSour
     return result
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _from_version_1(row: dict[str, Any]) -> PlannedSource:
+    """A row of the plans that knew only local files with one sidecar each."""
+    sidecar = row.pop("sidecar_path")
+    return PlannedSource(
+        location=row.pop("path"),
+        stamp=str(row.pop("mtime_ns")),
+        sidecars=(sidecar,) if sidecar else (),
+        **row,
+    )
 
 
 _SCHEMA = pa.schema(
     [
         ("source_id", pa.string()),
         ("uri", pa.string()),
-        ("path", pa.string()),
+        ("location", pa.string()),
         ("kind", pa.string()),
         ("size_bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("sidecar_path", pa.string()),
+        ("stamp", pa.string()),
+        ("sidecars", pa.list_(pa.string())),
+        ("sidecar_stamp", pa.string()),
         ("sidecar_sha256", pa.string()),
+        ("facts", pa.string()),
         ("unit", pa.int64()),
         ("generation", pa.int64()),
         ("skipped", pa.string()),
         ("gaps", pa.string()),
     ]
 )
+_NAMES_1 = [
+    *("source_id", "uri", "path", "kind", "size_bytes", "mtime_ns", "sidecar_path"),
+    *("sidecar_sha256", "unit", "generation", "skipped", "gaps"),
+]

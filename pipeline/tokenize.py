@@ -120,7 +120,7 @@ class TokenizeJob:
         failed: Mapping[str, str],
     ) -> list[ClipUnit]:
         """The units with what they are made of: arrays known by code key, failures, and chunks."""
-        paths = {row.source_id: row.path for row in reversed(plan)}
+        locations = {row.source_id: row.location for row in reversed(plan)}
         result = []
         for unit in units:
             copies = {
@@ -141,7 +141,7 @@ class TokenizeJob:
             chunks = make_chunks(
                 fresh,
                 [clip.request() for clip in fresh],
-                paths,
+                locations,
                 self.config.decoder,
                 self.config.limits,
                 self.config.tokenize.clips_per_decode,

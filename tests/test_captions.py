@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.captions import Sidecar, SidecarError, find_sidecar, read_sidecar
+from pipeline.captions import Sidecar, SidecarError, find_sidecars, read_sidecar, read_sidecars
 from tokenizer.settings import UserError
 
 
@@ -48,13 +48,29 @@ def test_a_clip_takes_the_span_that_overlaps_it_most(tmp_path: Path) -> None:
     assert Sidecar().for_span(0, 1) == (None, None, {})
 
 
-def test_the_nearest_sidecar_is_found(tmp_path: Path) -> None:
-    video = tmp_path / "a.mp4"
-    assert find_sidecar(video) is None
-    for name in ("a.txt", "a.mp4.txt", "a.json", "a.mp4.json"):
-        write(tmp_path / name, "{}")
-        assert find_sidecar(video) == tmp_path / name
-    assert find_sidecar(tmp_path / "a.jpg") == tmp_path / "a.json"
+def test_the_nearest_sidecar_of_each_kind_is_found_json_first() -> None:
+    there: set[str] = set()
+    found = lambda name: find_sidecars(name, there.__contains__)  # noqa: E731
+    assert found("f/a.mp4") == ()
+    for name in ("a.cls", "a.txt", "a.mp4.txt", "a.json", "a.mp4.json"):
+        there.add(f"f/{name}")
+    assert found("f/a.mp4") == ("f/a.mp4.json", "f/a.mp4.txt", "f/a.cls")
+    assert found("f/a.jpg") == ("f/a.json", "f/a.txt", "f/a.cls")
+    assert found("a.jpg") == ()
+
+
+def test_what_the_json_leaves_out_comes_from_the_text_and_the_class(tmp_path: Path) -> None:
+    named = {"a.json": {"license": "CC0"}, "b.json": {"caption": "mine", "label": "dog"}}
+    for name, value in named.items():
+        write(tmp_path / name, value)
+    write(tmp_path / "a.txt", "a cat")
+    write(tmp_path / "a.cls", "7\n")
+    texts = [str(tmp_path / name) for name in ("a.txt", "a.cls")]
+    both = read_sidecars([str(tmp_path / "a.json"), *texts])
+    assert (both.license, both.for_span(0, 1)) == ("CC0", ("a cat", "7", {}))
+    both = read_sidecars([str(tmp_path / "b.json"), *texts])
+    assert both.for_span(0, 1) == ("mine", "dog", {})
+    assert read_sidecars(texts[1:]).for_span(0, 1) == (None, "7", {})
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,13 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-PACKAGES = ("pipeline", "pipeline/inspection", "pipeline/shards", "pipeline/upkeep")
+PACKAGES = (
+    "pipeline",
+    "pipeline/inspection",
+    "pipeline/shards",
+    "pipeline/sources",
+    "pipeline/upkeep",
+)
 
 
 @pytest.mark.parametrize("package", [*PACKAGES, "tokenizer", "training"])

@@ -24,7 +24,7 @@ from pipeline.encode import EncoderRecipe
 from pipeline.plan import PlannedSource, make_plan, units_of
 from pipeline.select import select_clips
 from pipeline.shards.format import Bucket, TokenSet
-from pipeline.sources import list_sources
+from pipeline.sources.listing import list_sources
 from pipeline.status import Status, Watch
 from pipeline.tokenize import TokenizeJob
 from tokenizer.scales import Schedule, single_grid
@@ -47,9 +47,9 @@ class HostileJob(AnnotateJob):
                 os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
             np.ones(1 << 30)
         if source.uri == "unlucky.mp4":
-            with open(f"{source.path}.log", "a") as log:
+            with open(f"{source.location}.log", "a") as log:
                 log.write("x")
-            if os.path.getsize(f"{source.path}.log") <= 5:  # twice with its unit, then alone
+            if os.path.getsize(f"{source.location}.log") <= 5:  # twice with its unit, then alone
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().scan(source)
 

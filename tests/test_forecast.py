@@ -14,7 +14,7 @@ from pipeline.cli import main
 from pipeline.config import BuildConfig, SelectSettings, TokenizeSettings
 from pipeline.encode import code_recipe
 from pipeline.forecast import forecast
-from pipeline.sources import list_sources
+from pipeline.sources.listing import list_sources
 from tokenizer.settings import save_settings
 
 

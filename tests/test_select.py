@@ -107,12 +107,8 @@ def planned(number: int, skipped: str = "", gaps: str = "{}") -> PlannedSource:
     return PlannedSource(
         source_id=f"{number:064d}",
         uri="a.mp4",
-        path="a.mp4",
+        location="a.mp4",
         kind="video",
-        size_bytes=1,
-        mtime_ns=1,
-        sidecar_path=None,
-        sidecar_sha256=None,
         unit=0,
         generation=0,
         skipped=skipped,

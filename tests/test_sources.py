@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sources import content_id, list_sources
+from pipeline.decode.decoder import DecodeLimits
+from pipeline.sources.content import content_id
+from pipeline.sources.listing import list_sources
 from tokenizer.settings import UserError
 
 
@@ -34,7 +36,7 @@ def test_a_folder_is_listed_below_sorted_and_without_hidden_files(collection: Pa
     ]
     assert [file.kind for file in files] == ["video", "video", "video", "image"]
     assert [file.size_bytes for file in files] == [len(file.uri) for file in files]
-    assert all(file.path == collection / file.uri for file in files)
+    assert all(file.location == str(collection / file.uri) for file in files)
 
 
 def test_files_and_globs_name_sources_too_and_each_file_counts_once(collection: Path) -> None:
@@ -44,13 +46,13 @@ def test_files_and_globs_name_sources_too_and_each_file_counts_once(collection: 
         str(collection / "still.JPG"),
         str(collection / "a" / "one.mkv"),
     ]
-    names = [file.path.name for file in list_sources(patterns)]
+    names = [Path(file.location).name for file in list_sources(patterns)]
     assert sorted(names) == ["one.mkv", "still.JPG", "two.MP4"]
     assert len(list_sources([str(collection), str(collection / "a")])) == 4
 
 
 def test_a_glob_may_name_folders(collection: Path) -> None:
-    names = {file.path.name for file in list_sources([str(collection / "[ab]")])}
+    names = {Path(file.location).name for file in list_sources([str(collection / "[ab]")])}
     assert names == {"one.mkv", "three.webm", "two.MP4"}
 
 
@@ -97,6 +99,8 @@ def test_the_content_is_the_identity(tmp_path: Path) -> None:
     one, two = tmp_path / "one.mp4", tmp_path / "two.mp4"
     one.write_bytes(b"same" * 100_000)
     two.write_bytes(b"same" * 100_000)
-    assert content_id(one) == content_id(two) == hashlib.sha256(b"same" * 100_000).hexdigest()
+    limits = DecodeLimits()
+    assert content_id(str(one), limits) == content_id(str(two), limits)
+    assert content_id(str(one), limits) == hashlib.sha256(b"same" * 100_000).hexdigest()
     two.write_bytes(b"other")
-    assert content_id(one) != content_id(two)
+    assert content_id(str(one), limits) != content_id(str(two), limits)

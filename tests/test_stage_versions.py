@@ -81,12 +81,8 @@ def selection_digest() -> Any:
         PlannedSource(
             source_id="ab" * 32,
             uri="films/a.mp4",
-            path="films/a.mp4",
+            location="films/a.mp4",
             kind="video",
-            size_bytes=1,
-            mtime_ns=1,
-            sidecar_path=None,
-            sidecar_sha256=None,
             unit=0,
             generation=0,
             skipped="",

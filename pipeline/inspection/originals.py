@@ -32,6 +32,8 @@ from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits
 from pipeline.feed import request_bytes
 from pipeline.isolation import limit_memory
 from pipeline.shards.table import read_table
+from pipeline.sources.location import facts_of, is_local_file
+from pipeline.sources.media import open_media
 from pipeline.storage import open_storage
 from tokenizer.settings import UserError, from_dict, to_dict
 
@@ -58,7 +60,7 @@ class Original:
 
 def read_originals(root: str | Path, wanted: Sequence[Wanted], *, seconds: float) -> list[Original]:
     """The clips in the order given; those that `seconds` did not suffice for have that reason."""
-    paths, reasons = _locate(root, {each.source_id for each in wanted})
+    locations, reasons = _locate(root, {each.source_id for each in wanted})
     found: dict[int, Original] = {}
     files: dict[str, list[int]] = {}
     for index, each in enumerate(wanted):
@@ -67,7 +69,7 @@ def read_originals(root: str | Path, wanted: Sequence[Wanted], *, seconds: float
         elif not 0 < request_bytes(each.request) <= _MAX_CLIP_BYTES:
             found[index] = Original(None, "too large")
         else:
-            files.setdefault(paths[each.source_id], []).append(index)
+            files.setdefault(locations[each.source_id], []).append(index)
     for indices in files.values():
         indices.sort(key=lambda index: wanted[index].request.start_pts)
     decoder, limits = _decoder_settings(root)
@@ -78,14 +80,14 @@ def read_originals(root: str | Path, wanted: Sequence[Wanted], *, seconds: float
             "decoder": decoder,
             "limits": to_dict(limits),
             "files": [
-                [path, [[index, asdict(wanted[index].request)] for index in indices]]
-                for path, indices in waiting
+                [location, [[index, asdict(wanted[index].request)] for index in indices]]
+                for location, indices in waiting
             ],
         }
         for index, original in _decoded_elsewhere(job, wanted, deadline):
             found[index] = original
-        missing = [(path, [i for i in indices if i not in found]) for path, indices in waiting]
-        waiting = [(path, indices) for path, indices in missing if indices]
+        missing = [(where, [i for i in indices if i not in found]) for where, indices in waiting]
+        waiting = [(where, indices) for where, indices in missing if indices]
         if waiting and time.monotonic() < deadline:  # the process died, at the first of them
             _, indices = waiting.pop(0)
             found |= dict.fromkeys(indices, Original(None, "crashed"))
@@ -112,26 +114,32 @@ def clip_request(row: Mapping[str, Any]) -> ClipRequest:
 
 
 def _locate(root: str | Path, source_ids: set[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """(path, or reason why there is none) by source id."""
-    columns = ["source_id", "path", "size_bytes"]
+    """(location, or reason why there is none) by source id."""
     try:
         with open_storage(root).open(PLAN_FILE) as file:
-            table = read_table(file, columns)
+            table = read_table(file)
+        if "path" in table.schema.names:  # of a version that knew only local files
+            table = table.rename_columns({"path": "location"})
         wanted = pc.is_in(table["source_id"], pa.array(sorted(source_ids), pa.string()))
         rows = table.filter(wanted).to_pylist()
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return {}, dict.fromkeys(source_ids, f"unknown: no {PLAN_FILE}")
-    paths: dict[str, str] = {}
+    locations: dict[str, str] = {}
     reasons = dict.fromkeys(source_ids, "gone")
     for row in rows:
-        path, source_id = str(row["path"]), row["source_id"]
-        if not Path(path).is_file():
+        location, source_id = str(row["location"]), row["source_id"]
+        try:
+            facts = facts_of(location)
+        except (OSError, UserError):
             continue
-        if os.path.getsize(path) != row["size_bytes"]:
+        is_same = facts.size_bytes in (None, row["size_bytes"])
+        if not is_local_file(location):  # a tar has the size of its member in any case
+            is_same = is_same and facts.stamp == row["stamp"]
+        if not is_same:
             reasons[source_id] = "changed"
             continue
-        paths.setdefault(source_id, path)
-    return paths, {source: why for source, why in reasons.items() if source not in paths}
+        locations.setdefault(source_id, location)
+    return locations, {source: why for source, why in reasons.items() if source not in locations}
 
 
 def _decoder_settings(root: str | Path) -> tuple[str, DecodeLimits]:
@@ -196,14 +204,15 @@ def _serve(job: Mapping[str, Any], stream: IO[bytes]) -> None:
     """Decodes a job's files; per clip a line of JSON and, unless it says an error, the pixels."""
     limits = DecodeLimits(**job["limits"])
     decoder = open_decoder(job["decoder"], limits)
-    for path, clips in job["files"]:
+    for location, clips in job["files"]:
         indices = [index for index, _ in clips]
         requests = [ClipRequest(**row | {"crop": tuple(row["crop"])}) for _, row in clips]
         done, reason = 0, "empty"
         try:
-            for frames in decoder.clips(path, requests):
-                _send(stream, indices[done], None, [np.ascontiguousarray(frames).data])
-                done += 1
+            with open_media(location, limits) as media:
+                for frames in decoder.clips(media, requests):
+                    _send(stream, indices[done], None, [np.ascontiguousarray(frames).data])
+                    done += 1
         except DecodeError as error:
             reason = error.kind
         for index in indices[done:]:

@@ -26,7 +26,7 @@ import pyarrow as pa
 from pipeline.commit import COMMITS, MERGE_FILE, PIXELS_FOLDER, Part, Store, with_pixels
 from pipeline.finalize import MANIFEST_FILE, STATISTICS_FILE, TOKENIZER_FILES
 from pipeline.inspection.report import REPORT_FILE
-from pipeline.plan import PLAN_FILE
+from pipeline.plan import PLAN_FILE, is_plan
 from pipeline.progress import Progress
 from pipeline.removal import (
     hidden_rows,
@@ -221,8 +221,10 @@ def _check_tables(store: Store, files: Container[str]) -> Iterator[Problem]:
     ):
         if name in files:
             try:
-                read_table(store.storage.read(name))
-            except (pa.ArrowException, OSError) as error:
+                table = read_table(store.storage.read(name))
+                if name == PLAN_FILE and not is_plan(table):
+                    raise ValueError("not the columns of a plan")
+            except (pa.ArrowException, OSError, ValueError) as error:
                 what = str(error).splitlines()[0][:200]
                 yield Problem(file=name, kind="damaged", what=what, remedy=remedy)
 

@@ -1,0 +1,15 @@
+"""Where videos and images come from: what a build is given becomes files, each at a location.
+
+listing    what `sources` names: folders, globs, ranges, manifests, tars, URLs
+file       what listing finds of a file
+folders    folders and globs, on a disk and behind URLs
+braces     shards/{0000..0099}.tar, written out
+manifest   parquet, csv and jsonl tables of files, with what they say of them
+rows       rows of such tables, a few at a time
+endings    what a file is by the ending of its name
+tars       the videos and images in WebDataset tars, with their sidecars
+location   where a file lies, as one line of text; its size, its bytes
+remote     files behind URLs, with patience
+content    files by their sha256
+media      a file as a decoder takes it
+"""
