@@ -19,29 +19,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipeline import picture_hash, scores, shots, statistics
+from pipeline import picture_hash, scores, statistics
+from pipeline.analysis import analyse
 from pipeline.captions import Sidecar, SidecarError, parse_facts, read_sidecars
 from pipeline.clip import (
     PREPROCESS_VERSION,
     Clip,
     clips_from_parquet,
     clips_to_parquet,
-    cut_windows,
     failed_source,
-    make_buckets,
 )
 from pipeline.commit import Store, fingerprint_of, unit_id
-from pipeline.config import BuildConfig, parse_bucket
+from pipeline.config import BuildConfig
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import DecodeError, Probe, gather_scan
+from pipeline.decode.decoder import DecodeError, gather_scan
 from pipeline.plan import PlannedSource
+from pipeline.shots.settings import VERSION as SHOTS_VERSION
 from pipeline.sources.media import open_media
 from pipeline.statistics import Tally
 from tokenizer.settings import to_dict
 
-ANNOTATE_VERSION = 3  # raise it when the rows of an unchanged file change
+ANNOTATE_VERSION = 4  # raise it when the rows of an unchanged file change
 
 
 @dataclass(frozen=True)
@@ -135,17 +133,8 @@ class AnnotateJob:
             scan = gather_scan(decoder.scan(media))
         if not len(scan.pts):
             raise scan.error or DecodeError("empty", f"{source.uri}: no frames")
-        found = shots.find_shots(scan.pts, scan.frames, probe.time_base, config.shots)
         template = Clip(clip_id="", source_id=source.source_id, uri=source.uri)
-        buckets = make_buckets(parse_bucket(text) for text in config.clips.buckets)
-        clips = [
-            clip
-            for shot in found
-            for clip in cut_windows(
-                template, probe, shot.start_pts, shot.end_pts, config.clips.fps, buckets
-            )
-        ]
-        rows = [_scored(clip, probe, scan.pts, scan.frames) for clip in clips]
+        rows = list(analyse(template, probe, scan, config))
         if scan.error is not None:  # what came before the damage is sound; the rest is one row
             rows.append(failed_source(source.source_id, source.uri, f"error:{scan.error.kind}"))
         return rows
@@ -203,7 +192,7 @@ def scan_fingerprint(config: BuildConfig) -> str:
             "versions": [
                 ANNOTATE_VERSION,
                 PREPROCESS_VERSION,
-                shots.VERSION,
+                SHOTS_VERSION,
                 scores.VERSION,
                 picture_hash.VERSION,
             ],
@@ -212,27 +201,6 @@ def scan_fingerprint(config: BuildConfig) -> str:
             "shots": to_dict(config.shots),
             "clips": to_dict(config.clips),
         }
-    )
-
-
-def _scored(clip: Clip, probe: Probe, pts: np.ndarray, frames: np.ndarray) -> Clip:
-    """The clip with its place in seconds, its scores and its picture hash."""
-    numerator, denominator = probe.time_base
-    seconds = (pts - pts[0]) * numerator / denominator
-    # the frame on screen where the clip starts may have come before it
-    first = max(int(np.searchsorted(pts, clip.start_pts, side="right")) - 1, 0)
-    last = max(int(np.searchsorted(pts, clip.end_pts)), first + 1)
-    start, end = (
-        round(float((edge - pts[0]) * numerator / denominator), 6)
-        for edge in (clip.start_pts, clip.end_pts)
-    )
-    values = scores.score_frames(frames[first:last], seconds[first:last])
-    return replace(
-        clip,
-        start_seconds=start,
-        end_seconds=end,
-        scores={name: _rounded(value) for name, value in values.items()},
-        picture_hash=picture_hash.picture_hash(frames[first:last]),
     )
 
 
@@ -249,7 +217,3 @@ def accounts(outcomes: Counter[str]) -> dict[str, int]:
 def worker_facts() -> dict[str, Any]:
     """Where this ran, for a commit's `run`."""
     return {"host": socket.gethostname(), "pid": os.getpid()}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(float(value), 4)

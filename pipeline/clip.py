@@ -155,9 +155,8 @@ def cut_windows(
     available = math.ceil(float((end_pts - start_pts) * time_base * exact_fps) - 1e-6)
     fitting = [b for b in buckets if 1 < b.num_frames <= available]
     if not fitting:
-        short = replace(template, start_pts=start_pts, end_pts=end_pts, fps=fps)
         rule = "too_short" if any(b.num_frames > 1 for b in buckets) else "no_bucket"
-        yield _dropped(short, probe, rule)
+        yield dropped_span(template, probe, start_pts, end_pts, fps, rule)
         return
     num_frames = max(bucket.num_frames for bucket in fitting)
     shapes = [bucket for bucket in fitting if bucket.num_frames == num_frames]
@@ -167,8 +166,14 @@ def cut_windows(
     for first, last in zip(edges, edges[1:]):
         yield _shaped(replace(template, start_pts=first, end_pts=last, fps=fps), probe, shapes)
     if available > count * num_frames:
-        tail = replace(template, start_pts=edges[-1], end_pts=end_pts, fps=fps)
-        yield _dropped(tail, probe, "tail")
+        yield dropped_span(template, probe, edges[-1], end_pts, fps, "tail")
+
+
+def dropped_span(
+    template: Clip, probe: Probe, start_pts: int, end_pts: int, fps: float, rule: str
+) -> Clip:
+    """The row of [start_pts, end_pts) as a whole, dropped by `rule`."""
+    return _dropped(replace(template, start_pts=start_pts, end_pts=end_pts, fps=fps), probe, rule)
 
 
 def central_crop(width: int, height: int, aspect: float) -> tuple[int, int, int, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.decode.decoder import DecodeLimits
-from pipeline.shots import ShotSettings
+from pipeline.shots.settings import ShotSettings
 from tokenizer.settings import section, setting
 
 PHASES = ("plan", "annotate", "select", "tokenize", "finalize")

@@ -22,6 +22,8 @@ from pipeline.decode.decoder import Probe
 from pipeline.plan import PlannedSource
 from pipeline.select import group_for_shards, select_clips
 from pipeline.shards.writer import ShardWriter
+from pipeline.shots.settings import VERSION as SHOTS_VERSION
+from pipeline.shots.settings import ShotSettings
 from pipeline.tokenize import TOKENIZE_VERSION
 
 
@@ -56,8 +58,12 @@ def windows() -> list[Clip]:
 
 def shots_digest() -> Any:
     pts = np.arange(72) * 512
-    found = shots.find_shots(pts, film(), (1, 12288), shots.ShotSettings())
-    return [[shot.start_pts, shot.end_pts] for shot in found]
+    takes = film().astype(float)
+    mixed = [(takes[23] * (8 - k) + takes[24] * k) / 8 for k in range(1, 8)]
+    faded = [takes[-1] * (8 - k) / 8 for k in range(1, 9)]
+    frames = np.concatenate([takes[:24], mixed, takes[24:], faded]).astype(np.uint8)
+    found = shots.find_shots(np.arange(len(frames)) * 512, frames, (1, 12288), ShotSettings())
+    return [[type(piece).__name__, piece.start_pts, piece.end_pts] for piece in found]
 
 
 def scores_digest() -> Any:
@@ -111,7 +117,7 @@ def statistics_digest() -> Any:
 
 
 PINNED: dict[str, tuple[Callable[[], Any], int, int, str]] = {
-    "shots": (shots_digest, shots.VERSION, 1, "ce3d03e53e2efda5"),
+    "shots": (shots_digest, SHOTS_VERSION, 2, "ce3d03e53e2efda5"),
     "scores": (scores_digest, scores.VERSION, 3, "1ad0745da6d5ef46"),
     "picture_hash": (
         lambda: picture_hash.picture_hash(film()),

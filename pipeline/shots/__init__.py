@@ -1,0 +1,176 @@
+"""Shots: where one take ends and the next begins, from small frames of a whole file.
+
+settings     what counts as a cut, a fade, a dissolve; which detector
+cuts         hard cuts, by an adaptive rule
+continuity   what looks like a cut and is none: flashes, jerks
+blocks       frames as a few hundred numbers
+fades        to, from and through black or white
+dissolves    one picture mixed into another
+scenedetect  hard cuts by PySceneDetect, where it is installed
+transnet     cuts and gradual transitions by TransNetV2, with weights from a file
+
+for piece in find_shots(scan.pts, scan.frames, probe.time_base, ShotSettings()): ...
+
+What is in transition belongs to no shot: it is a piece of the film of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.shots.continuity import goes_on
+from pipeline.shots.cuts import find_cuts, frame_changes
+from pipeline.shots.settings import ShotSettings
+
+_LAST_FRAME_SECONDS = 0.04  # of a file with one frame
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One take: frames [start_index, end_index), on display over [start_pts, end_pts)."""
+
+    start_pts: int
+    end_pts: int
+    start_index: int
+    end_index: int
+
+
+@dataclass(frozen=True)
+class Transition:
+    """Frames [start_index, end_index) that show two takes at once, or one that comes or goes.
+
+    They are on display over [start_pts, end_pts). A fade through black or white is one transition,
+    with what is black or white between.
+    """
+
+    kind: Literal["fade", "dissolve"]
+    start_index: int
+    end_index: int
+    start_pts: int
+    end_pts: int
+
+
+class Gradual(NamedTuple):
+    """A transition by frames only: [start, end)."""
+
+    kind: Literal["fade", "dissolve"]
+    start: int
+    end: int
+
+
+def find_shots(
+    pts: np.ndarray,
+    frames: np.ndarray,
+    time_base: tuple[int, int],
+    settings: ShotSettings | None = None,
+) -> list[Shot | Transition]:
+    """The shots of a file and the transitions between them: together they cover every frame, once.
+
+    `pts` is int64 (n,), growing; `frames` uint8 (n, 36, 64, 3) RGB, the same frames small. The last
+    frame is shown for the median duration of a frame. Raises UserError where the detector's package
+    or weights are missing.
+    """
+    if len(pts) == 0:
+        return []
+    settings = settings or ShotSettings()
+    seconds_per_tick = time_base[0] / time_base[1]
+    cuts, graduals = _detect(frames, (pts - pts[0]) * seconds_per_tick, settings)
+    last_ticks = max(1, round(_LAST_FRAME_SECONDS / seconds_per_tick))
+    if len(pts) > 1:
+        last_ticks = int(np.median(np.diff(pts)))
+    edge_pts = np.append(pts, pts[-1] + last_ticks)
+    longest_ticks = math.inf
+    if settings.longest_seconds is not None:
+        longest_ticks = settings.longest_seconds / seconds_per_tick
+    return list(_pieces(edge_pts, cuts, graduals, longest_ticks))
+
+
+def _detect(
+    frames: np.ndarray, seconds: np.ndarray, settings: ShotSettings
+) -> tuple[Sequence[int], Sequence[Gradual]]:
+    """(the frames that begin a shot by a hard cut, transitions), both in order, not overlapping."""
+    if settings.detect == "transnetv2":
+        from pipeline.shots.transnet import detect
+
+        return detect(frames, settings)
+    graduals = _find_graduals(frames, seconds, settings)
+    if settings.detect == "pyscenedetect":
+        from pipeline.shots.scenedetect import find_cuts as find_theirs
+
+        cuts = find_theirs(frames, seconds, settings)
+        return apart(cuts, graduals)
+    in_transition = np.zeros(len(frames) + 1, bool)
+    for gradual in graduals:
+        in_transition[gradual.start : gradual.end + 1] = True
+    cuts = find_cuts(
+        frame_changes(frames),
+        seconds,
+        settings,
+        lambda index: bool(in_transition[index]) or goes_on(frames, seconds, index),
+    )
+    return apart(cuts, graduals)
+
+
+def _find_graduals(
+    frames: np.ndarray, seconds: np.ndarray, settings: ShotSettings
+) -> list[Gradual]:
+    from pipeline.shots.blocks import block_means
+    from pipeline.shots.dissolves import find_dissolves
+    from pipeline.shots.fades import find_fades
+
+    if not (settings.fades or settings.dissolves):
+        return []
+    blocks = block_means(frames)
+    fades = find_fades(blocks, seconds, settings.max_transition_seconds)
+    found = [Gradual("fade", *span) for span in fades] if settings.fades else []
+    if settings.dissolves:
+        spans = find_dissolves(frames, blocks, seconds, fades, settings)
+        found += [Gradual("dissolve", *span) for span in spans]
+    return sorted(found, key=lambda each: each.start)
+
+
+def apart(cuts: Sequence[int], graduals: Sequence[Gradual]) -> tuple[list[int], list[Gradual]]:
+    """Cuts without those that are part of a transition, which reaches as far as a cut beside it."""
+    kept, reaching = list(cuts), []
+    for gradual in graduals:
+        start, end = gradual.start, gradual.end
+        start = start - 1 if start - 1 in kept else start
+        end = end + 1 if end + 1 in kept else end
+        kept = [cut for cut in kept if not start <= cut <= end]
+        reaching.append(gradual._replace(start=start, end=end))
+    return kept, reaching
+
+
+def _pieces(
+    edge_pts: np.ndarray, cuts: Sequence[int], graduals: Sequence[Gradual], longest_ticks: float
+) -> Iterator[Shot | Transition]:
+    """`edge_pts` (n + 1,): where each frame's display begins, and where the last one's ends."""
+
+    def takes(start: int, end: int) -> Iterator[Shot]:
+        inside = [cut for cut in cuts if start < cut < end]
+        for first, last in zip([start, *inside], [*inside, end]):
+            if first < last:
+                yield from _split(edge_pts, first, last, longest_ticks)
+
+    at = 0
+    for kind, start, end in graduals:
+        yield from takes(at, start)
+        yield Transition(kind, start, end, int(edge_pts[start]), int(edge_pts[end]))
+        at = end
+    yield from takes(at, len(edge_pts) - 1)
+
+
+def _split(edge_pts: np.ndarray, start: int, end: int, longest_ticks: float) -> Iterator[Shot]:
+    """A take as the fewest parts that are about equally long by pts and not too long."""
+    ticks = int(edge_pts[end] - edge_pts[start])
+    num_parts = min(math.ceil(ticks / longest_ticks), end - start) if ticks > longest_ticks else 1
+    wanted = edge_pts[start] + ticks * np.arange(1, num_parts) // num_parts
+    inner = np.searchsorted(edge_pts[start:end], wanted, side="right") - 1 + start
+    edges = [start, *sorted({int(each) for each in inner} - {start}), end]
+    for first, last in zip(edges, edges[1:]):
+        yield Shot(int(edge_pts[first]), int(edge_pts[last]), first, last)
