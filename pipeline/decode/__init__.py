@@ -1,79 +1,78 @@
 """Decoding: any video or image file to frames chosen by presentation time.
 
-decoder    what a decoder is: records, limits, errors, the protocol
-sampling   which frame shows at which time, and clips filled from frames in order
-pyav       the default: FFmpeg inside this process, one thread
-decord     optional: the same frames for H.264 in mp4
-opening    the beginning of a video for one clip
-images     jpg, png and webp as clips of one frame, whatever the decoder
+passes      the decoder: what can be asked of a file
+decoder     the records that go in and out, limits, settings, errors
+sampling    which frame shows at which time, and clips filled from frames in order
+reader      what a library must do: one open file and its frames
+pyav        the default: FFmpeg inside this process, one thread
+indexed     readers by index: decord and torchcodec, optional
+images      jpg, png and webp as clips of one frame, whatever the library
+container   a file as FFmpeg opens it: stream, limits, damage
+picture     a frame to small upright RGB; hdr: its light
+opening     the beginning of a video for one clip
 
-decoder = open_decoder("pyav", DecodeLimits())
+decoder = open_decoder("pyav")
 probe = decoder.probe("film.mp4")
-scan = gather_scan(decoder.scan("film.mp4"))
-for frames in decoder.clips("film.mp4", requests): ...
+for frames in decoder.stream("film.mp4", fps=8, height=128, width=128): ...
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
+from pipeline.decode.decoder import DecodeError, DecodeLimits, DecodeSettings, Media
+from pipeline.decode.passes import Decoder
+from pipeline.decode.reader import Reader, name_of
 
-from pipeline.decode.decoder import (
-    ClipRequest,
-    DecodeError,
-    DecodeLimits,
-    Decoder,
-    Probe,
-    ScanFrame,
-)
+Library: TypeAlias = Literal["pyav", "decord", "torchcodec"]
 
 
-def open_decoder(name: Literal["pyav", "decord"], limits: DecodeLimits) -> Decoder:
-    """The decoder of videos called `name`; images are told by their content, not their name."""
-    if name == "pyav":
-        from pipeline.decode.pyav import PyAVDecoder
+def open_decoder(
+    name: Library,
+    limits: DecodeLimits = DecodeLimits(),  # noqa: B008 (frozen)
+    settings: DecodeSettings = DecodeSettings(damage="raise"),  # noqa: B008
+) -> Decoder:
+    """The decoder of the library called `name`; images are told by content, whatever their name."""
+    if name not in get_args(Library):
+        raise ValueError(f"decoder ({name!r}) must be one of {', '.join(get_args(Library))}")
 
-        return _ByContent(PyAVDecoder(limits), limits)
-    if name == "decord":
-        from pipeline.decode.decord import DecordDecoder
+    def scanner(media: Media) -> Reader[Any]:
+        if _is_image(media, limits):
+            from pipeline.decode.images import ImageReader
 
-        return _ByContent(DecordDecoder(limits), limits)
-    raise ValueError(f"decoder ({name!r}) must be pyav or decord")
+            return ImageReader(media, limits)
+        from pipeline.decode.pyav import PyAVReader
+
+        return PyAVReader(media, limits, settings)
+
+    def reader(media: Media) -> Reader[Any]:
+        if name == "pyav" or _is_image(media, limits):
+            return scanner(media)
+        from pipeline.decode.indexed import IndexedReader
+
+        return IndexedReader(name, media, limits, settings)
+
+    return Decoder(reader, scanner, raises=settings.damage == "raise")
 
 
-class _ByContent:
-    """Sends a file to the image decoder or to the video decoder, by its first bytes."""
+def _is_image(media: Media, limits: DecodeLimits) -> bool:
+    """Whether the first bytes are an image's; raises what is wrong with the file itself."""
+    from pipeline.decode.images import is_image
 
-    def __init__(self, videos: Decoder, limits: DecodeLimits) -> None:
-        self._videos = videos
-        self._limits = limits
-
-    def probe(self, path: str | Path) -> Probe:
-        return self._for(path).probe(path)
-
-    def scan(self, path: str | Path) -> Iterator[ScanFrame]:
-        return self._for(path).scan(path)
-
-    def clips(self, path: str | Path, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
-        return self._for(path).clips(path, requests)
-
-    def _for(self, path: str | Path) -> Decoder:
-        from pipeline.decode.images import ImageDecoder, is_image
-
+    if isinstance(media, bytes):
+        size_bytes, head = len(media), media[:16]
+    else:
         try:
-            size_bytes = os.path.getsize(path)
-            with open(path, "rb") as file:
+            size_bytes = os.path.getsize(media)
+            with open(media, "rb") as file:
                 head = file.read(16)
         except OSError as error:
-            raise DecodeError("open", f"{path}: cannot be read ({error.strerror})") from None
-        if size_bytes > self._limits.max_file_bytes:
-            raise DecodeError(
-                "too_large",
-                f"{path}: {size_bytes} bytes, more than max_file_bytes "
-                f"({self._limits.max_file_bytes})",
-            )
-        return ImageDecoder(self._limits) if is_image(head) else self._videos
+            raise DecodeError("open", f"{media}: cannot be read ({error.strerror})") from None
+    if size_bytes > limits.max_file_bytes:
+        raise DecodeError(
+            "too_large",
+            f"{name_of(media)}: {size_bytes} bytes, more than max_file_bytes "
+            f"({limits.max_file_bytes})",
+        )
+    return is_image(head)

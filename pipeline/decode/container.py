@@ -1,41 +1,58 @@
 """An open video file: its stream, its frames in display order, its limits and its errors.
 
-Every frame is decoded by one thread, and damage is never concealed (`err_detect=explode`): the
-first damaged packet ends the file.
+Every frame is decoded by one thread. Which damage counts, and what becomes of the rest, is said by
+the settings. Only the formats below are opened, so that a playlist that calls itself a video reads
+no other file.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import av
 import numpy as np
 
-from pipeline.decode.decoder import DecodeError, DecodeLimits, Probe
+from pipeline.decode.decoder import DecodeError, DecodeLimits, DecodeSettings, Media, Probe
+from pipeline.decode.picture import describe_picture
+from pipeline.decode.reader import PlayedFrame, name_of
+
+FORMATS = (
+    *("mov", "matroska", "avi", "mpeg", "mpegts", "mpegvideo", "m4v", "flv", "asf", "ogg", "gif"),
+    *("h261", "h263", "h264", "hevc", "vvc", "vc1", "ivf", "obu", "mjpeg", "jpeg_pipe", "dirac"),
+    *("nut", "mxf", "gxf", "dv", "rm", "wtv", "yuv4mpegpipe", "cavsvideo"),
+)
+"""FFmpeg's demuxers of films: none that follows a reference to another file."""
 
 _SEEKABLE_FORMATS = ("mov", "matroska")
 _SEEKABLE_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "prores")
+_MAX_FAILED_READS = 16  # in a row, with nothing read between; then the file ends
+_FFMPEG_ERRORS = (av.FFmpegError, OSError, MemoryError, ValueError)
 
 
 class OpenVideo:
-    """A file that is being decoded: its first real video stream, limits enforced, always closed."""
+    """A file that is being decoded: its first real video stream, limits enforced, always closed.
 
-    def __init__(self, path: str | Path, limits: DecodeLimits) -> None:
-        self._path = path
+    `damage` is the first damage that was met, with counts so far.
+    """
+
+    def __init__(self, media: Media, limits: DecodeLimits, settings: DecodeSettings) -> None:
+        self.name = name_of(media)
         self._limits = limits
+        self._settings = settings
         self._deadline = time.monotonic() + limits.timeout_seconds
         self.num_frames = 0
-        self._container = self._open()
+        self.damage: DecodeError | None = None
+        self._container = self._open(media)
         try:
             self._stream = self._choose_stream()
             base = self._stream.time_base
             if not base or base <= 0:
-                raise DecodeError("corrupt", f"{path}: the video has no clock")
+                raise DecodeError("corrupt", f"{self.name}: the video has no clock")
             self.time_base = (base.numerator, base.denominator)
             rate = self._stream.average_rate or self._stream.guessed_rate or 25
             self.step_pts = max(1, round(1 / (rate * base)))
@@ -52,19 +69,31 @@ class OpenVideo:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._container.close()
 
-    def frames(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        """(pts, frame) in display order with strictly growing pts, from where the file stands.
+    @property
+    def pixel_aspect(self) -> float:
+        """Width over height of a stored pixel; 1 where the file says nothing or nonsense.
+
+        So does a ratio within 2 %: what encoders write to make up for a size that they rounded.
+        """
+        ratio = float(self._stream.sample_aspect_ratio or 1)
+        return ratio if 1 / 4 <= ratio <= 4 and abs(ratio - 1) > 0.02 else 1.0
+
+    def frames(self) -> Iterator[PlayedFrame[av.VideoFrame]]:
+        """Frames in display order with strictly growing pts, from where the file stands.
 
         A frame without pts, or with one that does not grow, follows the last by a nominal frame.
+        Ends with DecodeError where the settings say so.
         """
         limits = self._limits
         max_ticks = limits.max_seconds * self.time_base[1] / self.time_base[0]
         first: int | None = None
         last: int | None = None
-        decoded = self._decode()
-        while (frame := self._next(decoded)) is not None:
+        for frame, follows_damage in self._sound():
             pts = frame.pts
             if last is not None and (pts is None or pts <= last):
                 pts = last + self.step_pts
@@ -76,10 +105,8 @@ class OpenVideo:
                 raise self._error("too_large", f"more than max_frames ({limits.max_frames})")
             if pts - first > max_ticks:
                 raise self._error("too_large", f"over max_seconds ({limits.max_seconds:g})")
-            if time.monotonic() > self._deadline:
-                raise self._error("timeout", f"over timeout_seconds ({limits.timeout_seconds:g})")
             self.num_frames += 1
-            yield pts, frame
+            yield PlayedFrame(pts, frame, follows_damage)
 
     def packet_pts(self) -> tuple[np.ndarray, np.ndarray]:
         """Of each packet, by pts: int64 pts, and whether it is displayed. Decodes nothing."""
@@ -87,12 +114,13 @@ class OpenVideo:
         displayed: list[bool] = []
         try:
             for packet in self._container.demux(self._stream):
+                self._check_time()
                 if packet.size and len(pts) <= self._limits.max_frames:
                     if packet.pts is None:
                         raise self._error("unsupported_codec", "a packet has no pts")
                     pts.append(packet.pts)
                     displayed.append(not packet.is_discard)
-        except (av.FFmpegError, OSError, MemoryError, ValueError) as error:
+        except _FFMPEG_ERRORS as error:
             raise self._error("corrupt", _reason(error)) from None
         seconds = (max(pts) - min(pts)) * self.time_base[0] / self.time_base[1] if pts else 0
         if len(pts) > self._limits.max_frames or seconds > self._limits.max_seconds:
@@ -100,29 +128,29 @@ class OpenVideo:
         order = np.argsort(pts, kind="stable")
         return np.array(pts, np.int64)[order], np.array(displayed, bool)[order]
 
+    def key_frames_only(self) -> None:
+        """From here on `frames` gives key frames alone: the others are not decoded."""
+        self._stream.codec_context.skip_frame = "NONKEY"
+
     def describe(self, frame: av.VideoFrame) -> Probe:
-        """What the header says, with the size of `frame`."""
+        """What the header says, with the size and nature of `frame`."""
         stream = self._stream
-        quarters = quarter_turns(frame)
-        width, height = turned(frame.width, frame.height, quarters)
         rate = stream.average_rate or stream.guessed_rate
         duration = None
         if stream.duration:
             duration = stream.duration * self.time_base[0] / self.time_base[1]
         elif self._container.duration:
             duration = self._container.duration / av.time_base
-        return Probe(
-            kind="video",
-            width=width,
-            height=height,
+        return describe_picture(
+            frame,
+            self.pixel_aspect,
             fps=float(rate) if rate else None,
             duration_seconds=duration,
             num_frames=stream.frames or None,
             time_base=self.time_base,
             codec=stream.codec_context.codec.canonical_name,
             container=self._container.format.name,
-            pixel_format=frame.format.name,
-            rotation=90 * quarters,
+            has_hidden_alpha=stream.metadata.get("alpha_mode") == "1",
         )
 
     def can_jump(self) -> bool:
@@ -144,12 +172,15 @@ class OpenVideo:
         except (av.FFmpegError, OSError):
             raise JumpMissed from None
 
-    def _open(self) -> Any:
-        options = {"max_pixels": str(self._limits.max_pixels)}
+    def _open(self, media: Media) -> Any:
+        options = {"max_pixels": str(self._limits.max_pixels), "format_whitelist": ",".join(FORMATS)}
+        file = io.BytesIO(media) if isinstance(media, bytes) else str(media)
         try:
-            return av.open(str(self._path), options=options, metadata_errors="replace")
-        except (av.FFmpegError, OSError, MemoryError, ValueError) as error:
-            raise DecodeError("open", f"{self._path}: {_reason(error)}") from None
+            return av.open(file, options=options, metadata_errors="replace")
+        except av.ArgumentError:
+            raise DecodeError("open", f"{self.name}: not in a video format that is read") from None
+        except _FFMPEG_ERRORS as error:
+            raise DecodeError("open", f"{self.name}: {_reason(error)}") from None
 
     def _choose_stream(self) -> Any:
         streams = [
@@ -158,52 +189,76 @@ class OpenVideo:
             if not stream.disposition & av.stream.Disposition.attached_pic
         ]
         if not streams:
-            raise DecodeError("no_video", f"{self._path}: no video stream")
+            raise DecodeError("no_video", f"{self.name}: no video stream")
         stream = streams[0]
         context = stream.codec_context
         if context is None:
-            raise DecodeError("unsupported_codec", f"{self._path}: unknown video codec")
+            raise DecodeError("unsupported_codec", f"{self.name}: unknown video codec")
         if context.width * context.height > self._limits.max_pixels:
             raise self._too_large(context.width, context.height)
         context.thread_count = 1
-        context.options = {"err_detect": "explode", "max_pixels": str(self._limits.max_pixels)}
+        context.options = {"max_pixels": str(self._limits.max_pixels)}
+        if self._settings.strict:
+            context.options = {**context.options, "err_detect": "explode"}
         return stream
 
-    def _decode(self) -> Iterator[av.VideoFrame]:
-        for packet in self._container.demux(self._stream):
-            if time.monotonic() > self._deadline:
-                raise self._error(
-                    "timeout", f"over timeout_seconds ({self._limits.timeout_seconds:g})"
-                )
-            yield from packet.decode()
+    def _sound(self) -> Iterator[tuple[av.VideoFrame, bool]]:
+        """The frames that the settings let through, each with whether it follows damage."""
+        strict = self._settings.strict
+        waits_for_key = follows_damage = False
+        for found in self._decode():
+            if isinstance(found, av.VideoFrame) and not (strict and found.is_corrupt):
+                if waits_for_key and not found.key_frame:
+                    continue
+                yield found, follows_damage
+                waits_for_key = follows_damage = False
+                continue
+            reason = "a frame is damaged" if isinstance(found, av.VideoFrame) else _reason(found)
+            num_damaged = self.damage.num_damaged + 1 if self.damage else 1
+            if self._settings.damage != "skip":
+                self.damage = self._error("corrupt", reason, num_damaged)
+                raise self.damage
+            first = self.damage.message if self.damage else f"{self.name}: {reason}"
+            self.damage = DecodeError("corrupt", first, self.num_frames, num_damaged)
+            follows_damage = True
+            waits_for_key = strict
 
-    def _next(self, decoded: Iterator[av.VideoFrame]) -> av.VideoFrame | None:
-        try:
-            return next(decoded, None)
-        except (av.FFmpegError, OSError, MemoryError, ValueError) as error:
-            raise self._error("corrupt", _reason(error)) from None
+    def _decode(self) -> Iterator[av.VideoFrame | Exception]:
+        """What the packets give: frames, or the error of one."""
+        num_failed = 0
+        packets = self._container.demux(self._stream)
+        while num_failed < _MAX_FAILED_READS:
+            self._check_time()
+            try:
+                packet = next(packets, None)
+            except _FFMPEG_ERRORS as error:
+                yield error
+                num_failed += 1
+                packets = self._container.demux(self._stream)
+                continue
+            if packet is None:
+                return
+            num_failed = 0
+            try:
+                yield from packet.decode()
+            except _FFMPEG_ERRORS as error:
+                yield error
 
-    def _error(self, kind: Any, message: str) -> DecodeError:
-        return DecodeError(kind, f"{self._path}: {message}", self.num_frames)
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise self._error("timeout", f"over timeout_seconds ({self._limits.timeout_seconds:g})")
 
     def _too_large(self, width: int, height: int) -> DecodeError:
-        limit = self._limits.max_pixels
-        return self._error("too_large", f"{width}x{height} is over max_pixels ({limit})")
+        return self._error(
+            "too_large", f"{width}x{height} is over max_pixels ({self._limits.max_pixels})"
+        )
+
+    def _error(self, kind: Any, message: str, num_damaged: int = 0) -> DecodeError:
+        return DecodeError(kind, f"{self.name}: {message}", self.num_frames, num_damaged)
 
 
 class JumpMissed(Exception):
     """A seek did not land where it should have; the file must be read from its start."""
-
-
-def quarter_turns(frame: av.VideoFrame) -> int:
-    """Quarter turns anticlockwise that display the frame; a nonsensical angle counts as none."""
-    rotation = frame.rotation
-    return 0 if rotation % 90 else rotation // 90 % 4
-
-
-def turned(width: int, height: int, quarters: int) -> tuple[int, int]:
-    """Width and height after so many quarter turns."""
-    return (height, width) if quarters % 2 else (width, height)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,23 +1,21 @@
-"""What a decoder is: the records that go in and out, the limits, the errors, the protocol.
+"""What decoding is about: the records that go in and out, the limits, the settings, the errors.
 
 Times are integers in the file's own clock, its time base: `pts * time_base[0] / time_base[1]` are
-seconds. Sizes and crops are in displayed pixels, after rotation.
+seconds. Sizes and crops are in displayed pixels: after rotation, and with square pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from tokenizer.settings import setting
 
-SCAN_HEIGHT, SCAN_WIDTH = 36, 64
-GREY_HEIGHT, GREY_WIDTH = 72, 128
-GREY_FPS = 8
+Media: TypeAlias = str | Path | bytes
+"""What is decoded: a file by its path, or a whole file in memory."""
 
 DecodeErrorKind = Literal[
     "open",  # missing, unreadable, or no format that is known
@@ -33,17 +31,20 @@ DecodeErrorKind = Literal[
 class DecodeError(Exception):
     """A file that cannot be decoded, or not to its end.
 
-    `kind` is one of `DecodeErrorKind`; `num_frames` is how many frames came out before. Those are
-    sound: a decoder stops at the first damage and conceals none.
+    `kind` is one of `DecodeErrorKind`. `num_frames` is how many frames came out before; when the
+    settings are strict, those are sound. `num_damaged` is how many packets were found damaged.
     """
 
-    def __init__(self, kind: DecodeErrorKind, message: str, num_frames: int = 0) -> None:
+    def __init__(
+        self, kind: DecodeErrorKind, message: str, num_frames: int = 0, num_damaged: int = 0
+    ) -> None:
         if kind not in get_args(DecodeErrorKind):
             raise ValueError(f"kind ({kind!r}) must be one of {get_args(DecodeErrorKind)}")
-        super().__init__(kind, message, num_frames)
+        super().__init__(kind, message, num_frames, num_damaged)
         self.kind: DecodeErrorKind = kind
         self.message = message
         self.num_frames = num_frames
+        self.num_damaged = num_damaged
 
     def __str__(self) -> str:
         after = f" (after {self.num_frames} frames)" if self.num_frames else ""
@@ -69,12 +70,37 @@ class DecodeLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
-    """What a file says it is, with the size of its first decoded frame.
+class DecodeSettings:
+    """What becomes of damage, and of pictures that are not plain progressive ones."""
 
-    `fps`, `duration_seconds` and `num_frames` are the header's claims: None when it makes none, and
-    often wrong. `rotation` is how far the stored picture is turned anticlockwise to be displayed:
-    0, 90, 180 or 270.
+    damage: Literal["raise", "prefix", "skip"] = setting(
+        "prefix",
+        "of a damaged file keep nothing (raise), what comes before the damage (prefix), or that "
+        "and what follows from the next key frame on (skip)",
+    )
+    strict: bool = setting(
+        True,
+        "damage that FFmpeg would conceal counts too, so that every frame is as it was encoded; "
+        "false: concealed frames are taken, and after damage all that comes",
+    )
+    interlaced: Literal["field", "weave"] = setting(
+        "field", "interlaced frames: show the first field, without combing, or both as they lie"
+    )
+    hdr: Literal["tone_map", "plain"] = setting(
+        "tone_map", "HDR (PQ, HLG): mapped to standard range and BT.709 colours, or left pale"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a file says it is, with the size and nature of its first decoded frame.
+
+    `width` x `height` is the displayed size: square pixels, turned upright. `stored_width` x
+    `stored_height` is that of the frames as they are coded, whose pixels are `pixel_aspect` times
+    as wide as high. `fps`, `duration_seconds` and `num_frames` are the header's claims: None when
+    it makes none, and often wrong. `rotation` is how far the stored picture is turned anticlockwise
+    to be displayed: 0, 90, 180 or 270. `alpha` says whether there is transparency: `blended` with
+    black, or `dropped` since the decoder does not see it.
     """
 
     kind: Literal["video", "image"]
@@ -88,18 +114,32 @@ class Probe:
     container: str
     pixel_format: str
     rotation: int
+    stored_width: int
+    stored_height: int
+    pixel_aspect: float = 1.0
+    bit_depth: int = 8
+    interlaced: bool = False
+    transfer: Literal["sdr", "pq", "hlg"] = "sdr"
+    alpha: Literal["none", "blended", "dropped"] = "none"
 
 
-class ScanFrame(NamedTuple):
-    """One displayed frame, small: uint8 (36, 64, 3) RGB, whatever its aspect.
+Crop: TypeAlias = tuple[int, int, int, int]
+"""(x, y, width, height) in pixels."""
 
-    `grey` is its luma, uint8 (72, 128), where it is the frame on display at a multiple of 1/8 s
-    from the first one; None for the others.
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What of a frame is wanted: `crop` in displayed pixels (None: all), resized to the size.
+
+    `rough` takes swscale's default chroma, good enough for what nobody looks at; `grey` gives luma
+    alone, uint8 (height, width).
     """
 
-    pts: int
-    frame: np.ndarray
-    grey: np.ndarray | None = None
+    height: int
+    width: int
+    crop: Crop | None = None
+    rough: bool = False
+    grey: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,78 +153,22 @@ class ClipRequest:
     end_pts: int
     fps: float
     num_frames: int
-    crop: tuple[int, int, int, int]
+    crop: Crop
     height: int
     width: int
 
-
-class Decoder(Protocol):
-    """Reads one file at a time; every method raises DecodeError and leaves nothing open."""
-
-    def probe(self, path: str | Path) -> Probe:
-        """Opens the file and decodes its first frame."""
-
-    def scan(self, path: str | Path) -> Iterator[ScanFrame]:
-        """Every displayed frame in one pass, small, with strictly growing pts."""
-
-    def clips(self, path: str | Path, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
-        """A uint8 array (num_frames, height, width, 3) RGB per request, in the order given.
-
-        Frame k of a clip is the last frame of the file with pts <= start_pts + k / fps that is also
-        before `end_pts` (the first frame, where none is as early). Requests are sorted by
-        `start_pts`; the file is passed over once.
-        """
+    @property
+    def view(self) -> View:
+        return View(height=self.height, width=self.width, crop=self.crop)
 
 
 @dataclass(frozen=True)
-class Scan:
-    """A whole scan: pts int64 (n,), frames uint8 (n, 36, 64, 3), and the damage that ended it.
+class Frames:
+    """Frames in the order asked for: uint8 (n, height, width, 3) RGB, and int64 (n,) pts.
 
-    `greys`, uint8 (m, 72, 128), are the lumas of those that came with one, `grey_pts` (m,) theirs.
+    `seconds` is float64 (n,): when each begins, counted from the file's first frame.
     """
 
     pts: np.ndarray
-    frames: np.ndarray
-    grey_pts: np.ndarray
-    greys: np.ndarray
-    error: DecodeError | None
-
-
-def gather_scan(frames: Iterable[ScanFrame]) -> Scan:
-    """A scan as arrays; where the file is damaged, what came before and the error.
-
-    Memory is 6.9 kB a frame and 9.2 kB a grey one, once: the arrays grow in place.
-    """
-    gathered = _Stack((SCAN_HEIGHT, SCAN_WIDTH, 3))
-    greys = _Stack((GREY_HEIGHT, GREY_WIDTH))
-    error = None
-    try:
-        for each in frames:
-            gathered.push(each.pts, each.frame)
-            if each.grey is not None:
-                greys.push(each.pts, each.grey)
-    except DecodeError as damage:
-        error = damage
-    return Scan(*gathered.arrays(), *greys.arrays(), error)
-
-
-class _Stack:
-    """Pictures of one shape with their pts, in arrays that grow in place."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._pts: list[int] = []
-        self._pictures = np.empty((64, *shape), np.uint8)
-
-    def push(self, pts: int, picture: np.ndarray) -> None:
-        if len(self._pts) == len(self._pictures):
-            self._resize(2 * len(self._pictures))
-        self._pictures[len(self._pts)] = picture
-        self._pts.append(pts)
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """(pts int64 (n,), pictures uint8 (n, ...)); nothing is pushed afterwards."""
-        self._resize(len(self._pts))
-        return np.array(self._pts, np.int64), self._pictures
-
-    def _resize(self, count: int) -> None:
-        self._pictures.resize((count, *self._pictures.shape[1:]), refcheck=False)
+    seconds: np.ndarray
+    pixels: np.ndarray

@@ -6,30 +6,21 @@ scaled to 8; of an animation the first frame counts. Its only pts is 0, in a clo
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
-from pipeline.decode.decoder import (
-    GREY_HEIGHT,
-    GREY_WIDTH,
-    SCAN_HEIGHT,
-    SCAN_WIDTH,
-    ClipRequest,
-    DecodeError,
-    DecodeLimits,
-    Probe,
-    ScanFrame,
-)
-from pipeline.decode.resize import resize_rgb, to_luma
+from pipeline.decode.decoder import DecodeError, DecodeLimits, Media, Probe, View
+from pipeline.decode.picture import resize_rgb
+from pipeline.decode.reader import PlayedFrame, name_of
+from pipeline.decode.sampling import Shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,17 +36,38 @@ def is_image(head: bytes) -> bool:
     )
 
 
-class ImageDecoder:
-    """Decodes still images; `limits.max_pixels` is checked before any pixel is decoded."""
+class ImageReader:
+    """One still image, open: a `Reader` of a single frame at pts 0.
 
-    def __init__(self, limits: DecodeLimits) -> None:
+    `limits.max_pixels` is checked before any pixel is decoded.
+    """
+
+    time_base = (1, 1)
+    step_pts = 1
+    damage: DecodeError | None = None
+
+    def __init__(self, media: Media, limits: DecodeLimits) -> None:
+        self._media = media
+        self._name = name_of(media)
         self._limits = limits
 
-    def probe(self, path: str | Path) -> Probe:
-        with self._opened(path) as image:
+    def __enter__(self) -> ImageReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+    def probe(self) -> Probe:
+        with self._opened() as image:
             codec, mode = str(image.format).lower(), image.mode
             orientation = image.getexif().get(_ORIENTATION, 1)
-            width, height = image.size
+            width, height = stored = image.size
+            transparent = _is_transparent(image)
             image.load()
         if orientation in (5, 6, 7, 8):
             width, height = height, width
@@ -66,60 +78,66 @@ class ImageDecoder:
             fps=None,
             duration_seconds=None,
             num_frames=1,
-            time_base=(1, 1),
+            time_base=self.time_base,
             codec=codec,
             container=codec,
             pixel_format=mode,
             rotation=_ROTATIONS.get(orientation, 0),
+            stored_width=stored[0],
+            stored_height=stored[1],
+            bit_depth=16 if mode.startswith("I") else 8,
+            alpha="blended" if transparent else "none",
         )
 
-    def scan(self, path: str | Path) -> Iterator[ScanFrame]:
-        pixels = self._displayed(path)
-        crop = (0, 0, pixels.shape[1], pixels.shape[0])
-        small = resize_rgb(pixels, crop, SCAN_HEIGHT, SCAN_WIDTH)
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels))
-        yield ScanFrame(0, small, to_luma(VideoReformatter(), frame, GREY_HEIGHT, GREY_WIDTH))
+    def start_pts(self) -> int:
+        return 0
 
-    def clips(self, path: str | Path, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
-        if not requests:
-            return
-        pixels = self._displayed(path)
-        for request in requests:
-            frame = resize_rgb(pixels, request.crop, request.height, request.width)
-            yield np.repeat(frame[None], request.num_frames, axis=0)
+    def frames(self) -> Iterator[PlayedFrame[np.ndarray]]:
+        yield PlayedFrame(0, self._displayed(), False)
 
-    def _displayed(self, path: str | Path) -> np.ndarray:
+    def key_frames(self) -> Iterator[PlayedFrame[np.ndarray]]:
+        yield from self.frames()
+
+    def show(self, wanted: Callable[[], int | None]) -> Iterator[Shown[np.ndarray]]:
+        if wanted() is not None:
+            yield Shown(self._displayed(), 0, None)
+
+    def picture(self, frame: np.ndarray, view: View) -> np.ndarray:
+        return resize_rgb(frame, view)
+
+    def _displayed(self) -> np.ndarray:
         """uint8 (h, w, 3), turned upright."""
         from PIL import ImageOps
 
-        with self._opened(path) as image:
+        with self._opened() as image:
             return np.asarray(ImageOps.exif_transpose(_rgb(image)))
 
     @contextmanager
-    def _opened(self, path: str | Path) -> Iterator[Image.Image]:
+    def _opened(self) -> Iterator[Image.Image]:
         from PIL import Image
 
+        file = io.BytesIO(self._media) if isinstance(self._media, bytes) else self._media
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                opened = Image.open(path, formats=("JPEG", "PNG", "WEBP"))
+                opened = Image.open(file, formats=("JPEG", "PNG", "WEBP"))
         except Image.DecompressionBombError:
-            raise DecodeError("too_large", f"{path}: far over max_pixels") from None
+            raise DecodeError("too_large", f"{self._name}: far over max_pixels") from None
         except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
-            raise DecodeError("open", f"{path}: {error}") from None
+            raise DecodeError("open", f"{self._name}: {error}") from None
         with opened as image:
             width, height = image.size
             if width * height > self._limits.max_pixels:
                 raise DecodeError(
                     "too_large",
-                    f"{path}: {width}x{height} is over max_pixels ({self._limits.max_pixels})",
+                    f"{self._name}: {width}x{height} is over max_pixels ({self._limits.max_pixels})",
                 )
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     yield image
             except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
-                raise DecodeError("corrupt", f"{path}: {error}") from None
+                raise DecodeError("corrupt", f"{self._name}: {error}") from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -128,7 +146,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         grey = np.asarray(image).clip(0, 65535) // 257
         converted = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    elif _is_transparent(image):
         rgba = image.convert("RGBA")
         converted = Image.new("RGB", rgba.size)
         converted.paste(rgba, mask=rgba.getchannel("A"))
@@ -137,3 +155,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     converted.info = {}
     converted.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
     return converted
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info

@@ -1,192 +1,143 @@
-"""The default decoder: PyAV (FFmpeg inside this process), one thread, no copy at native size.
+"""The default reader of videos: PyAV (FFmpeg inside this process), one thread, no copy at full size.
 
-Every frame goes from the decoder's YUV straight to small RGB in one swscale call (area filter).
-Interlaced frames stay woven, HDR is converted as if it were not, alpha is dropped, pixels count as
-square.
-
-A long gap between clips is jumped over where seeking is exact (mp4 and Matroska with common
-codecs); a jump that misses is noticed by its pts, and the file is then read from its start.
+A long gap is jumped over where seeking is exact (mp4 and Matroska with common codecs) and the index
+knows a key frame that saves decoding; a jump that misses is noticed by its pts, and the file is
+then read from its start.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from types import TracebackType
 
 import av
 import numpy as np
-from av.filter import Graph
-from av.video.reformatter import VideoReformatter
 
-from pipeline.decode.container import JumpMissed, OpenVideo, quarter_turns, turned
+from pipeline.decode.container import JumpMissed, OpenVideo
 from pipeline.decode.decoder import (
-    GREY_FPS,
-    GREY_HEIGHT,
-    GREY_WIDTH,
-    SCAN_HEIGHT,
-    SCAN_WIDTH,
-    ClipRequest,
     DecodeError,
     DecodeLimits,
+    DecodeSettings,
+    Media,
     Probe,
-    ScanFrame,
+    View,
 )
-from pipeline.decode.resize import Crop, check_crop, to_luma, to_rgb
-from pipeline.decode.sampling import ClipFiller, mark_shown
+from pipeline.decode.picture import PictureMaker
+from pipeline.decode.reader import PlayedFrame
+from pipeline.decode.sampling import Shown
 
 _MIN_JUMP_SECONDS = 1.0
 
 
-class PyAVDecoder:
-    """Decodes videos with PyAV; `limits` hold for each call."""
+class PyAVReader:
+    """One video, open: a `Reader` of PyAV's frames."""
 
-    def __init__(self, limits: DecodeLimits) -> None:
+    def __init__(self, media: Media, limits: DecodeLimits, settings: DecodeSettings) -> None:
+        self._media = media
         self._limits = limits
+        self._settings = settings
+        self._video = OpenVideo(media, limits, settings)
+        self._make = PictureMaker(self._video.pixel_aspect, settings)
+        self.time_base = self._video.time_base
+        self.step_pts = self._video.step_pts
 
-    def probe(self, path: str | Path) -> Probe:
-        with OpenVideo(path, self._limits) as video:
-            for _, frame in video.frames():
-                return video.describe(frame)
-        raise DecodeError("empty", f"{path}: no frames")
+    def __enter__(self) -> PyAVReader:
+        return self
 
-    def scan(self, path: str | Path) -> Iterator[ScanFrame]:
-        with OpenVideo(path, self._limits) as video:
-            small, grey = VideoReformatter(), VideoReformatter()
-            shown = mark_shown(video.frames(), GREY_FPS, video.time_base, video.step_pts)
-            for pts, frame, is_grey in shown:
-                quarters = quarter_turns(frame)
-                width, height = turned(SCAN_WIDTH, SCAN_HEIGHT, quarters)
-                pixels = to_rgb(small, frame, height, width, rough=True)
-                luma = None
-                if is_grey:
-                    width, height = turned(GREY_WIDTH, GREY_HEIGHT, quarters)
-                    luma = _upright(to_luma(grey, frame, height, width), quarters)
-                yield ScanFrame(pts, _upright(pixels, quarters), luma)
-            if not video.num_frames:
-                raise DecodeError("empty", f"{path}: no frames")
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._video.close()
 
-    def clips(self, path: str | Path, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
-        if not requests:
-            return
-        filler: ClipFiller[av.VideoFrame] | None = None
-        for may_jump in (True, False):
-            with OpenVideo(path, self._limits) as video:
-                if filler is None:
-                    converter = _Converter()
-                    filler = ClipFiller(requests, video.time_base, converter.convert)
-                try:
-                    yield from _fill(filler, video, may_jump)
-                    return
-                except JumpMissed:
-                    continue
+    @property
+    def damage(self) -> DecodeError | None:
+        return self._video.damage
 
+    def probe(self) -> Probe:
+        first = self._first()
+        return self._video.describe(first.frame)
 
-class _Converter:
-    """Crop, resize, colour conversion and rotation of frames, with what each shape needs cached."""
+    def start_pts(self) -> int:
+        return self._first().pts
 
-    def __init__(self) -> None:
-        self._reformatters: dict[tuple[int, int, Crop], VideoReformatter] = {}
-        self._croppers: dict[tuple[int, int, str, Crop], Any] = {}
+    def frames(self) -> Iterator[PlayedFrame[av.VideoFrame]]:
+        yield from self._video.frames()
 
-    def convert(self, frame: av.VideoFrame, request: ClipRequest) -> np.ndarray:
-        """uint8 (height, width, 3) RGB of the request's crop."""
-        quarters = quarter_turns(frame)
-        crop = _stored_crop(request.crop, frame.width, frame.height, quarters)
-        width, height = turned(request.width, request.height, quarters)
-        if crop != (0, 0, frame.width, frame.height):
-            frame = self._crop(frame, crop)
-        key = (width, height, crop)
-        if key not in self._reformatters:
-            self._reformatters[key] = VideoReformatter()
-        pixels = to_rgb(self._reformatters[key], frame, height, width)
-        return _upright(pixels, quarters)
+    def key_frames(self) -> Iterator[PlayedFrame[av.VideoFrame]]:
+        self._video.key_frames_only()
+        yield from self._video.frames()
 
-    def _crop(self, frame: av.VideoFrame, crop: Crop) -> av.VideoFrame:
-        key = (frame.width, frame.height, frame.format.name, crop)
-        graph = self._croppers.get(key)
-        if graph is None:
-            x, y, width, height = crop
-            graph = Graph()
-            source = graph.add_buffer(
-                width=frame.width,
-                height=frame.height,
-                format=frame.format,
-                time_base=frame.time_base,
-            )
-            cropper = graph.add("crop", f"w={width}:h={height}:x={x}:y={y}:exact=1")
-            sink = graph.add("buffersink")
-            source.link_to(cropper)
-            cropper.link_to(sink)
-            graph.configure()
-            self._croppers[key] = graph
-        graph.push(frame)
-        return cast(av.VideoFrame, graph.pull())
+    def picture(self, frame: av.VideoFrame, view: View) -> np.ndarray:
+        return self._make(frame, view)
 
-
-def _fill(
-    filler: ClipFiller[av.VideoFrame], video: OpenVideo, may_jump: bool
-) -> Iterator[np.ndarray]:
-    """The clips from the frames of a file that is at its start, jumping over long gaps.
-
-    Raises JumpMissed where a jump lands late or in the middle of something undecodable.
-    """
-    min_jump = _MIN_JUMP_SECONDS * video.time_base[1] / video.time_base[0]
-    if not (may_jump and video.can_jump()):
-        min_jump = math.inf
-    jump_to = wanted = filler.wanted_pts
-    if wanted is None or wanted <= min_jump:
-        jump_to = None
-    shown_until = None  # how long the last frame is known to be on display
-    while True:
-        before = None
-        landing = jump_to
-        if jump_to is not None:
-            video.jump(jump_to)
-        tried, jump_to = jump_to, None
+    def show(self, wanted: Callable[[], int | None]) -> Iterator[Shown[av.VideoFrame]]:
+        min_jump = _MIN_JUMP_SECONDS * self.time_base[1] / self.time_base[0]
         try:
-            for pts, frame in video.frames():
-                if landing is not None and pts > landing:
-                    raise JumpMissed
-                landing = None
-                yield from filler.push(pts, frame)
-                shown_until = pts + max(video.step_pts, 0 if before is None else pts - before)
-                before = pts
-                wanted = filler.wanted_pts
-                if wanted is None:
-                    return
-                if wanted - pts > min_jump and wanted != tried:
-                    tried = wanted
-                    if video.key_pts_before(wanted) > pts + min_jump:
-                        jump_to = wanted
-                        break
-        except DecodeError as error:
-            if landing is not None and error.kind == "corrupt":
-                raise JumpMissed from None
-            if shown_until is not None:
-                yield from filler.finish(shown_until)
-            raise
-        if landing is not None:
-            raise JumpMissed
-        if jump_to is None:
-            yield from filler.finish()
-            return
+            yield from self._played(wanted, min_jump if self._video.can_jump() else math.inf)
+        except JumpMissed:
+            self._reopen()
+            yield from self._played(wanted, math.inf)
 
+    def _played(
+        self, wanted: Callable[[], int | None], min_jump: float
+    ) -> Iterator[Shown[av.VideoFrame]]:
+        """Frames from the file's start, jumping over gaps longer than `min_jump`.
 
-def _upright(pixels: np.ndarray, quarters: int) -> np.ndarray:
-    return np.rot90(pixels, quarters) if quarters else pixels
+        Raises JumpMissed where a jump lands late or in the middle of something undecodable.
+        """
+        held: PlayedFrame[av.VideoFrame] | None = None
+        gap = self.step_pts  # how long the last frame is known to be on display
+        pts_wanted = jump_to = wanted()
+        if pts_wanted is None or pts_wanted <= min_jump:
+            jump_to = None
+        while pts_wanted is not None:
+            landing = jump_to
+            if jump_to is not None:
+                self._video.jump(jump_to)
+            tried, jump_to = jump_to, None
+            try:
+                for played in self._video.frames():
+                    if landing is not None and played.pts > landing:
+                        raise JumpMissed
+                    if held is not None and landing is None:
+                        gap = max(self.step_pts, played.pts - held.pts)
+                    landing = None
+                    if held is not None and pts_wanted < played.pts:
+                        yield Shown(held.frame, held.pts, played.pts)
+                        pts_wanted = wanted()
+                        if pts_wanted is None:
+                            return
+                    held = played
+                    if pts_wanted - played.pts > min_jump and pts_wanted != tried:
+                        tried = pts_wanted
+                        if self._video.key_pts_before(pts_wanted) > played.pts + min_jump:
+                            jump_to = pts_wanted
+                            break
+            except DecodeError as error:
+                if landing is not None and error.kind == "corrupt":
+                    raise JumpMissed from None
+                if held is not None and pts_wanted < held.pts + gap:
+                    yield Shown(held.frame, held.pts, held.pts + gap)
+                raise
+            if landing is not None:
+                raise JumpMissed
+            if jump_to is None:
+                if held is not None:
+                    yield Shown(held.frame, held.pts, None)
+                return
 
+    def _first(self) -> PlayedFrame[av.VideoFrame]:
+        """The first frame; the file is at its start again afterwards."""
+        played = next(self._video.frames(), None)
+        if played is None:
+            raise DecodeError("empty", f"{self._video.name}: no frames")
+        self._reopen()
+        return played
 
-def _stored_crop(crop: Crop, width: int, height: int, quarters: int) -> Crop:
-    """A crop of the displayed picture as a crop of the stored one, which is width x height."""
-    x, y, crop_width, crop_height = crop
-    shown_width, shown_height = turned(width, height, quarters)
-    check_crop(crop, shown_width, shown_height)
-    if quarters == 1:
-        return width - y - crop_height, x, crop_height, crop_width
-    if quarters == 2:
-        return width - x - crop_width, height - y - crop_height, crop_width, crop_height
-    if quarters == 3:
-        return y, height - x - crop_width, crop_height, crop_width
-    return crop
+    def _reopen(self) -> None:
+        self._video.close()
+        self._video = OpenVideo(self._media, self._limits, self._settings)

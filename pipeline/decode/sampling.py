@@ -6,133 +6,143 @@ frame rates alike; an index times a frame rate never enters.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from pipeline.decode.decoder import ClipRequest, DecodeError
+from pipeline.decode.decoder import ClipRequest, View
 
 Frame = TypeVar("Frame")
+
+
+class Wanted(NamedTuple):
+    """Frames that belong together: those on display at growing times `pts`, seen as `view`."""
+
+    pts: Sequence[int]
+    view: View
+
+
+class Shown(NamedTuple, Generic[Frame]):
+    """A frame on display from `pts` until `until_pts`; None for the last one."""
+
+    frame: Frame
+    pts: int
+    until_pts: int | None
+
+
+def ticks_per_frame(fps: float, time_base: tuple[int, int]) -> Fraction:
+    """How many ticks of the file's clock a frame at `fps` lasts, exactly."""
+    numerator, denominator = time_base
+    return Fraction(denominator, numerator) / Fraction(fps).limit_denominator(100_000)
 
 
 def display_pts(request: ClipRequest, time_base: tuple[int, int]) -> list[int]:
     """Per frame of a clip the latest pts that it may have: start_pts + k / fps in ticks, exactly.
 
-    Where a tick is a millisecond or less (Matroska, mp4) pts are themselves rounded times, so these
-    are rounded to the nearest tick too; in coarse clocks (AVI, a tick a frame) they are rounded
-    down. The last tick of the span is the upper bound.
+    The last tick of the span is the upper bound.
     """
-    numerator, denominator = time_base
-    ticks = Fraction(denominator, numerator) / Fraction(request.fps).limit_denominator(100_000)
-    half = Fraction(1, 2) if 1000 * numerator <= denominator else Fraction(0)
+    ticks = ticks_per_frame(request.fps, time_base)
     last = request.end_pts - 1
     return [
-        min(request.start_pts + (k * ticks + half).__floor__(), last)
+        min(request.start_pts + whole_ticks(k * ticks, time_base), last)
         for k in range(request.num_frames)
     ]
 
 
-def mark_shown(
-    frames: Iterable[tuple[int, Frame]], fps: int, time_base: tuple[int, int], last_ticks: int
-) -> Iterator[tuple[int, Frame, bool]]:
-    """(pts, frame, whether it is on display at a multiple of 1 / fps from the first frame).
+def whole_ticks(ticks: Fraction, time_base: tuple[int, int]) -> int:
+    """A time in whole ticks.
 
-    The last frame is shown for `last_ticks`; one that damage follows comes before its DecodeError.
+    Where a tick is a millisecond or less (Matroska, mp4) pts are themselves rounded times, so it is
+    rounded to the nearest too; in coarse clocks (AVI, a tick a frame) it is rounded down.
     """
     numerator, denominator = time_base
-    held: tuple[int, Frame] | None = None
-    first = wanted = 0  # the next multiple that no frame was shown for
-    damage = None
+    half = Fraction(1, 2) if 1000 * numerator <= denominator else Fraction(0)
+    return (ticks + half).__floor__()
 
-    def mark(until_pts: int) -> tuple[int, Frame, bool]:
-        nonlocal wanted
-        assert held is not None
-        due = -((first - until_pts) * numerator * fps // denominator)  # multiples before until_pts
-        is_shown, wanted = due > wanted, max(due, wanted)
-        return *held, is_shown
 
-    try:
-        for pts, frame in frames:
-            if held is None:
-                first = pts
-            else:
-                yield mark(pts)
-            held = pts, frame
-    except DecodeError as error:
-        damage = error
-    if held is not None:
-        yield mark(held[0] + last_ticks)
-    if damage is not None:
-        raise damage
+@dataclass
+class _Filling(Generic[Frame]):
+    """A clip that is being filled."""
+
+    view: View
+    pixels: np.ndarray
+    pts: np.ndarray
+    num_filled: int = 0
+    last: Frame | None = field(default=None, repr=False)
 
 
 class ClipFiller(Generic[Frame]):
-    """Fills the clips of `requests` from frames pushed in pts order, each converted only if shown.
+    """Fills what is `wanted` from frames shown in pts order, each converted only if shown.
 
-    `convert(frame, request)` gives uint8 (height, width, 3).
+    `wanted` may be endless: it is read as far as the times that have been reached. Its first times
+    must grow; later times of one may lie behind the first of the next. `convert(frame, view)` gives
+    uint8 (height, width, 3). Memory is that of the clips begun and not finished.
     """
 
     def __init__(
-        self,
-        requests: Sequence[ClipRequest],
-        time_base: tuple[int, int],
-        convert: Callable[[Frame, ClipRequest], np.ndarray],
+        self, wanted: Iterable[Wanted], convert: Callable[[Frame, View], np.ndarray]
     ) -> None:
-        self._requests = requests
+        self._coming = iter(wanted)
         self._convert = convert
-        self._slots = sorted(
-            (pts, index, k)
-            for index, request in enumerate(requests)
-            for k, pts in enumerate(display_pts(request, time_base))
-        )
-        self._next_slot = 0
-        self._clips: dict[int, np.ndarray] = {}
-        self._shown: dict[int, Frame] = {}
-        self._missing = [request.num_frames for request in requests]
-        self._next_clip = 0
-        self._held: Frame | None = None
+        self._slots: list[tuple[int, int, int]] = []  # (pts, clip, frame of it): a heap
+        self._clips: dict[int, _Filling[Frame]] = {}
+        self._num_begun = 0
+        self._next_done = 0
+        self._peeked: Wanted | None = None
+        self._begin()
 
-    @property
     def wanted_pts(self) -> int | None:
-        """The earliest display time that is not filled yet; None when every clip is."""
-        return self._slots[self._next_slot][0] if self._next_slot < len(self._slots) else None
+        """The earliest display time that is not filled yet; None when everything is."""
+        return self._slots[0][0] if self._slots else None
 
-    def push(self, pts: int, frame: Frame) -> Iterator[np.ndarray]:
-        """Takes the next frame, shown from `pts` on; yields the clips that this completes."""
-        while (wanted := self.wanted_pts) is not None and wanted < pts:
-            yield from self._fill(frame if self._held is None else self._held)
-        self._held = frame
+    def show(self, shown: Shown[Frame]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Fills the times before the frame's end with it; yields (pts, pixels) of clips done."""
+        until = shown.until_pts
+        while self._slots and (until is None or self._slots[0][0] < until):
+            _, index, k = heapq.heappop(self._slots)
+            clip = self._clips[index]
+            if clip.last is shown.frame:
+                clip.pixels[k] = clip.pixels[k - 1]
+            else:
+                clip.pixels[k] = self._convert(shown.frame, clip.view)
+                clip.last = shown.frame
+            clip.pts[k] = shown.pts
+            clip.num_filled += 1
+            self._begin()
+            yield from self._done()
 
-    def finish(self, until_pts: int | None = None) -> Iterator[np.ndarray]:
-        """Holds the last frame to the end, or until `until_pts`; yields the clips that completes.
+    def rest(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What has been begun, as far as it is filled."""
+        for _, clip in sorted(self._clips.items()):
+            if clip.num_filled:
+                yield clip.pts[: clip.num_filled], clip.pixels[: clip.num_filled]
 
-        Raises DecodeError("empty") where no frame was pushed.
-        """
-        if self._held is None:
-            raise DecodeError("empty", "no frames")
-        while (wanted := self.wanted_pts) is not None:
-            if until_pts is not None and wanted >= until_pts:
+    def _begin(self) -> None:
+        """Begins the clips whose first time is not behind the earliest that is open."""
+        while True:
+            if self._peeked is None:
+                self._peeked = next(self._coming, None)
+            following = self._peeked
+            if following is None:
                 return
-            yield from self._fill(self._held)
+            if self._slots and following.pts[0] > self._slots[0][0]:
+                return
+            count, view = len(following.pts), following.view
+            shape = (count, view.height, view.width, 3)
+            self._clips[self._num_begun] = _Filling(
+                view, np.empty(shape, np.uint8), np.empty(count, np.int64)
+            )
+            for k, pts in enumerate(following.pts):
+                heapq.heappush(self._slots, (pts, self._num_begun, k))
+            self._num_begun += 1
+            self._peeked = None
 
-    def _fill(self, frame: Frame) -> Iterator[np.ndarray]:
-        _, index, k = self._slots[self._next_slot]
-        self._next_slot += 1
-        request = self._requests[index]
-        if index not in self._clips:
-            shape = (request.num_frames, request.height, request.width, 3)
-            self._clips[index] = np.empty(shape, np.uint8)
-        clip = self._clips[index]
-        if self._shown.get(index) is frame:
-            clip[k] = clip[k - 1]
-        else:
-            clip[k] = self._convert(frame, request)
-            self._shown[index] = frame
-        self._missing[index] -= 1
-        while self._next_clip < len(self._requests) and not self._missing[self._next_clip]:
-            self._shown.pop(self._next_clip, None)
-            done = self._clips.pop(self._next_clip)
-            self._next_clip += 1
-            yield done
+    def _done(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        while (clip := self._clips.get(self._next_done)) and clip.num_filled == len(clip.pts):
+            del self._clips[self._next_done]
+            self._next_done += 1
+            yield clip.pts, clip.pixels

@@ -1,0 +1,173 @@
+"""Readers by index: libraries that find the frames of a file themselves, decord and torchcodec.
+
+Which pts the frames have is read from the packets by PyAV, and the library must agree about times
+and size; so every decoder shows the same frame at the same time, or refuses the file as
+`unsupported_codec`. Scans and key frames are PyAV's: shots and scores do not depend on the library,
+and damage is found. A file that the library cannot read whole gives no frames at all.
+
+Pixels are made RGB at full size before they are cropped and resized, which costs more and differs
+by about one level in 255; at native size those of 8-bit progressive video are equal. What needs more
+than that (fields, tone mapping, transparency, pixels that are not square) is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Literal, Protocol
+
+import numpy as np
+
+from pipeline.decode.container import OpenVideo
+from pipeline.decode.decoder import (
+    DecodeError,
+    DecodeLimits,
+    DecodeSettings,
+    Media,
+    Probe,
+    View,
+)
+from pipeline.decode.picture import resize_rgb
+from pipeline.decode.pyav import PyAVReader
+from pipeline.decode.reader import PlayedFrame, name_of
+from pipeline.decode.sampling import Shown
+
+
+class FrameTable(Protocol):
+    """A file opened by a library. What it cannot do, it says by LibraryError."""
+
+    def frame(self, index: int, seconds: float) -> np.ndarray:
+        """uint8 (h, w, 3) RGB, upright: by pts the `index`-th of all packets, on display then."""
+
+
+class LibraryError(Exception):
+    """A library cannot read a file: it is damaged, or (`is_refusal`) beyond what it does."""
+
+    def __init__(self, message: str, *, is_refusal: bool = False) -> None:
+        super().__init__(message)
+        self.is_refusal = is_refusal
+
+
+class IndexedReader:
+    """One video, open: a `Reader` of the frames of decord or torchcodec."""
+
+    damage: DecodeError | None = None
+
+    def __init__(
+        self,
+        library: Literal["decord", "torchcodec"],
+        media: Media,
+        limits: DecodeLimits,
+        settings: DecodeSettings,
+    ) -> None:
+        self._library = library
+        self._name = name_of(media)
+        self._limits = limits
+        self._deadline = time.monotonic() + limits.timeout_seconds
+        self._num_frames = 0
+        with PyAVReader(media, limits, settings) as reader:
+            self._probe = reader.probe()
+            self._start_pts = reader.start_pts()
+            self.time_base, self.step_pts = reader.time_base, reader.step_pts
+        self._check(self._probe, settings)
+        with OpenVideo(media, limits, settings) as video:
+            self._pts, displayed = video.packet_pts()
+        self._shown = np.flatnonzero(displayed)
+        self._seconds = (self._pts + 0.5) * self.time_base[0] / self.time_base[1]
+        try:
+            self._table = _open_table(library, media, self._probe, self._seconds)
+        except LibraryError as error:
+            raise self._failed(error) from None
+
+    def __enter__(self) -> IndexedReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del self._table
+
+    def probe(self) -> Probe:
+        self._frame(int(self._shown[0]))
+        return self._probe
+
+    def start_pts(self) -> int:
+        return self._start_pts
+
+    def frames(self) -> Iterator[PlayedFrame[np.ndarray]]:
+        for index in self._shown.tolist():
+            yield PlayedFrame(int(self._pts[index]), self._frame(index), False)
+
+    def key_frames(self) -> Iterator[PlayedFrame[np.ndarray]]:
+        raise NotImplementedError("key frames are PyAV's")
+
+    def show(self, wanted: Callable[[], int | None]) -> Iterator[Shown[np.ndarray]]:
+        pts = self._pts[self._shown]
+        while (wanted_pts := wanted()) is not None:
+            place = max(int(np.searchsorted(pts, wanted_pts, side="right")) - 1, 0)
+            until = int(pts[place + 1]) if place + 1 < len(pts) else None
+            yield Shown(self._frame(int(self._shown[place])), int(pts[place]), until)
+            if until is None:
+                return
+
+    def picture(self, frame: np.ndarray, view: View) -> np.ndarray:
+        return resize_rgb(frame, view)
+
+    def _frame(self, index: int) -> np.ndarray:
+        """uint8 (height, width, 3): the frame that is `index`-th by pts."""
+        if time.monotonic() > self._deadline:
+            message = f"{self._name}: over timeout_seconds ({self._limits.timeout_seconds:g})"
+            raise DecodeError("timeout", message, self._num_frames)
+        try:
+            frame = self._table.frame(index, float(self._seconds[index]))
+        except LibraryError as error:
+            raise self._failed(error) from None
+        height, width = self._probe.height, self._probe.width
+        if frame.shape[:2] != (height, width):
+            raise self._refused(
+                f"shows {frame.shape[1]}x{frame.shape[0]} pixels, PyAV {width}x{height}: another "
+                "stream or a changed size"
+            )
+        self._num_frames += 1
+        return frame
+
+    def _check(self, probe: Probe, settings: DecodeSettings) -> None:
+        reasons = {
+            "shows interlaced frames combed": probe.interlaced and settings.interlaced == "field",
+            f"does not map {probe.transfer}": probe.transfer != "sdr" and settings.hdr == "tone_map",
+            "drops transparency": probe.alpha == "blended",
+            "counts pixels as square": probe.pixel_aspect != 1,
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise self._refused(reason)
+
+    def _failed(self, error: LibraryError) -> DecodeError:
+        if error.is_refusal:
+            return self._refused(str(error))
+        return DecodeError("corrupt", f"{self._name}: {self._library}: {error}", self._num_frames)
+
+    def _refused(self, reason: str) -> DecodeError:
+        return DecodeError("unsupported_codec", f"{self._name}: {self._library} {reason}")
+
+
+def _open_table(
+    library: Literal["decord", "torchcodec"], media: Media, probe: Probe, seconds: np.ndarray
+) -> FrameTable:
+    if library == "decord":
+        from pipeline.decode.decord import DecordTable
+
+        return DecordTable(media, probe, seconds)
+    from pipeline.decode.torchcodec import TorchCodecTable
+
+    return TorchCodecTable(media)
+
+
+def failure(error: BaseException) -> LibraryError:
+    """A library's own exception, by its first line."""
+    lines = str(error).strip().splitlines()
+    return LibraryError(lines[0] if lines else type(error).__name__)

@@ -1,0 +1,221 @@
+"""The decoder: what can be asked of a file, answered by one pass over the frames of a reader.
+
+decoder = open_decoder("pyav")
+decoder.probe("film.mp4")
+decoder.sample("film.mp4", [0.5, 10.0], height=256, width=256)
+for frames in decoder.stream("film.mp4", fps=8, height=128, width=128): ...
+for frames in decoder.keyframes("film.mp4", height=128, width=128): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import count
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from pipeline.decode.decoder import (
+    ClipRequest,
+    Crop,
+    DecodeError,
+    Frames,
+    Media,
+    Probe,
+    View,
+)
+from pipeline.decode.reader import Reader
+from pipeline.decode.sampling import (
+    ClipFiller,
+    Shown,
+    Wanted,
+    display_pts,
+    ticks_per_frame,
+    whole_ticks,
+)
+from pipeline.decode.scan import ScanFrame, scan_frames
+
+OpenReader: TypeAlias = Callable[[Media], Reader[Any]]
+
+
+class Decoder:
+    """Reads one file at a time; every method raises DecodeError and leaves nothing open.
+
+    `damage` is what the last pass went past without raising: the first damage, with how many
+    packets were. Sizes are in pixels, times in seconds from the file's first frame.
+    """
+
+    def __init__(self, open_reader: OpenReader, open_scanner: OpenReader, *, raises: bool) -> None:
+        self._open_reader = open_reader
+        self._open_scanner = open_scanner
+        self._raises = raises
+        self.damage: DecodeError | None = None
+
+    def probe(self, media: Media) -> Probe:
+        """Opens the file and decodes its first frame."""
+        with self._open_reader(media) as reader:
+            return reader.probe()
+
+    def sample(
+        self,
+        media: Media,
+        seconds: Sequence[float],
+        *,
+        height: int,
+        width: int,
+        crop: Crop | None = None,
+    ) -> Frames:
+        """The frames on display at growing times; fewer where damage ends the file before."""
+        if not len(seconds):
+            nothing = np.empty(0, np.int64)
+            return Frames(nothing, nothing / 1.0, np.empty((0, height, width, 3), np.uint8))
+        if any(late < early for early, late in zip(seconds, seconds[1:])):
+            raise ValueError("seconds must not shrink; sort them")
+        view = View(height=height, width=width, crop=crop)
+        with self._open_reader(media) as reader:
+            start = reader.start_pts()
+            tick = Fraction(*reader.time_base)
+            times = [
+                start + whole_ticks(Fraction(each) / tick, reader.time_base) for each in seconds
+            ]
+            filler = ClipFiller([Wanted(times, view)], reader.picture)
+            with self._noting_damage(reader):
+                for pts, pixels in self._filled(filler, reader):
+                    return self._frames(pts, pixels, start, reader)
+            for pts, pixels in filler.rest():
+                return self._frames(pts, pixels, start, reader)
+            raise _nothing(reader)
+
+    def stream(
+        self,
+        media: Media,
+        *,
+        fps: float,
+        height: int,
+        width: int,
+        crop: Crop | None = None,
+        start_seconds: float = 0.0,
+        end_seconds: float | None = None,
+        chunk_frames: int = 64,
+    ) -> Iterator[Frames]:
+        """Frames at `fps` over [start_seconds, end_seconds), in chunks; the last may be shorter.
+
+        Without an end they go on until the last frame has been shown as long as the one before it.
+        """
+        if not fps > 0 or chunk_frames < 1 or start_seconds < 0:
+            raise ValueError(
+                f"fps ({fps}) must be above 0, chunk_frames ({chunk_frames}) at least 1, "
+                f"start_seconds ({start_seconds}) not below 0"
+            )
+        view = View(height=height, width=width, crop=crop)
+        with self._open_reader(media) as reader:
+            first = reader.start_pts()
+            tick = Fraction(*reader.time_base)
+            step = ticks_per_frame(fps, reader.time_base)
+            offset = Fraction(start_seconds) / tick
+            end = None if end_seconds is None else first + Fraction(end_seconds) / tick
+
+            def wanted() -> Iterator[Wanted]:
+                for chunk in count():
+                    times = [
+                        first + whole_ticks(offset + k * step, reader.time_base)
+                        for k in range(chunk * chunk_frames, (chunk + 1) * chunk_frames)
+                    ]
+                    times = [pts for pts in times if end is None or pts < end]
+                    if not times:
+                        return
+                    yield Wanted(times, view)
+
+            filler = ClipFiller(wanted(), reader.picture)
+            with self._noting_damage(reader):
+                for pts, pixels in self._filled(filler, reader, holds_last=end is not None):
+                    yield self._frames(pts, pixels, first, reader)
+            for pts, pixels in filler.rest():
+                yield self._frames(pts, pixels, first, reader)
+
+    def keyframes(
+        self, media: Media, *, height: int, width: int, max_frames: int | None = None
+    ) -> Iterator[Frames]:
+        """The key frames, one by one: a few per cent of the cost of all, but how many, nobody knows.
+
+        Files of one key frame in minutes exist, and files of nothing else.
+        """
+        view = View(height=height, width=width, rough=True)
+        with self._open_scanner(media) as reader, self._noting_damage(reader):
+            first = None
+            for index, played in enumerate(reader.key_frames()):
+                if index == max_frames:
+                    return
+                first = played.pts if first is None else first
+                pixels = reader.picture(played.frame, view)[None]
+                yield self._frames(np.array([played.pts]), pixels, first, reader)
+            if first is None:
+                raise _nothing(reader)
+
+    def clips(self, media: Media, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
+        """A uint8 array (num_frames, height, width, 3) RGB per request, in the order given.
+
+        Frame k of a clip is the last frame of the file with pts <= start_pts + k / fps that is also
+        before `end_pts` (the first frame, where none is as early). Requests are sorted by
+        `start_pts`; the file is passed over once.
+        """
+        if not requests:
+            return
+        with self._open_reader(media) as reader:
+            wanted = (Wanted(display_pts(each, reader.time_base), each.view) for each in requests)
+            filler = ClipFiller(wanted, reader.picture)
+            with self._noting_damage(reader):
+                for _, pixels in self._filled(filler, reader):
+                    yield pixels
+
+    def scan(self, media: Media) -> Iterator[ScanFrame]:
+        """Every displayed frame in one pass, small, with strictly growing pts."""
+        with self._open_scanner(media) as reader, self._noting_damage(reader):
+            scanned = scan_frames(reader)
+            if (first := next(scanned, None)) is None:
+                raise _nothing(reader)
+            yield first
+            yield from scanned
+
+    def _filled(
+        self, filler: ClipFiller[Any], reader: Reader[Any], *, holds_last: bool = True
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What the filler wants, from a pass over the reader.
+
+        The last frame is held for all times that follow, or as long as the one before it.
+        """
+        before: Shown[Any] | None = None
+        for shown in reader.show(filler.wanted_pts):
+            if shown.until_pts is None and not holds_last:
+                step = reader.step_pts
+                if before is not None and before.until_pts == shown.pts:
+                    step = max(step, shown.pts - before.pts)
+                shown = shown._replace(until_pts=shown.pts + step)
+            yield from filler.show(shown)
+            before = shown
+        if before is None and filler.wanted_pts() is not None:
+            raise _nothing(reader)
+
+    @contextmanager
+    def _noting_damage(self, reader: Reader[Any]) -> Iterator[None]:
+        """Keeps what the pass says of damage; lets it end there, unless the settings raise it."""
+        self.damage = None
+        try:
+            yield
+        except DecodeError as error:
+            if error is not reader.damage or self._raises or not error.num_frames:
+                raise
+        finally:
+            self.damage = reader.damage
+
+    @staticmethod
+    def _frames(pts: np.ndarray, pixels: np.ndarray, first: int, reader: Reader[Any]) -> Frames:
+        numerator, denominator = reader.time_base
+        return Frames(pts, (pts - first) * (numerator / denominator), pixels)
+
+
+def _nothing(reader: Reader[Any]) -> DecodeError:
+    """Why there are no frames."""
+    return reader.damage or DecodeError("empty", "no frames")
