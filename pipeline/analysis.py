@@ -14,7 +14,8 @@ import numpy as np
 from pipeline import picture_hash, scores
 from pipeline.clip import Clip, cut_windows, dropped_span, make_buckets
 from pipeline.config import BuildConfig, parse_bucket
-from pipeline.decode.decoder import Probe, Scan
+from pipeline.decode.decoder import Probe
+from pipeline.decode.scan import Scan
 from pipeline.shots import Shot, Transition, find_shots
 
 

@@ -10,6 +10,7 @@ a new caption decodes nothing.
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 import time
@@ -30,9 +31,10 @@ from pipeline.clip import (
     failed_source,
 )
 from pipeline.commit import Store, fingerprint_of, unit_id
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, decoder_recipe
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import DecodeError, gather_scan
+from pipeline.decode.decoder import DecodeError
+from pipeline.decode.scan import gather_scan
 from pipeline.plan import PlannedSource
 from pipeline.shots.settings import VERSION as SHOTS_VERSION
 from pipeline.sources.media import open_media
@@ -62,6 +64,7 @@ class AnnotateJob:
         self.config = config
         self.store = Store(root)
         self.earlier = dict(earlier or {})
+        self.recipe = decoder_recipe(config)
         self.scan_fingerprint = scan_fingerprint(config)
         self.fingerprint = fingerprint_of(
             {
@@ -81,10 +84,22 @@ class AnnotateJob:
         scans = [self.scan(source) for source in unit.sources]
         return self.commit(unit, scans, {"seconds": round(time.monotonic() - started, 3)})
 
+    def known(self, source: PlannedSource) -> list[Clip] | None:
+        """The rows of a file that an earlier commit has."""
+        place = self.earlier.get(source.source_id)
+        return place.rows(source.source_id) if place else None
+
+    def lean(self) -> AnnotateJob:
+        """The same job without what earlier commits have: it travels with every file."""
+        job = copy.copy(self)
+        job.earlier = {}
+        return job
+
     def scan(self, source: PlannedSource) -> list[Clip]:
         """The clips and scores of one file, or one row that says why there are none."""
-        if source.source_id in self.earlier:
-            return self.earlier[source.source_id].rows(source.source_id)
+        known = self.known(source)
+        if known is not None:
+            return known
         try:
             return self._scan(source)
         except DecodeError as error:
@@ -127,10 +142,10 @@ class AnnotateJob:
 
     def _scan(self, source: PlannedSource) -> list[Clip]:
         config = self.config
-        decoder = open_decoder(config.decoder, config.limits)
+        decoder = open_decoder(*self.recipe)
         with open_media(source.location, config.limits) as media:
             probe = decoder.probe(media)
-            scan = gather_scan(decoder.scan(media))
+            scan = gather_scan(decoder, media)
         if not len(scan.pts):
             raise scan.error or DecodeError("empty", f"{source.uri}: no frames")
         template = Clip(clip_id="", source_id=source.source_id, uri=source.uri)
@@ -196,7 +211,7 @@ def scan_fingerprint(config: BuildConfig) -> str:
                 scores.VERSION,
                 picture_hash.VERSION,
             ],
-            "decoder": config.decoder,
+            "decoder": decoder_recipe(config).facts(),
             "limits": to_dict(config.limits),
             "shots": to_dict(config.shots),
             "clips": to_dict(config.clips),

@@ -1,9 +1,8 @@
 """Attempts: which units were begun and never ended, written down where a crash cannot erase it.
 
 A marker `_attempts/<unit>.<n>` is made before a unit is given to a worker and deleted when it is
-committed. One that is found later stands for a worker, or a whole build, that died over the unit.
-After two of them its files are run one by one, each alone in its process with limits, so that the
-file that kills is found and left out, and the build goes on.
+committed. One that is found later stands for a worker, or a whole build, that died over the unit;
+`tessera status` tells of it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections import defaultdict
 from pipeline.commit import Store
 
 ATTEMPTS = "_attempts"
-ALLOWED = 2
 
 
 class Attempts:
@@ -34,9 +32,6 @@ class Attempts:
         """The unit is committed: its markers go."""
         for name in self._markers.pop(unit, ()):
             self._storage.delete(f"{ATTEMPTS}/{name}")
-
-    def exhausted(self, unit: str) -> bool:
-        return len(self._markers[unit]) >= ALLOWED
 
     def begun(self) -> dict[str, int]:
         """How often each unit was begun and not ended."""

@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.annotate import accounts, worker_facts
 from pipeline.clip import Clip, central_crop
 from pipeline.commit import Store, fingerprint_of, unit_id
-from pipeline.config import BuildConfig, CaptionSettings
+from pipeline.config import BuildConfig, CaptionSettings, decoder_recipe
 from pipeline.decode.decoder import ClipRequest
 from pipeline.feed import make_chunks
 from pipeline.plan import PlannedSource
@@ -66,12 +66,13 @@ class CaptionJob:
         self.config = config
         self.store = Store(root)
         self.driver_pid = os.getpid()
+        self.recipe = decoder_recipe(config)
         self.fingerprint = fingerprint_of(
             {
                 "version": CAPTION_VERSION,
                 "model": config.captions.coca_model,
                 "weights": weights_sha256,
-                "decoder": config.decoder,
+                "decoder": self.recipe.facts(),
                 "limits": to_dict(config.limits),
             }
         )
@@ -94,8 +95,7 @@ class CaptionJob:
                 group,
                 [_request(clip) for clip in group],
                 locations,
-                self.config.decoder,
-                self.config.limits,
+                self.recipe,
                 self.config.tokenize.clips_per_decode,
             )
             identity = unit_id("caption", [clip.clip_id for clip in group], self.fingerprint)

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.decode.decoder import DecodeLimits
+from pipeline.decode import DecoderRecipe, resolve_library
+from pipeline.decode.decoder import DecodeLimits, DecodeSettings
 from pipeline.shots.settings import ShotSettings
 from tokenizer.settings import section, setting
 
@@ -210,7 +211,9 @@ class BuildConfig:
     reuse: tuple[str, ...] = setting(
         (), "datasets whose scans and codes are copied where they are what would be made anew"
     )
-    decoder: Literal["pyav", "decord"] = setting("pyav", "library that decodes videos")
+    decoder: Literal["pyav", "decord", "torchcodec", "auto"] = setting(
+        "pyav", "library that decodes videos; auto: torchcodec where it has a GPU, else pyav"
+    )
     executor: Literal["ray", "inline"] = setting(
         "ray", "ray: processes that may die, many machines; inline: a plain loop, for debugging"
     )
@@ -219,6 +222,7 @@ class BuildConfig:
     )
     num_cpus: int | None = setting(None, "CPUs of a local Ray; default: all")
     limits: DecodeLimits = section(DecodeLimits)
+    decode: DecodeSettings = section(DecodeSettings)
     shots: ShotSettings = section(ShotSettings)
     clips: ClipSettings = section(ClipSettings)
     annotate: AnnotateSettings = section(AnnotateSettings)
@@ -233,6 +237,11 @@ class BuildConfig:
             raise ValueError("out must name a folder")
         if self.num_cpus is not None and self.num_cpus < 1:
             raise ValueError(f"num_cpus ({self.num_cpus}) must be at least 1")
+
+
+def decoder_recipe(config: BuildConfig) -> DecoderRecipe:
+    """The build's decoder, with what `auto` means on this machine."""
+    return DecoderRecipe(resolve_library(config.decoder), config.limits, config.decode)
 
 
 def parse_bucket(text: str) -> tuple[int, int, int]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
 
 import numpy as np
 
 from pipeline.clip import Clip
-from pipeline.decode import open_decoder
-from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits
+from pipeline.decode import DecoderRecipe, open_decoder
+from pipeline.decode.decoder import ClipRequest, DecodeError
+from pipeline.isolation import Death, Expendable
 from pipeline.sources.media import open_media
 
 _MAX_CHUNK_BYTES = 64 << 20  # decoded frames that cross between processes in one piece
@@ -27,8 +28,7 @@ class Chunk:
 
     location: str
     requests: tuple[ClipRequest, ...]
-    decoder: Literal["pyav", "decord"]
-    limits: DecodeLimits
+    recipe: DecoderRecipe
 
     @property
     def size_bytes(self) -> int:
@@ -52,8 +52,7 @@ def make_chunks(
     clips: Sequence[Clip],
     requests: Sequence[ClipRequest],
     locations: dict[str, str],
-    decoder: Literal["pyav", "decord"],
-    limits: DecodeLimits,
+    recipe: DecoderRecipe,
     clips_per_chunk: int,
 ) -> list[Chunk]:
     """Consecutive clips of one file, at most `clips_per_chunk` and 64 MiB of frames a chunk."""
@@ -70,7 +69,7 @@ def make_chunks(
             or len(run) == clips_per_chunk
             or run_bytes + request_bytes(requests[index + 1]) > _MAX_CHUNK_BYTES
         ):
-            chunks.append(Chunk(locations[clip.source_id], tuple(run), decoder, limits))
+            chunks.append(Chunk(locations[clip.source_id], tuple(run), recipe))
             run, run_bytes = [], 0
     return chunks
 
@@ -80,13 +79,29 @@ def decode_chunk(chunk: Chunk) -> Decoded:
     frames: list[np.ndarray] = []
     error = None
     try:
-        decoder = open_decoder(chunk.decoder, chunk.limits)
-        with open_media(chunk.location, chunk.limits) as media:
+        decoder = open_decoder(*chunk.recipe)
+        with open_media(chunk.location, chunk.recipe.limits) as media:
             for clip in decoder.clips(media, chunk.requests):
                 frames.append(clip)
     except DecodeError as failure:
         error = failure.kind
     return Decoded(tuple(frames), error, os.getpid())
+
+
+def decode_alone(chunk: Chunk, process: Expendable, seconds: float) -> Decoded:
+    """Decodes a chunk in a process that may die of it; then clip by clip, up to the first."""
+    decoded = process.call(partial(decode_chunk, chunk), seconds=seconds)
+    if not isinstance(decoded, Death):
+        return decoded
+    clips: list[np.ndarray] = []
+    for single in chunk.singles():
+        decoded = process.call(partial(decode_chunk, single), seconds=seconds)
+        if isinstance(decoded, Death):
+            return Decoded(tuple(clips), decoded.kind, 0)
+        clips += decoded.clips
+        if decoded.error is not None:
+            return Decoded(tuple(clips), decoded.error, decoded.pid)
+    return Decoded(tuple(clips), None, 0)
 
 
 def clips_in_order(

@@ -25,7 +25,7 @@ import numpy as np
 
 from pipeline.annotate import AnnotateJob
 from pipeline.clip import KEPT, Clip, make_buckets
-from pipeline.config import BuildConfig, parse_bucket
+from pipeline.config import BuildConfig, decoder_recipe, parse_bucket
 from pipeline.encode import Encoder, EncoderRecipe
 from pipeline.feed import decode_chunk, make_chunks
 from pipeline.plan import PlannedSource, planned
@@ -155,8 +155,7 @@ def _encode(
         clips,
         [clip.request() for clip in clips],
         locations,
-        config.decoder,
-        config.limits,
+        decoder_recipe(config),
         config.tokenize.clips_per_decode,
     )
     names = iter([clip.bucket for clip in clips])

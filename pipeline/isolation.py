@@ -1,8 +1,12 @@
 """Isolation: what may crash, hang or eat memory runs alone, in a process that is ours to lose.
 
-The process has a bound on its memory and its time, ends with its parent, and its end is evidence: a
-signal or an exit code of its own is the work's fault, while SIGKILL came from outside (a person, a
-machine that is taken away, the kernel out of memory) and says nothing about the work.
+alone = Expendable(memory_bytes=1 << 30)
+answer = alone.call(partial(decode, "film.mp4"), seconds=60)      # its value, or a Death
+
+The process serves one call after the other, each with a bound on memory and time, and is replaced
+when it dies, after some calls, or when it has grown. It ends with its parent. Its end is evidence:
+a signal or an exit code of its own is the work's fault, while SIGKILL came from outside (a person,
+a machine that is taken away, the kernel out of memory) and says nothing about the work.
 """
 
 from __future__ import annotations
@@ -11,16 +15,25 @@ import ctypes
 import os
 import pickle
 import resource
+import select
 import signal
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from pipeline.answers import AnswerError, plain_error, read_answer, write_answer
+
+Value = TypeVar("Value")
 
 _TRIES_WHEN_KILLED = 5  # a process that is killed from outside so often is not a coincidence
+_CALLS_PER_PROCESS = 256
+_GROWTH_BYTES = 512 << 20  # of resident memory between calls; then the process is replaced
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
 
 
@@ -32,64 +45,192 @@ class Death:
     detail: str
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Kills this very process, by SIGALRM, if the body takes longer."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+class Expendable:
+    """A process that runs calls one at a time; the next one starts when it is needed.
+
+    `memory_bytes` is what a call may map beyond what the process has when it begins.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._memory_bytes = memory_bytes
+        self._process: _Servant | None = None
+
+    def __enter__(self) -> Expendable:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def call(self, function: Callable[[], Value], *, seconds: float) -> Value | Death:
+        """What the function returns. What it raises is raised here, but for MemoryError: a Death.
+
+        After `seconds` the process is killed.
+        """
+        return self.call_pickled(pickle.dumps(function, protocol=5), seconds=seconds)
+
+    def call_pickled(self, call: bytes, *, seconds: float) -> Any | Death:
+        """The same for a function that something else than plain pickle has made bytes of."""
+        for _ in range(_TRIES_WHEN_KILLED):
+            outcome = self._call_once(call, seconds)
+            if not isinstance(outcome, Death) or outcome.kind != "killed":
+                break
+        return outcome
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.end()
+            self._process = None
+
+    def _call_once(self, call: bytes, seconds: float) -> Any | Death:
+        if self._process is None:
+            self._process = _Servant(self._memory_bytes)
+        try:
+            succeeded, value, is_worn = self._process.ask(call, seconds)
+        except _Ended as end:
+            self.close()
+            return end.death
+        except BaseException:
+            self.close()
+            raise
+        if is_worn:
+            self.close()
+        if succeeded:
+            return value
+        if isinstance(value, MemoryError):
+            return Death("out_of_memory", f"wanted more than {self._memory_bytes >> 20} MiB")
+        raise value
 
 
 def limit_memory(extra_bytes: int) -> None:
     """Lets this process map `extra_bytes` more than it has; beyond, MemoryError or a crash."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = mapped + extra_bytes
+    limit = _memory(0) + extra_bytes
     resource.setrlimit(
         resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
     )
 
 
-def run_alone(call: bytes, memory_bytes: int, seconds: float) -> Any | Death:
-    """The value of a pickled function without arguments, called in a process of its own.
-
-    `memory_bytes` is what it may map beyond what its imports take. What it raises is raised here,
-    but for MemoryError, which is a `Death` like the others.
-    """
-    for _ in range(_TRIES_WHEN_KILLED):
-        outcome = _run_once(call, memory_bytes, seconds)
-        if not isinstance(outcome, Death) or outcome.kind != "killed":
-            break
-    return outcome
+class _Ended(Exception):
+    def __init__(self, death: Death) -> None:
+        super().__init__(death)
+        self.death = death
 
 
-def _run_once(call: bytes, memory_bytes: int, seconds: float) -> Any | Death:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.isolation", str(memory_bytes), str(os.getpid())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-    try:
-        answer, words = process.communicate(call, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return Death("timeout", f"ran longer than {seconds:g} s")
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode == 0 and answer:
-        succeeded, value = pickle.loads(answer)
-        if succeeded:
-            return value
-        if isinstance(value, MemoryError):
-            return Death("out_of_memory", f"wanted more than {memory_bytes >> 20} MiB")
-        raise value
-    if process.returncode == -signal.SIGKILL:
-        return Death("killed", "killed from outside, or by the kernel for want of memory")
-    return Death("crashed", _last_words(process.returncode, words))
+class _Servant:
+    """The parent's side of one process."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.isolation", str(memory_bytes), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        self._num_calls = 0
+        pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
+        self._pipes = [pipe for pipe in pipes if pipe is not None]
+        self._calls, self._answers, self._says = (pipe.fileno() for pipe in self._pipes)
+        for file in (self._calls, self._answers, self._says):
+            os.set_blocking(file, False)
+        self._words = b""
+        self._speaks = True
+
+    def ask(self, call: bytes, seconds: float) -> tuple[bool, Any, bool]:
+        """(whether it succeeded, value or error, whether the process has worked enough)."""
+        self._deadline = time.monotonic() + seconds
+        self._seconds = seconds
+        self._send(struct.pack("<Q", len(call)) + call)
+        try:
+            (succeeded, value), growth = read_answer(self._receive)
+        except AnswerError as error:
+            raise _Ended(Death("crashed", str(error))) from None
+        self._num_calls += 1
+        is_worn = self._num_calls >= _CALLS_PER_PROCESS or growth > _GROWTH_BYTES
+        return bool(succeeded), value, is_worn
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in self._pipes:
+            pipe.close()
+
+    def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            self._wait(writing=True)
+            try:
+                view = view[os.write(self._calls, view) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                raise self._ended() from None
+
+    def _receive(self, size: int) -> bytearray:
+        """Exactly so many bytes of the answer."""
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            self._wait(writing=False)
+            try:
+                count = os.readv(self._answers, [view])
+            except BlockingIOError:
+                continue
+            if not count:
+                raise self._ended()
+            view = view[count:]
+        return data
+
+    def _wait(self, *, writing: bool) -> None:
+        """Until the pipe is ready; takes in what the process says meanwhile."""
+        while True:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise _Ended(Death("timeout", f"ran longer than {self._seconds:g} s"))
+            poll = select.poll()
+            if self._speaks:
+                poll.register(self._says, select.POLLIN)
+            if writing:
+                poll.register(self._calls, select.POLLOUT)
+            else:
+                poll.register(self._answers, select.POLLIN)
+            ready = {file for file, _ in poll.poll(1000 * left)}
+            if self._says in ready:
+                self._speaks = self._hear()
+            if ready - {self._says}:
+                return
+
+    def _hear(self) -> bool:
+        """Keeps the end of what the process has said; False when it says no more."""
+        try:
+            heard = os.read(self._says, 1 << 16)
+        except BlockingIOError:
+            return True
+        self._words = (self._words + heard)[-4096:]
+        return bool(heard)
+
+    def _ended(self) -> _Ended:
+        """How the process ended, which closed its pipes."""
+        try:
+            code = self._process.wait(timeout=max(0.0, self._deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return _Ended(Death("timeout", f"ran longer than {self._seconds:g} s"))
+        while select.select([self._says], [], [], 0)[0] and self._hear():
+            continue
+        if code == -signal.SIGKILL:
+            return _Ended(
+                Death("killed", "killed from outside, or by the kernel for want of memory")
+            )
+        return _Ended(Death("crashed", _last_words(code, self._words)))
 
 
 def _last_words(code: int, words: bytes) -> str:
@@ -98,22 +239,32 @@ def _last_words(code: int, words: bytes) -> str:
     return ": ".join([end, *(line[:200] for line in said)])
 
 
+def _memory(column: int) -> int:
+    """Bytes that this process has mapped (0), or has in memory (1)."""
+    return int(Path("/proc/self/statm").read_text().split()[column]) * resource.getpagesize()
+
+
 def _serve(memory_bytes: int, parent: int) -> None:
-    """The process's side: reads the call from stdin, answers on stdout; prints go to stderr."""
+    """The process's side: calls come on stdin, answers go out on stdout; prints go to stderr."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we could ask to follow it
         os._exit(1)
-    answer = os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    call = pickle.loads(sys.stdin.buffer.read())
-    limit_memory(memory_bytes)
-    outcome: tuple[bool, Any]
-    try:
-        outcome = (True, call())
-    except Exception as error:
-        outcome = (False, error)
-    with answer:
-        pickle.dump(outcome, answer, protocol=5)
+    calls = sys.stdin.buffer
+    first_resident = 0
+    while header := calls.read(8):
+        call = pickle.loads(calls.read(*struct.unpack("<Q", header)))
+        first_resident = first_resident or _memory(1)
+        limit_memory(memory_bytes)
+        outcome: tuple[bool, Any]
+        try:
+            outcome = (True, call())
+        except Exception as error:
+            outcome = (False, plain_error(error))
+        resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
+        write_answer(answers, outcome, _memory(1) - first_resident)
+        del outcome, call
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from pipeline import statistics
 from pipeline.clip import PREPROCESS_VERSION, Clip, make_buckets
 from pipeline.commit import Store, fingerprint_of, unit_id
-from pipeline.config import BuildConfig, parse_bucket
+from pipeline.config import BuildConfig, decoder_recipe, parse_bucket
 from pipeline.encode import Encoder, EncoderRecipe
 from pipeline.feed import Chunk, make_chunks
 from pipeline.plan import PlannedSource
@@ -69,16 +69,17 @@ class TokenizeJob:
         self.store = Store(root)
         self.recipes = (recipe, *further)
         self.driver_pid = os.getpid()
+        self.recipe = decoder_recipe(config)
         facts: dict[str, Any] = {
             "versions": [TOKENIZE_VERSION, PREPROCESS_VERSION, statistics.VERSION],
-            "decoder": config.decoder,
+            "decoder": self.recipe.facts(),
             "limits": to_dict(config.limits),
             "encoder": recipe.fingerprint,
         }
         if further:
             facts["further"] = [[each.name, each.fingerprint] for each in further]
         self.fingerprint = fingerprint_of(facts)
-        how = {"version": PREPROCESS_VERSION, "decoder": config.decoder}
+        how = {"version": PREPROCESS_VERSION, "decoder": self.recipe.facts()}
         self.makings = {
             each.name: fingerprint_of({**how, "encoder": each.fingerprint}) for each in self.recipes
         }
@@ -142,8 +143,7 @@ class TokenizeJob:
                 fresh,
                 [clip.request() for clip in fresh],
                 locations,
-                self.config.decoder,
-                self.config.limits,
+                self.recipe,
                 self.config.tokenize.clips_per_decode,
             )
             result.append(replace(unit, chunks=tuple(chunks), copies=copies, failures=failures))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -50,27 +49,37 @@ def _exact_small_numbers() -> Iterator[None]:
         sys.modules["torch"].set_flush_denormal(False)
 
 
+class _Here:
+    """What an expendable process answers, from this one."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        pass
+
+    def __enter__(self) -> _Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def call(self, function: Callable[[], Any], *, seconds: float) -> Any:
+        return function()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _decoded_elsewhere() -> Iterator[Any]:
+def _decoded_here() -> Iterator[Any]:
     """Reports decode their pictures in the test's process: another costs more than the build."""
     from pipeline.inspection import originals
 
-    def decoded_here(job: Any, wanted: Any, deadline: float) -> Any:
-        stream = io.BytesIO()
-        originals._serve(job, stream)
-        stream.seek(0)
-        return originals._received(stream, wanted)
-
-    in_a_process = originals._decoded_elsewhere
+    expendable = originals.Expendable
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(originals, "_decoded_elsewhere", decoded_here)
-        yield in_a_process
+        patch.setattr(originals, "Expendable", _Here)
+        yield expendable
 
 
 @pytest.fixture
-def another_process(monkeypatch: pytest.MonkeyPatch, _decoded_elsewhere: Any) -> None:
+def another_process(monkeypatch: pytest.MonkeyPatch, _decoded_here: Any) -> None:
     """Pictures are decoded in a process of their own, as they are outside of tests."""
-    monkeypatch.setattr("pipeline.inspection.originals._decoded_elsewhere", _decoded_elsewhere)
+    monkeypatch.setattr("pipeline.inspection.originals.Expendable", _decoded_here)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

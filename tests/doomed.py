@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_KEPT: list[np.ndarray] = []
 
 
 def die_by(number: int) -> None:
@@ -34,3 +40,25 @@ def mark_and_wait(path: str) -> None:
     Path(path + "~").write_text(str(os.getpid()))
     os.rename(path + "~", path)
     time.sleep(60)
+
+
+def keep(size_bytes: int) -> int:
+    _KEPT.append(np.ones(size_bytes, np.uint8))
+    return os.getpid()
+
+
+def two_layouts() -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(12).reshape(3, 4).T, np.empty((0, 3))
+
+
+def answer_with_a_function() -> Callable[[int], None]:
+    return die_by
+
+
+class Command:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/never",)
+
+
+def answer_that_runs_a_command() -> Command:
+    return Command()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import pickle
 import resource
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Sequence
 from fractions import Fraction
@@ -20,8 +17,9 @@ import pytest
 from PIL import Image
 
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits, gather_scan
+from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits, DecodeSettings
 from pipeline.decode.sampling import display_pts
+from pipeline.decode.scan import gather_scan
 
 LIMITS = DecodeLimits()
 MS = Fraction(1, 1000)
@@ -97,7 +95,7 @@ def test_a_clip_shows_the_last_frame_at_or_before_each_time(name: str, tmp_path:
     clock = Fraction(1, 12288)
     path = write_video(tmp_path / "a.mp4", greys(56), pts)
     decoder = open_decoder(name, LIMITS)
-    assert gather_scan(decoder.scan(path)).pts.tolist() == pts
+    assert gather_scan(decoder, path).pts.tolist() == pts
     end = pts[-1] + 1
     requests = [
         request(pts[0], end, fps=8, num_frames=30),
@@ -134,7 +132,7 @@ def test_clips_far_apart_equal_clips_of_one_long_pass(extension: str, tmp_path: 
     options = {"crf": "10", "g": "24", "bf": "2"}
     path = write_video(tmp_path / f"a.{extension}", frames, clock=Fraction(1, 24), options=options)
     decoder = open_decoder("pyav", LIMITS)
-    pts = gather_scan(decoder.scan(path)).pts
+    pts = gather_scan(decoder, path).pts
     assert len(pts) == 300
     starts = pts[[10, 100, 101, 180, 290]]
     requests = [request(int(start), int(pts[-1]) + 1, num_frames=3) for start in starts]
@@ -213,7 +211,7 @@ def test_both_decoders_give_equal_pixels_of_h264_at_native_size(tmp_path: Path) 
         np.testing.assert_array_equal(one, two)
     one, two = (next(iter(decoder.clips(path, halves))) for decoder in (ours, theirs))
     assert np.abs(one.astype(int) - two).mean() < 8  # noise is the worst case
-    one, two = gather_scan(ours.scan(path)), gather_scan(theirs.scan(path))
+    one, two = gather_scan(ours, path), gather_scan(theirs, path)
     np.testing.assert_array_equal(one.frames, two.frames)
 
 
@@ -234,17 +232,15 @@ def test_a_damaged_file_ends_in_corrupt_and_conceals_nothing(name: str, tmp_path
     content[middle : middle + 4000] = generator.bytes(4000)
     damaged = tmp_path / "b.mp4"
     damaged.write_bytes(content)
-    decoder = open_decoder(name, LIMITS)
-    scan = gather_scan(decoder.scan(damaged))
+    decoder = open_decoder(name, LIMITS, DecodeSettings())
+    scan = gather_scan(decoder, damaged)
     assert scan.error is not None
     assert scan.error.kind == "corrupt"
     if name == "decord":
         assert len(scan.pts) == 0
         return
     assert 10 < len(scan.pts) == scan.error.num_frames < 60
-    np.testing.assert_array_equal(
-        scan.frames, gather_scan(decoder.scan(whole)).frames[: len(scan.pts)]
-    )
+    np.testing.assert_array_equal(scan.frames, gather_scan(decoder, whole).frames[: len(scan.pts)])
     assert set(scan.grey_pts) <= set(scan.pts)
     last = int(scan.pts[-1])
     shape = {"crop": (0, 0, 64, 64), "height": 64, "width": 64}
@@ -252,6 +248,12 @@ def test_a_damaged_file_ends_in_corrupt_and_conceals_nothing(name: str, tmp_path
     behind = request(last - 512, last + 4096, fps=24, num_frames=8, **shape)
     clips = decoder.clips(damaged, [before, behind])
     np.testing.assert_array_equal(next(clips), next(decoder.clips(whole, [before])))
+    with pytest.raises(StopIteration):
+        next(clips)
+    assert decoder.damage is not None
+    assert decoder.damage.kind == "corrupt"
+    clips = open_decoder(name, LIMITS).clips(damaged, [before, behind])
+    next(clips)
     with pytest.raises(DecodeError, match="corrupt"):
         next(clips)
 
@@ -273,7 +275,7 @@ def test_limits_end_a_file_with_their_own_error(tmp_path: Path) -> None:
 
 def gather_scan_error(decoder, path: Path) -> DecodeError:
     try:
-        error = gather_scan(decoder.scan(path)).error
+        error = gather_scan(decoder, path).error
     except DecodeError as caught:
         error = caught
     assert error is not None
@@ -303,7 +305,7 @@ def test_an_image_is_a_clip_of_one_frame(extension: str, tmp_path: Path) -> None
         probe = decoder.probe(path)
         assert (probe.kind, probe.width, probe.height, probe.num_frames) == ("image", 60, 40, 1)
         assert probe.time_base == (1, 1)
-        scan = gather_scan(decoder.scan(path))
+        scan = gather_scan(decoder, path)
         assert scan.pts.tolist() == [0]
         asked = request(0, 1, num_frames=1, crop=(10, 0, 40, 40), height=20, width=20)
         (clip,) = decoder.clips(path, [asked])
@@ -390,86 +392,6 @@ def test_a_small_file_costs_little(tmp_path: Path) -> None:
     assert cost(lambda: list(decoder.scan(path))) < 4 * bound + 0.002
 
 
-BROKEN = {
-    "audio_only.mp4": "no_video",
-    "bomb_16384x8192.mp4": "too_large",
-    "chunk_out_of_range.mp4": "open",
-    "corrupt_index_stsz.mp4": "corrupt",
-    "corrupt_middle.mp4": "corrupt",
-    "corrupt_sps.mp4": "corrupt",
-    "encrypted_clearkey.mp4": "open",
-    "html_error_page.mp4": "open",
-    "mjpeg_bomb_sof.avi": "corrupt",
-    "moov_removed.mp4": "open",
-    "no_timescale.mp4": "corrupt",
-    "real_corrupted.mp4": "corrupt",
-    "starts_mid_gop.ts": "corrupt",
-    "text_renamed.mp4": "open",
-    "truncated_faststart.mp4": "corrupt",
-    "truncated_moov_at_end.mp4": "open",
-    "unknown_audio_codec.mp4": "no_video",
-    "unknown_codec.mkv": "unsupported_codec",
-    "zero_byte.mp4": "open",
-}
-SOUND = {
-    "absurd_duration.mp4",
-    "huge_dims_header.mp4",
-    "jpeg_named.mp4",
-    "moov_named_free.mp4",
-    "nonutf8_title.mp4",
-    "raw_no_pts.h264",
-    "trailing_garbage.mp4",
-    "webm_named.mp4",
-}
-"""Files of broken/ that decode in full all the same."""
-MANIFEST_ERRS = {"long_10min_96x54.mp4": 3600}  # 600 seconds at 6 fps; its header says so too
-
-
-@pytest.mark.corpus
-@pytest.mark.slow
-def test_every_real_file_gives_its_frames_or_its_error(shared_videos: Path) -> None:
-    decoder = open_decoder("pyav", LIMITS)
-    with open(shared_videos / "MANIFEST.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        name = Path(row["file"]).name
-        path = shared_videos / row["file"]
-        if name in BROKEN:
-            assert gather_scan_error(decoder, path).kind == BROKEN[name], name
-            continue
-        if row["file"].startswith("broken/") and name not in SOUND:
-            continue
-        scan = gather_scan(decoder.scan(path))
-        assert scan.error is None, scan.error
-        assert len(scan.pts) == MANIFEST_ERRS.get(name, int(row["frames"])), name
-        assert (np.diff(scan.pts) > 0).all(), name
-        probe = decoder.probe(path)
-        size = (int(row["width"]), int(row["height"]))
-        assert (probe.width, probe.height) == (size if probe.rotation % 180 == 0 else size[::-1])
-        assert probe.rotation == int(row["rotation"]) % 360, name
-
-
-@pytest.mark.corpus
-def test_a_pixel_bomb_is_refused_in_bounded_memory(shared_videos: Path) -> None:
-    script = (
-        "import sys\n"
-        "from pipeline.decode import open_decoder\n"
-        "from pipeline.decode.decoder import DecodeError, DecodeLimits\n"
-        "try:\n"
-        "    list(open_decoder('pyav', DecodeLimits()).scan(sys.argv[1]))\n"
-        "except DecodeError as error:\n"
-        "    peak = open('/proc/self/status').read().split('VmHWM:')[1].split()[0]\n"
-        "    print(error.kind, int(peak) // 1024)\n"
-    )
-    bomb = shared_videos / "broken" / "bomb_16384x8192.mp4"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(bomb)], capture_output=True, text=True, check=True
-    )
-    kind, peak_mb = done.stdout.split()
-    assert kind == "too_large"
-    assert int(peak_mb) < 250
-
-
 def test_closed_files_leak_nothing(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", greys(4))
     text = tmp_path / "text.mp4"
@@ -497,7 +419,7 @@ def test_greys_are_the_frames_on_display_at_each_eighth_of_a_second(
     steps = generator.choice([200, 512, 513, 900, 3000], 55)
     pts = [12288, *(12288 + np.cumsum(steps)).tolist()]
     path = write_video(tmp_path / "a.mp4", greys(56), pts)
-    scan = gather_scan(open_decoder(name, LIMITS).scan(path))
+    scan = gather_scan(open_decoder(name, LIMITS), path)
     times = np.arange(pts[0], pts[-1], 12288 / 8)
     expected = sorted({max(p for p in pts if p <= time) for time in times})
     assert scan.grey_pts[scan.grey_pts < pts[-1]].tolist() == expected
@@ -517,13 +439,13 @@ def test_greys_are_turned_upright(angle: int, tmp_path: Path) -> None:
         stream.set_display_rotation(angle)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
         container.mux(stream.encode())
-    scan = gather_scan(open_decoder("pyav", LIMITS).scan(path))
+    scan = gather_scan(open_decoder("pyav", LIMITS), path)
     small = scan.frames[0].mean(axis=-1)
     np.testing.assert_allclose(scan.greys[0].reshape(36, 2, 64, 2).mean(axis=(1, 3)), small, atol=6)
 
 
 def test_an_image_has_one_grey(tmp_path: Path) -> None:
     Image.fromarray(np.full((40, 30, 3), 77, np.uint8)).save(tmp_path / "a.png")
-    scan = gather_scan(open_decoder("pyav", LIMITS).scan(tmp_path / "a.png"))
+    scan = gather_scan(open_decoder("pyav", LIMITS), tmp_path / "a.png")
     assert scan.grey_pts.tolist() == [0]
     np.testing.assert_allclose(scan.greys, np.full((1, 72, 128), 77), atol=2)

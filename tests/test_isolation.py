@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -16,14 +15,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.isolation import Death, run_alone, time_limit
-from tests.doomed import die_at_first, die_by, refuse, say_and_return
+from pipeline.isolation import Death, Expendable
+from tests.doomed import (
+    answer_that_runs_a_command,
+    answer_with_a_function,
+    die_at_first,
+    die_by,
+    keep,
+    refuse,
+    say_and_return,
+    two_layouts,
+)
 
 MEMORY = 256 << 20
 
 
 def alone(function: Callable[..., Any], *args: Any, seconds: float = 60) -> Any:
-    return run_alone(pickle.dumps(partial(function, *args)), MEMORY, seconds)
+    with Expendable(MEMORY) as process:
+        return process.call(partial(function, *args), seconds=seconds)
 
 
 def test_values_and_errors_come_back_and_prints_do_not_disturb() -> None:
@@ -48,9 +57,9 @@ def test_a_kill_from_outside_is_no_evidence_until_it_repeats(tmp_path: Path) -> 
 
 def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     program = (
-        "import pickle, os, sys; from functools import partial\n"
-        "from pipeline.isolation import run_alone; from tests.doomed import mark_and_wait\n"
-        "run_alone(pickle.dumps(partial(mark_and_wait, sys.argv[1])), 1 << 30, 60)"
+        "import sys; from functools import partial\n"
+        "from pipeline.isolation import Expendable; from tests.doomed import mark_and_wait\n"
+        "Expendable(1 << 30).call(partial(mark_and_wait, sys.argv[1]), seconds=60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "pid")])
     while not (tmp_path / "pid").exists():
@@ -73,19 +82,51 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
-def test_a_time_limit_kills_its_own_process_even_in_a_call_that_never_returns() -> None:
-    program = (
-        "import time; from pipeline.isolation import time_limit\n"
-        "with time_limit(30): pass\n"
-        "with time_limit(0.2): time.sleep(60)"
-    )
-    started = time.monotonic()
-    ended = subprocess.run([sys.executable, "-c", program], check=False).returncode
-    assert ended == -signal.SIGALRM
-    assert time.monotonic() - started < 30
+def test_one_process_serves_many_calls_until_it_is_worn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.isolation._CALLS_PER_PROCESS", 3)
+    with Expendable(MEMORY) as process:
+        pids = [process.call(os.getpid, seconds=60) for _ in range(7)]
+        assert [pids.index(pid) for pid in pids] == [0, 0, 0, 3, 3, 3, 6]
+        assert process.call(partial(die_by, signal.SIGSEGV), seconds=60) == Death(
+            "crashed", "signal 11 (SIGSEGV)"
+        )
+        after = process.call(os.getpid, seconds=60)
+        assert after not in pids
+        assert os.getpid() not in pids
+    assert not is_running(after)
 
 
-def test_a_time_limit_that_is_kept_leaves_nothing_behind() -> None:
-    with time_limit(5):
-        pass
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+def test_a_process_that_has_grown_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.isolation._GROWTH_BYTES", 100 << 20)
+    with Expendable(1 << 30) as process:
+        first = process.call(os.getpid, seconds=60)
+        assert process.call(partial(keep, 10 << 20), seconds=60) == first
+        assert process.call(partial(keep, 150 << 20), seconds=60) == first
+        assert process.call(os.getpid, seconds=60) != first
+
+
+def test_memory_is_bounded_call_by_call_however_much_was_kept_before() -> None:
+    with Expendable(MEMORY) as process:
+        first = process.call(partial(keep, 150 << 20), seconds=60)
+        assert process.call(partial(keep, 150 << 20), seconds=60) == first
+        assert process.call(partial(keep, 300 << 20), seconds=60).kind == "out_of_memory"
+
+
+def test_large_arrays_come_back_whole_and_of_any_layout() -> None:
+    answer = alone(np.arange, 30_000_000, None, 1, np.uint8)
+    assert np.array_equal(answer, np.arange(30_000_000).astype(np.uint8))
+    turned, empty = alone(two_layouts)
+    assert np.array_equal(turned, np.arange(12).reshape(3, 4).T)
+    assert empty.shape == (0, 3)
+
+
+@pytest.mark.parametrize("call", [answer_with_a_function, answer_that_runs_a_command])
+def test_an_answer_cannot_make_the_parent_run_anything(call: Callable[..., Any]) -> None:
+    death = alone(call)
+    assert death.kind == "crashed"
+    assert "is not what answers are made of" in death.detail
+
+
+def test_errors_of_libraries_come_back_as_words() -> None:
+    with pytest.raises(RuntimeError, match="LinAlgError: Singular matrix"):
+        alone(np.linalg.inv, np.zeros((2, 2)))

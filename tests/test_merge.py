@@ -160,8 +160,8 @@ def test_a_merged_dataset_lends_its_scans_and_codes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     merge(halves[:2], tmp_path / "out")
-    for module in ("annotate", "feed"):
-        monkeypatch.setattr(f"pipeline.{module}.open_decoder", lambda *_: pytest.fail("decoded"))
+    for name in ("annotate.open_decoder", "executor.inline.decode_chunk"):
+        monkeypatch.setattr(f"pipeline.{name}", lambda *_: pytest.fail("decoded"))
     sources = tuple(f"{config.sources[0]}/{part}" for part in "0123")
     again = replace(
         config, sources=sources, out=str(tmp_path / "x"), reuse=(str(tmp_path / "out"),)

@@ -150,15 +150,14 @@ def test_a_file_that_kills_its_decoder_costs_only_its_own_pictures(
     hook = tmp_path / "sitecustomize.py"
     hook.write_text(
         "import os\n"
-        "import pipeline.decode.pyav as room\n"
-        "decode = room.PyAVDecoder.clips\n"
+        "from pipeline.decode.passes import Decoder\n"
+        "decode = Decoder.clips\n"
         "def clips(self, path, requests):\n"
         f"    if str(path) == {str(path)!r}: os._exit(11)\n"
         "    return decode(self, path, requests)\n"
-        "room.PyAVDecoder.clips = clips\n"
+        "Decoder.clips = clips\n"
     )
-    root = Path(__file__).resolve().parent.parent
-    monkeypatch.setenv("PYTHONPATH", f"{root}{os.pathsep}{tmp_path}")
+    monkeypatch.syspath_prepend(tmp_path)
     wanted = [Wanted(row.source_id, row.request()) for row in films]
     originals = read_originals(built, wanted, seconds=60)
     for row, original in zip(films, originals):

@@ -72,8 +72,8 @@ def manifest(out: str) -> dict[str, object]:
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("annotate", "feed"):
-        monkeypatch.setattr(f"pipeline.{module}.open_decoder", lambda *_: pytest.fail("decoded"))
+    for name in ("annotate.open_decoder", "executor.inline.decode_chunk"):
+        monkeypatch.setattr(f"pipeline.{name}", lambda *_: pytest.fail("decoded"))
 
 
 def test_a_new_caption_decodes_and_encodes_nothing(

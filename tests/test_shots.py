@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import DecodeLimits, gather_scan
+from pipeline.decode.decoder import DecodeLimits
+from pipeline.decode.scan import gather_scan
 from pipeline.shots import Shot, Transition, find_shots
 from pipeline.shots.cuts import frame_changes
 from pipeline.shots.settings import ShotSettings
@@ -153,7 +154,7 @@ def test_all_cuts_between_moving_digits_are_found(tmp_path: Path) -> None:
     decoder = open_decoder("pyav", DecodeLimits())
     wrong = 0
     for path in sorted((tmp_path / "corpus" / "videos").glob("*.mp4")):
-        scan = gather_scan(decoder.scan(path))
+        scan = gather_scan(decoder, path)
         found = starts(find_shots(scan.pts, scan.frames, decoder.probe(path).time_base))
         wrong += len(set(found) ^ set(range(0, 270, 27)))
     assert wrong == 0
@@ -180,7 +181,7 @@ REAL_TRANSITIONS = {
 
 def pieces_of(path: Path) -> list[Shot | Transition]:
     decoder = open_decoder("pyav", DecodeLimits())
-    scan = gather_scan(decoder.scan(path))
+    scan = gather_scan(decoder, path)
     return find_shots(scan.pts, scan.frames, decoder.probe(path).time_base)
 
 

@@ -44,6 +44,8 @@ def windows() -> list[Clip]:
         height=360,
         time_base=(1, 12800),
         rotation=0,
+        stored_width=640,
+        stored_height=360,
         codec="h264",
         container="mp4",
         pixel_format="yuv420p",

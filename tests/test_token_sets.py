@@ -140,7 +140,7 @@ def tokenize_commits(root: Path) -> set[str]:
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.feed.open_decoder", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("pipeline.executor.inline.decode_chunk", lambda *_: pytest.fail("decoded"))
 
 
 def test_a_further_set_changes_nothing_of_the_primary_one(both: Path, codes_alone: Path) -> None:

@@ -19,13 +19,29 @@ for frames in decoder.stream("film.mp4", fps=8, height=128, width=128): ...
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from pipeline.decode.decoder import DecodeError, DecodeLimits, DecodeSettings, Media
 from pipeline.decode.passes import Decoder
 from pipeline.decode.reader import Reader, name_of
+from tokenizer.settings import to_dict
 
 Library: TypeAlias = Literal["pyav", "decord", "torchcodec"]
+
+VERSION = 2
+"""Grows whenever the same file and settings give other frames or pixels."""
+
+
+class DecoderRecipe(NamedTuple):
+    """What a decoder is made of: `open_decoder(*recipe)`; travels between processes."""
+
+    name: Library
+    limits: DecodeLimits
+    settings: DecodeSettings
+
+    def facts(self) -> dict[str, Any]:
+        """What frames and pixels depend on besides the file and the limits, for fingerprints."""
+        return {"library": self.name, "version": VERSION, **to_dict(self.settings)}
 
 
 def open_decoder(
@@ -53,7 +69,24 @@ def open_decoder(
 
         return IndexedReader(name, media, limits, settings)
 
-    return Decoder(reader, scanner, raises=settings.damage == "raise")
+    keeps_damaged = settings.damage != "raise" and name == "pyav"
+    return Decoder(reader, scanner, keeps_damaged=keeps_damaged)
+
+
+def resolve_library(name: Literal["pyav", "decord", "torchcodec", "auto"]) -> Library:
+    """The library that a setting names: `auto` is torchcodec where it has a GPU, else pyav.
+
+    UserError where torchcodec is named and cannot be loaded.
+    """
+    if name == "torchcodec":
+        from pipeline.decode.torchcodec import load_torchcodec
+
+        load_torchcodec()
+    if name == "auto":
+        from pipeline.decode.torchcodec import has_gpu_decoder
+
+        return "torchcodec" if has_gpu_decoder() else "pyav"
+    return name
 
 
 def _is_image(media: Media, limits: DecodeLimits) -> bool:

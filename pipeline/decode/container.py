@@ -47,6 +47,7 @@ class OpenVideo:
         self._deadline = time.monotonic() + limits.timeout_seconds
         self.num_frames = 0
         self.damage: DecodeError | None = None
+        self._key_packets_only = False
         self._container = self._open(media)
         try:
             self._stream = self._choose_stream()
@@ -129,8 +130,9 @@ class OpenVideo:
         return np.array(pts, np.int64)[order], np.array(displayed, bool)[order]
 
     def key_frames_only(self) -> None:
-        """From here on `frames` gives key frames alone: the others are not decoded."""
+        """From here on `frames` gives key frames alone: the decoder never sees the others."""
         self._stream.codec_context.skip_frame = "NONKEY"
+        self._key_packets_only = True
 
     def describe(self, frame: av.VideoFrame) -> Probe:
         """What the header says, with the size and nature of `frame`."""
@@ -173,7 +175,10 @@ class OpenVideo:
             raise JumpMissed from None
 
     def _open(self, media: Media) -> Any:
-        options = {"max_pixels": str(self._limits.max_pixels), "format_whitelist": ",".join(FORMATS)}
+        options = {
+            "max_pixels": str(self._limits.max_pixels),
+            "format_whitelist": ",".join(FORMATS),
+        }
         file = io.BytesIO(media) if isinstance(media, bytes) else str(media)
         try:
             return av.open(file, options=options, metadata_errors="replace")
@@ -239,6 +244,8 @@ class OpenVideo:
             if packet is None:
                 return
             num_failed = 0
+            if self._key_packets_only and packet.size and not packet.is_keyframe:
+                continue
             try:
                 yield from packet.decode()
             except _FFMPEG_ERRORS as error:

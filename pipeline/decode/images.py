@@ -130,7 +130,8 @@ class ImageReader:
             if width * height > self._limits.max_pixels:
                 raise DecodeError(
                     "too_large",
-                    f"{self._name}: {width}x{height} is over max_pixels ({self._limits.max_pixels})",
+                    f"{self._name}: {width}x{height} is over max_pixels "
+                    f"({self._limits.max_pixels})",
                 )
             try:
                 with warnings.catch_warnings():

@@ -6,8 +6,8 @@ and size; so every decoder shows the same frame at the same time, or refuses the
 and damage is found. A file that the library cannot read whole gives no frames at all.
 
 Pixels are made RGB at full size before they are cropped and resized, which costs more and differs
-by about one level in 255; at native size those of 8-bit progressive video are equal. What needs more
-than that (fields, tone mapping, transparency, pixels that are not square) is refused.
+by about one level in 255; at native size those of 8-bit progressive video are equal. What needs
+more than that (fields, tone mapping, transparency, pixels that are not square) is refused.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ class IndexedReader:
     def _check(self, probe: Probe, settings: DecodeSettings) -> None:
         reasons = {
             "shows interlaced frames combed": probe.interlaced and settings.interlaced == "field",
-            f"does not map {probe.transfer}": probe.transfer != "sdr" and settings.hdr == "tone_map",
+            f"does not map {probe.transfer}": probe.transfer != "sdr"
+            and settings.hdr == "tone_map",
             "drops transparency": probe.alpha == "blended",
             "counts pixels as square": probe.pixel_aspect != 1,
         }

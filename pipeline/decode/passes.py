@@ -43,14 +43,17 @@ OpenReader: TypeAlias = Callable[[Media], Reader[Any]]
 class Decoder:
     """Reads one file at a time; every method raises DecodeError and leaves nothing open.
 
-    `damage` is what the last pass went past without raising: the first damage, with how many
-    packets were. Sizes are in pixels, times in seconds from the file's first frame.
+    `damage` is what the last pass met: the first damage, with how many packets were damaged. Where
+    `keeps_damaged` holds, it is not raised when there are frames all the same. Sizes are in pixels,
+    times in seconds from the file's first frame.
     """
 
-    def __init__(self, open_reader: OpenReader, open_scanner: OpenReader, *, raises: bool) -> None:
+    def __init__(
+        self, open_reader: OpenReader, open_scanner: OpenReader, *, keeps_damaged: bool
+    ) -> None:
         self._open_reader = open_reader
         self._open_scanner = open_scanner
-        self._raises = raises
+        self.keeps_damaged = keeps_damaged
         self.damage: DecodeError | None = None
 
     def probe(self, media: Media) -> Probe:
@@ -138,7 +141,7 @@ class Decoder:
     def keyframes(
         self, media: Media, *, height: int, width: int, max_frames: int | None = None
     ) -> Iterator[Frames]:
-        """The key frames, one by one: a few per cent of the cost of all, but how many, nobody knows.
+        """The key frames, one by one: cheap, a few per cent of the cost of all, but of any number.
 
         Files of one key frame in minutes exist, and files of nothing else.
         """
@@ -205,7 +208,7 @@ class Decoder:
         try:
             yield
         except DecodeError as error:
-            if error is not reader.damage or self._raises or not error.num_frames:
+            if error is not reader.damage or not (self.keeps_damaged and error.num_frames):
                 raise
         finally:
             self.damage = reader.damage

@@ -23,6 +23,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from pipeline.decode.decoder import Crop, DecodeError, DecodeSettings, Probe, View
 from pipeline.decode.hdr import TRANSFERS, tone_map
 
+_NATIVE = int(Interpolation.BILINEAR)  # of chroma, as PyAV does
 _ROUGH = int(Interpolation.AREA)
 _FINE = int(
     Interpolation.AREA
@@ -112,23 +113,24 @@ def to_pixels(
     """
     native = (frame.height, frame.width) == (height, width)
     if view.grey:
-        pixel_format, depth, dtype = "gray", 1, np.uint8
+        pixel_format, depth = "gray", 1
     elif transfer is not None:
-        pixel_format, depth, dtype = "rgb48le", 3, np.uint16
+        pixel_format, depth = "rgb48le", 3
     elif has_alpha(frame.format.name):
-        pixel_format, depth, dtype = "rgba", 4, np.uint8
+        pixel_format, depth = "rgba", 4
     else:
-        pixel_format, depth, dtype = "rgb24", 3, np.uint8
+        pixel_format, depth = "rgb24", 3
     made = reformatter.reformat(
         frame,
         width,
         height,
         pixel_format,
-        interpolation=_ROUGH if view.rough or native else _FINE,
+        interpolation=_NATIVE if native else _ROUGH if view.rough else _FINE,
         threads=1,
     )
     plane: Any = made.planes[0]
-    rows = np.frombuffer(plane, dtype).reshape(-1, plane.line_size // np.dtype(dtype).itemsize)
+    dtype = np.dtype(np.uint8 if transfer is None or view.grey else np.uint16)
+    rows = np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize)
     pixels = rows[:height, : depth * width].reshape(height, width, depth)
     if view.grey:
         return pixels[..., 0]

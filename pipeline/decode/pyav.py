@@ -1,4 +1,4 @@
-"""The default reader of videos: PyAV (FFmpeg inside this process), one thread, no copy at full size.
+"""The default reader: PyAV (FFmpeg inside this process), one thread, no copy at full size.
 
 A long gap is jumped over where seeking is exact (mp4 and Matroska with common codecs) and the index
 knows a key frame that saves decoding; a jump that misses is noticed by its pts, and the file is

@@ -70,6 +70,10 @@ def gather_scan(decoder: Decoder, media: Media) -> Scan:
         error = decoder.damage
     except DecodeError as damage:
         error = damage
+    if error is not None and not decoder.keeps_damaged:
+        gathered.clear()
+        greys.clear()
+        after_damage.clear()
     return Scan(*gathered.arrays(), *greys.arrays(), np.array(after_damage, np.int64), error)
 
 
@@ -130,6 +134,9 @@ class _Stack:
             self._resize(2 * len(self._pictures))
         self._pictures[len(self._pts)] = picture
         self._pts.append(pts)
+
+    def clear(self) -> None:
+        self._pts.clear()
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """(pts int64 (n,), pictures uint8 (n, ...)); nothing is pushed afterwards."""

@@ -58,3 +58,16 @@ def load_torchcodec() -> Any:
             "and FFmpeg's libraries (such as Debian's package ffmpeg), or choose pyav"
         ) from None
     return VideoDecoder
+
+
+def has_gpu_decoder() -> bool:
+    """Whether torchcodec can be loaded here, beside a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    try:
+        load_torchcodec()
+    except UserError:
+        return False
+    return True

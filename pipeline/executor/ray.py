@@ -1,20 +1,20 @@
 """The Ray executor: annotate and decode in tasks whose processes may die, models in actors.
 
-Ray schedules and survives; what is correct is decided by the commit. A unit whose process crashes,
-runs out of memory or takes too long is tried once more, then file by file, each alone and with
-limits (`pipeline.isolation`), so that the one file that does it is named and the rest is kept.
+Ray schedules and survives; what is correct is decided by the commit. A task's process opens no
+video itself: it has another one for that, which may crash, run out of memory or take too long and
+is then replaced (`pipeline.isolation`): the file that does it is named and the rest is kept.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import ray
 from ray import cloudpickle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
@@ -26,15 +26,15 @@ from pipeline.cluster import connect
 from pipeline.config import AnnotateSettings
 from pipeline.executor import ClipJob
 from pipeline.executor.feeder import Feeder
-from pipeline.feed import Chunk, Decoded, decode_chunk
-from pipeline.isolation import Death, run_alone, time_limit
+from pipeline.feed import Chunk, Decoded, decode_alone
+from pipeline.isolation import Death, Expendable
 from pipeline.status import Watch
 from pipeline.tokenize import ClipUnit
 from tokenizer.settings import UserError
 
 UNITS_PER_ACTOR = 2  # one that is encoded, one whose clips are decoded meanwhile
 _ACTOR_DEATHS_PER_UNIT = 3  # then the build stops: it is the model that dies, not a file
-_TASK_DEATHS_PER_UNIT = 12  # then the build stops: after two of them no file can be the cause
+_TASK_DEATHS_PER_UNIT = 12  # then the build stops: no file can be the cause
 KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
@@ -78,10 +78,9 @@ class RayExecutor:
         while todo or running:
             while todo and len(running) < limit:
                 unit = todo.popleft()
-                annotate = _annotate_alone if attempts.exhausted(unit.id) else _annotate
                 attempts.begin(unit.id)
                 watch.leased(unit.id)
-                running[annotate.remote(shared, unit)] = unit
+                running[_annotate.remote(shared, unit)] = unit
             (done,), _ = ray.wait(list(running), num_returns=1)
             unit = running.pop(done)
             try:
@@ -137,46 +136,34 @@ class RayExecutor:
 
 @ray.remote(num_cpus=1, max_retries=0)
 def _annotate(job: AnnotateJob, unit: AnnotateUnit) -> str:
-    with time_limit(job.config.annotate.timeout_seconds):
-        return job.annotate(unit)
-
-
-@ray.remote(num_cpus=1, max_retries=0)
-def _annotate_alone(job: AnnotateJob, unit: AnnotateUnit) -> str:
-    """Each file of a unit in a process of its own; what has no end of its own is an error row."""
+    """Each file of a unit; one whose process has no end of its own is an error row."""
+    started = time.monotonic()
+    lean, limits = job.lean(), job.config.annotate
+    servant = _servant(limits.memory_bytes)
     scans: list[list[Clip]] = []
-    deaths = {}
+    deaths: dict[str, str] = {}
     for source in unit.sources:
-        scan = _alone(partial(job.scan, source), job.config.annotate)
-        if isinstance(scan, Death):
-            deaths[source.uri] = scan.detail
-            scan = [failed_source(source.source_id, source.uri, f"error:{scan.kind}")]
-        scans.append(scan)
-    return job.commit(unit, scans, {"isolated": True, "deaths": deaths})
-
-
-@ray.remote(num_cpus=1, max_retries=0)
-def _decode(chunk: Chunk, limits: AnnotateSettings) -> Decoded:
-    with time_limit(limits.timeout_seconds):
-        return decode_chunk(chunk)
+        outcome: Any = job.known(source)
+        if outcome is None:
+            call = cloudpickle.dumps(partial(lean.scan, source))
+            outcome = servant.call_pickled(call, seconds=limits.timeout_seconds)
+        if isinstance(outcome, Death):
+            deaths[source.uri] = outcome.detail
+            outcome = [failed_source(source.source_id, source.uri, f"error:{outcome.kind}")]
+        scans.append(outcome)
+    run: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3)}
+    return job.commit(unit, scans, run | ({"deaths": deaths} if deaths else {}))
 
 
 @ray.remote(num_cpus=1, max_retries=-1)  # what kills it is not the chunk
-def _decode_alone(chunk: Chunk, limits: AnnotateSettings) -> Decoded:
-    """Each clip of a chunk in a process of its own, up to the first that dies."""
-    clips: list[np.ndarray] = []
-    for single in chunk.singles():
-        decoded = _alone(partial(decode_chunk, single), limits)
-        if isinstance(decoded, Death):
-            return Decoded(tuple(clips), decoded.kind, 0)
-        clips += decoded.clips
-        if decoded.error is not None:
-            return Decoded(tuple(clips), decoded.error, decoded.pid)
-    return Decoded(tuple(clips), None, 0)
+def _decode(chunk: Chunk, limits: AnnotateSettings) -> Decoded:
+    return decode_alone(chunk, _servant(limits.memory_bytes), limits.timeout_seconds)
 
 
-def _alone(call: partial, limits: AnnotateSettings) -> Any | Death:
-    return run_alone(cloudpickle.dumps(call), limits.memory_bytes, limits.timeout_seconds)
+@lru_cache(maxsize=1)
+def _servant(memory_bytes: int) -> Expendable:
+    """The process that this one has for files of strangers."""
+    return Expendable(memory_bytes)
 
 
 class _ModelWorker:
@@ -192,7 +179,7 @@ class _ModelWorker:
         limits = job.config.annotate
         self._feeder: Feeder[ray.ObjectRef] = Feeder(
             submit=lambda chunk: _decode.remote(chunk, limits),
-            collect=lambda ref, chunk: _collect(ref, chunk, limits),
+            collect=lambda ref, chunk: _result(ref),
             limit_bytes=job.config.tokenize.decode_ahead_bytes,
         )
 
@@ -205,16 +192,6 @@ class _ModelWorker:
             finish = self._job.process(unit, decoded, self._model)
         finish()
         return unit.id
-
-
-def _collect(ref: ray.ObjectRef, chunk: Chunk, limits: AnnotateSettings) -> Decoded:
-    """A decode task's result; a chunk whose process dies twice is done clip by clip, alone."""
-    for following in (_decode, _decode_alone):
-        try:
-            return _result(ref)
-        except _TASK_DEATHS:
-            ref = following.remote(chunk, limits)
-    return _result(ref)
 
 
 def _round_robin(actors: Sequence[Any], running: dict[Any, tuple[Any, ClipUnit]]) -> Iterator[Any]:

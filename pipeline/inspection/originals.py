@@ -11,31 +11,29 @@ and for a bounded time: a file that kills the decoder costs its own clips, and n
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from pipeline.decode import open_decoder
-from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits
-from pipeline.feed import request_bytes
-from pipeline.isolation import limit_memory
+from pipeline.decode import DecoderRecipe, resolve_library
+from pipeline.decode.decoder import (
+    ClipRequest,
+    DecodeLimits,
+    DecodeSettings,
+)
+from pipeline.feed import Chunk, decode_alone, request_bytes
+from pipeline.isolation import Expendable
 from pipeline.shards.table import read_table
 from pipeline.sources.location import facts_of, is_local_file
-from pipeline.sources.media import open_media
 from pipeline.storage import open_storage
-from tokenizer.settings import UserError, from_dict, to_dict
+from tokenizer.settings import UserError, from_dict
 
 PLAN_FILE, CONFIG_FILE = "plan.parquet", "config.yaml"
 MEMORY_BYTES = 4 << 30
@@ -72,25 +70,19 @@ def read_originals(root: str | Path, wanted: Sequence[Wanted], *, seconds: float
             files.setdefault(locations[each.source_id], []).append(index)
     for indices in files.values():
         indices.sort(key=lambda index: wanted[index].request.start_pts)
-    decoder, limits = _decoder_settings(root)
+    recipe = _decoder_recipe(root)
     deadline = time.monotonic() + seconds
-    waiting = list(files.items())
-    while waiting and time.monotonic() < deadline:
-        job = {
-            "decoder": decoder,
-            "limits": to_dict(limits),
-            "files": [
-                [location, [[index, asdict(wanted[index].request)] for index in indices]]
-                for location, indices in waiting
-            ],
-        }
-        for index, original in _decoded_elsewhere(job, wanted, deadline):
-            found[index] = original
-        missing = [(where, [i for i in indices if i not in found]) for where, indices in waiting]
-        waiting = [(where, indices) for where, indices in missing if indices]
-        if waiting and time.monotonic() < deadline:  # the process died, at the first of them
-            _, indices = waiting.pop(0)
-            found |= dict.fromkeys(indices, Original(None, "crashed"))
+    with Expendable(MEMORY_BYTES) as process:
+        for location, indices in files.items():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            chunk = Chunk(location, tuple(wanted[index].request for index in indices), recipe)
+            decoded = decode_alone(chunk, process, left)
+            reason = "out of time" if decoded.error == "timeout" else decoded.error or "empty"
+            frames = [*decoded.clips, *[None] * len(indices)]
+            for index, clip in zip(indices, frames):
+                found[index] = Original(clip, reason if clip is None else "")
     late = Original(None, "out of time")
     return [found.get(index, late) for index in range(len(wanted))]
 
@@ -142,90 +134,15 @@ def _locate(root: str | Path, source_ids: set[str]) -> tuple[dict[str, str], dic
     return locations, {source: why for source, why in reasons.items() if source not in locations}
 
 
-def _decoder_settings(root: str | Path) -> tuple[str, DecodeLimits]:
-    """The build's decoder and its limits; the defaults where its config is not readable."""
+def _decoder_recipe(root: str | Path) -> DecoderRecipe:
+    """The build's decoder; the default one where its config is not readable or not possible here.
+
+    Damage ends a file: what comes before it is shown.
+    """
     try:
         values = yaml.safe_load(open_storage(root).read(CONFIG_FILE))
         limits = from_dict(DecodeLimits, values.get("limits", {}), CONFIG_FILE)
-        decoder = str(values.get("decoder", "pyav"))
-        return decoder if decoder in ("pyav", "decord") else "pyav", limits
+        settings = from_dict(DecodeSettings, values.get("decode", {}), CONFIG_FILE)
+        return DecoderRecipe(resolve_library(values.get("decoder", "pyav")), limits, settings)
     except (OSError, yaml.YAMLError, AttributeError, UserError):
-        return "pyav", DecodeLimits()
-
-
-def _decoded_elsewhere(
-    job: Mapping[str, Any], wanted: Sequence[Wanted], deadline: float
-) -> Iterator[tuple[int, Original]]:
-    """What a process decodes before it ends, however that is."""
-    parent = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [parent, os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.inspection.originals"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": path},
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    timer = threading.Timer(max(deadline - time.monotonic(), 0.0), process.kill)
-    timer.start()
-    try:
-        try:
-            process.stdin.write(json.dumps(job).encode())
-            process.stdin.close()
-        except BrokenPipeError:
-            return
-        yield from _received(process.stdout, wanted)
-    finally:
-        timer.cancel()
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def _received(stream: IO[bytes], wanted: Sequence[Wanted]) -> Iterator[tuple[int, Original]]:
-    """The records that `_serve` wrote; their sizes are known from the requests."""
-    while line := stream.readline():
-        record = json.loads(line)
-        index = int(record["index"])
-        if record["error"]:
-            yield index, Original(None, str(record["error"]))
-            continue
-        request = wanted[index].request
-        data = stream.read(request_bytes(request))
-        if len(data) < request_bytes(request):
-            return
-        shape = (request.num_frames, request.height, request.width, 3)
-        yield index, Original(np.frombuffer(data, np.uint8).reshape(shape), "")
-
-
-def _serve(job: Mapping[str, Any], stream: IO[bytes]) -> None:
-    """Decodes a job's files; per clip a line of JSON and, unless it says an error, the pixels."""
-    limits = DecodeLimits(**job["limits"])
-    decoder = open_decoder(job["decoder"], limits)
-    for location, clips in job["files"]:
-        indices = [index for index, _ in clips]
-        requests = [ClipRequest(**row | {"crop": tuple(row["crop"])}) for _, row in clips]
-        done, reason = 0, "empty"
-        try:
-            with open_media(location, limits) as media:
-                for frames in decoder.clips(media, requests):
-                    _send(stream, indices[done], None, [np.ascontiguousarray(frames).data])
-                    done += 1
-        except DecodeError as error:
-            reason = error.kind
-        for index in indices[done:]:
-            _send(stream, index, reason, [])
-
-
-def _send(stream: IO[bytes], index: int, error: str | None, payload: Iterable[Any]) -> None:
-    stream.write(json.dumps({"index": index, "error": error}).encode() + b"\n")
-    for data in payload:
-        stream.write(data)
-    stream.flush()
-
-
-if __name__ == "__main__":
-    limit_memory(MEMORY_BYTES)
-    _serve(json.load(sys.stdin), sys.stdout.buffer)
+        return DecoderRecipe("pyav", DecodeLimits(), DecodeSettings())
