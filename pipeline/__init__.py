@@ -11,8 +11,8 @@ Its rooms, in the order in which data passes them:
     shard_draft     a shard in the making, and what its commit says
     storage commit  a disk or an object store, and the one protocol by which work gets there
     reuse removal   what need not be made again, what may not be used any more
-    executor attempts isolation
-                    where work runs: inline, or on Ray in processes that may die
+    executor attempts isolation answers
+                    where work runs: inline, or on Ray; files in processes that may die
     shards          the format that the trainer reads
     statistics distribution codebook_use commit_sum
                     what commits say of their samples, and how it adds up

@@ -97,9 +97,9 @@ def test_nothing_in_the_report_loads_or_runs(built: Path) -> None:
 def test_without_its_sources_the_report_says_so(built: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(built, tmp_path / "data")
     plan = pq.read_table(copy / "plan.parquet")
-    paths = pa.array([f"/nowhere/{path}" for path in plan["path"].to_pylist()])
-    place = plan.schema.get_field_index("path")
-    pq.write_table(plan.set_column(place, "path", paths), copy / "plan.parquet")
+    locations = pa.array([f"/nowhere/{each}" for each in plan["location"].to_pylist()])
+    place = plan.schema.get_field_index("location")
+    pq.write_table(plan.set_column(place, "location", locations), copy / "plan.parquet")
     text = write_report(copy).read_text(encoding="utf-8")
     assert "no picture: gone" in text
     assert "data:image" not in text
