@@ -280,7 +280,9 @@ def dead_end() -> Iterator[tuple[int, list[str]]]:
                     return
                 with connection:
                     connection.settimeout(5)
-                    requests.append(connection.recv(4096).split(b"\r\n")[0].decode("latin-1"))
+                    asked = connection.recv(4096).split(b"\r\n")[0].decode("latin-1")
+                    if asked:  # a browser that ends closes connections on which it said nothing
+                        requests.append(asked)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
