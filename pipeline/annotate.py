@@ -143,7 +143,7 @@ class AnnotateJob:
     def _scan(self, source: PlannedSource) -> list[Clip]:
         config = self.config
         decoder = open_decoder(*self.recipe)
-        with open_media(source.location, config.limits) as media:
+        with open_media(source.location, config.limits, source.source_id) as media:
             probe = decoder.probe(media)
             scan = gather_scan(decoder, media)
         if not len(scan.pts):

@@ -27,6 +27,7 @@ class Chunk:
     """Clips of one file to decode in one task."""
 
     location: str
+    source_id: str
     requests: tuple[ClipRequest, ...]
     recipe: DecoderRecipe
 
@@ -69,7 +70,8 @@ def make_chunks(
             or len(run) == clips_per_chunk
             or run_bytes + request_bytes(requests[index + 1]) > _MAX_CHUNK_BYTES
         ):
-            chunks.append(Chunk(locations[clip.source_id], tuple(run), recipe))
+            location = locations[clip.source_id]
+            chunks.append(Chunk(location, clip.source_id, tuple(run), recipe))
             run, run_bytes = [], 0
     return chunks
 
@@ -80,7 +82,7 @@ def decode_chunk(chunk: Chunk) -> Decoded:
     error = None
     try:
         decoder = open_decoder(*chunk.recipe)
-        with open_media(chunk.location, chunk.recipe.limits) as media:
+        with open_media(chunk.location, chunk.recipe.limits, chunk.source_id) as media:
             for clip in decoder.clips(media, chunk.requests):
                 frames.append(clip)
     except DecodeError as failure:

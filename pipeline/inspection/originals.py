@@ -77,7 +77,8 @@ def read_originals(root: str | Path, wanted: Sequence[Wanted], *, seconds: float
             left = deadline - time.monotonic()
             if left <= 0:
                 break
-            chunk = Chunk(location, tuple(wanted[index].request for index in indices), recipe)
+            requests = tuple(wanted[index].request for index in indices)
+            chunk = Chunk(location, wanted[indices[0]].source_id, requests, recipe)
             decoded = decode_alone(chunk, process, left)
             reason = "out of time" if decoded.error == "timeout" else decoded.error or "empty"
             frames = [*decoded.clips, *[None] * len(indices)]

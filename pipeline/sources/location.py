@@ -31,6 +31,7 @@ from pipeline.sources.remote import (
     shown,
 )
 
+_IN_MEMORY_BYTES = 64 << 20
 _MEMBER = re.compile(r"tar\+([0-9]{1,18})\+([0-9]{1,18})(\.[a-z0-9]{1,16})?:(.+)", re.DOTALL)
 
 
@@ -114,12 +115,22 @@ def pieces_of(location: str, max_bytes: int, seconds: float) -> Iterator[bytes]:
 
 @contextmanager
 def fetched(location: str, max_bytes: int, seconds: float) -> Iterator[IO[bytes]]:
-    """A file's bytes in a temporary file without a name, which ends with whoever has it open."""
-    with tempfile.TemporaryFile(prefix="tessera-") as file:
+    """A file's bytes in a file without a name, which ends with whoever has it open.
+
+    It lies in memory, where it is known to be small, else in $TMPDIR.
+    """
+    with _nameless(location) as file:
         for piece in pieces_of(location, max_bytes, seconds):
             file.write(piece)
         file.flush()
         yield file
+
+
+def _nameless(location: str) -> IO[bytes]:
+    member = member_of(location)
+    if member is not None and member.size_bytes <= _IN_MEMORY_BYTES:
+        return os.fdopen(os.memfd_create("tessera"), "w+b")
+    return tempfile.TemporaryFile(prefix="tessera-")
 
 
 def path_of(file: IO[bytes]) -> Path:

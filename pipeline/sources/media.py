@@ -1,37 +1,92 @@
 """Media: a source's file as a decoder takes it, wherever it lies.
 
-    with open_media("tar+1536+8000:s3://lab/0.tar", limits) as media:
-        decoder.probe(media)
+    with open_media("tar+1536+8000.mp4:s3://lab/0.tar", limits, source_id) as path:
+        decoder.probe(path)
 
-A file of this machine is its path; anything else is fetched into a temporary file that has no name:
-nothing is left of it when the process ends, however it ends.
+A file of this machine is its path. Anything else is fetched into a file that has no name, in memory
+where it is a member of a tar, and is checked against the content that it was identified by. The
+path is good in this process alone, and nothing is left behind when it ends, however it ends.
+
+The file that was fetched last is kept for the next caller: a long video is decoded piece by piece.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from pipeline.decode.decoder import DecodeError, DecodeLimits
 from pipeline.sources.location import FileTooLarge, fetched, is_local_file, path_of
+from pipeline.sources.remote import shown
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Fetched:
+    """A fetched file, closed when it is neither kept nor in use."""
+
+    def __init__(self, location: str, limits: DecodeLimits, source_id: str) -> None:
+        self.source_id = source_id
+        self.num_users = 1  # whoever keeps it is one
+        with ExitStack() as stack:
+            file = stack.enter_context(
+                fetched(location, limits.max_file_bytes, limits.timeout_seconds)
+            )
+            if _sha256(file) != source_id:
+                raise OSError(f"{shown(location)}: has changed since it was planned")
+            self.path = path_of(file)
+            self._stack = stack.pop_all()
+
+    def release(self) -> None:
+        self.num_users -= 1
+        if not self.num_users:
+            self._stack.close()
+
+
+class _Kept(threading.local):
+    last: _Fetched | None = None
+
+
+_KEPT = _Kept()
 
 
 @contextmanager
-def open_media(location: str, limits: DecodeLimits) -> Iterator[Path]:
+def open_media(location: str, limits: DecodeLimits, source_id: str) -> Iterator[Path]:
     """The file at a location; DecodeError `open`, `too_large` or `timeout` when there is none."""
     if is_local_file(location):
         yield Path(location)
         return
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(
-                fetched(location, limits.max_file_bytes, limits.timeout_seconds)
-            )
-        except FileTooLarge as error:
-            raise DecodeError("too_large", str(error)) from None
-        except TimeoutError as error:
-            raise DecodeError("timeout", str(error)) from None
-        except OSError as error:
-            raise DecodeError("open", str(error)) from None
-        yield path_of(file)
+    last = _KEPT.last
+    if last is None or last.source_id != source_id:
+        _KEPT.last = None
+        if last is not None:
+            last.release()
+        last = _KEPT.last = _fetch(location, limits, source_id)
+    last.num_users += 1
+    try:
+        yield last.path
+    finally:
+        last.release()
+
+
+def _fetch(location: str, limits: DecodeLimits, source_id: str) -> _Fetched:
+    try:
+        return _Fetched(location, limits, source_id)
+    except FileTooLarge as error:
+        raise DecodeError("too_large", str(error)) from None
+    except TimeoutError as error:
+        raise DecodeError("timeout", str(error)) from None
+    except OSError as error:
+        if error.errno in _NO_SPACE:  # no fault of the file
+            raise
+        raise DecodeError("open", str(error)) from None
+
+
+def _sha256(file: IO[bytes]) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
