@@ -1,16 +1,21 @@
-"""Sources: what folders, files and globs name, sorted, once each; plain words for what is wrong."""
+"""Sources: what patterns name, sorted, once each; plain words for what is wrong."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from pipeline.decode.decoder import DecodeLimits
+from pipeline.sources import remote
+from pipeline.sources.braces import expand_braces
 from pipeline.sources.content import content_id
 from pipeline.sources.listing import list_sources
+from tests.web import serving
 from tokenizer.settings import UserError
 
 
@@ -104,3 +109,108 @@ def test_the_content_is_the_identity(tmp_path: Path) -> None:
     assert content_id(str(one), limits) == hashlib.sha256(b"same" * 100_000).hexdigest()
     two.write_bytes(b"other")
     assert content_id(str(one), limits) != content_id(str(two), limits)
+
+
+def test_braces_stand_for_names_in_order() -> None:
+    assert expand_braces("a/{08..11}.tar") == [f"a/{n}.tar" for n in ("08", "09", "10", "11")]
+    assert expand_braces("{a,b}/{0..1}") == ["a/0", "a/1", "b/0", "b/1"]
+    assert expand_braces("plain") == ["plain"]
+    for pattern, said in [
+        ("{1..0}", "backwards"),
+        ("{0..9999999999}", "more than 1,000,000"),
+        ("{0..999}{0..1000}", "more than 1,000,000"),
+        ("{abc}", "must be a range"),
+        ("{0..", "do not match"),
+        ("{{1,2}}", "do not match"),
+        ("{" + "9" * 30 + "..1}", "must be a range"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            expand_braces(pattern)
+
+
+def test_every_name_of_a_range_must_be_there(collection: Path) -> None:
+    (collection / "0.mp4").write_bytes(b"0")
+    (collection / "{1..2}.mp4").write_bytes(b"odd")
+    assert len(list_sources([f"{collection}/{{0..0}}.mp4"])) == 1
+    assert len(list_sources([f"{collection}/{{1..2}}.mp4"])) == 1  # a file that is called so
+    with pytest.raises(UserError, match=r"/1\.mp4: no such file"):
+        list_sources([f"{collection}/{{0..3}}.mp4"])
+
+
+def test_tars_and_manifests_are_those_that_a_pattern_names(collection: Path) -> None:
+    (collection / "all.csv").write_text("path\nstill.JPG\n")
+    assert len(list_sources([str(collection)])) == 4
+    assert len(list_sources([f"{collection}/*"])) == 4
+    assert [file.uri for file in list_sources([f"{collection}/*.csv"])] == ["still.JPG"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("nosuch://lab/films", "Protocol not known: nosuch"),
+        ("simplecache::memory://a/b.mp4", "chain"),
+        ("memory://nowhere/films", "nowhere/films.*not a video or an image"),
+        ("memory://nowhere/a.mp4", "no such file"),
+        ("memory://nowhere/a.tar", "no such file"),
+        ("memory://nowhere/a.csv", "no such file"),
+        ("memory://nowhere/*.mp4", "matches no videos"),
+        ("memory://nowhere/*.tar", "matches no file"),
+        ("http://127.0.0.1:9/a.mp4", "127.0.0.1:9.*onnect"),
+        ("http://127.0.0.1:9/films", "127.0.0.1:9.*onnect"),
+        ("http://[bad/films/a.mp4", "not a URL"),
+    ],
+)
+def test_a_url_that_names_nothing_is_one_clear_line(
+    pattern: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PAUSE_SECONDS", 0.0)
+    with pytest.raises(UserError, match=said) as caught:
+        list_sources([pattern])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_that_is_not_there_is_one_clear_line(s3: str) -> None:
+    for pattern in ("s3://nobucket/films", "s3://nobucket/a.mp4", f"{s3}/none/a.tar"):
+        with pytest.raises(UserError, match=pattern) as caught:
+            list_sources([pattern])
+        assert "\n" not in str(caught.value)
+
+
+def test_a_page_that_links_to_itself_and_elsewhere_is_listed_once(tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a b.mp4").write_bytes(b"a")
+    links = ["./", "../", "sub/", "sub/../sub/", "http://127.0.0.1:9/x.mp4", "?C=M", "/etc/x.mp4"]
+    page = "".join(f'<a href="{link}">x</a>' for link in links)
+    (folder / "index.html").write_text(page)
+    with serving(tmp_path) as web:
+        (file,) = list_sources([f"{web.url}/films/"])
+    assert (file.uri, file.size_bytes) == ("sub/a b.mp4", 1)
+
+
+class _Endless(SimpleHTTPRequestHandler):
+    """Every page links to a deeper one."""
+
+    def do_GET(self) -> None:
+        page = b'<a href="deeper/">x</a>'
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def test_pages_without_end_are_left() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Endless)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="links without end; give a manifest"):
+            list_sources([f"http://127.0.0.1:{server.server_port}/films"])
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

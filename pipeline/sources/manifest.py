@@ -119,7 +119,10 @@ def _place(value: Any, manifest: str, where: str) -> tuple[str, str]:
         raise UserError(f"{where}: {value!r:.100} is a tar; name tars in sources")
     is_path = not is_url(value) or value.startswith("file://")
     if not is_path:
-        return value, _uri(url_path(value), url_path(manifest) if is_url(manifest) else "")
+        try:
+            return value, _uri(url_path(value), url_path(manifest) if is_url(manifest) else "")
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     if not is_url(manifest):
         value = value.removeprefix("file://")
         path = os.path.abspath(os.path.join(os.path.dirname(manifest), value))

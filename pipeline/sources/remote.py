@@ -8,11 +8,13 @@ that ignores byte ranges is read from its beginning.
 
 from __future__ import annotations
 
+import posixpath
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -22,7 +24,7 @@ PIECE_BYTES = 8 << 20
 _ATTEMPTS = 3
 _PAUSE_SECONDS = 0.5
 _SILENCE_SECONDS = 60.0  # without a byte from an HTTP server
-_MAX_LISTED = 10_000_000
+_MAX_PAGES, _MAX_LINKS, _MAX_DEPTH = 100_000, 10_000_000, 64
 _STAMPS = (
     *("ETag", "etag", "md5Hash", "content_md5", "Last-Modified", "LastModified", "last_modified"),
     *("updated", "mtime", "modified", "created"),
@@ -62,7 +64,10 @@ def shown(location: str) -> str:
 def url_path(url: str) -> str:
     """Bucket or host and path of a URL, as a name: no protocol, password, query or %20."""
     if is_http(url):
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise UserError(f"{shown(url)}: not a URL ({error})") from None
         return f"{parts.hostname}{unquote(parts.path)}"
     return url.partition("://")[2]
 
@@ -138,20 +143,29 @@ def _linked_below(url: str) -> Listing:
     files, _ = _opened(url)
     found: Listing = {}
     waiting, seen = [url + "/"], {url + "/"}
-    while waiting:
+    for number in count(1):
         folder = waiting.pop()
         for row in _tried(folder, partial(files.ls, folder, detail=True)):
-            name = str(row["name"]).partition("?")[0].partition("#")[0]
-            if not name.startswith(url + "/") or name in seen or "/../" in name:
+            name = _without_dots(str(row["name"]).partition("?")[0].partition("#")[0])
+            if not name.startswith(url + "/") or name in seen:
                 continue
             seen.add(name)
             if name.endswith("/"):
                 waiting.append(name)
             else:
                 found[name] = _facts_in(row)
-        if len(seen) > _MAX_LISTED:
-            raise RemoteError(f"{shown(url)}: more than {_MAX_LISTED:,} links")
-    return dict(sorted(found.items()))
+        if not waiting:
+            return dict(sorted(found.items()))
+        if len(seen) > _MAX_LINKS or number == _MAX_PAGES or folder.count("/") > _MAX_DEPTH:
+            raise RemoteError(f"{shown(url)}: links without end; give a manifest of the files")
+    raise AssertionError
+
+
+def _without_dots(url: str) -> str:
+    """The URL that one with ./ and ../ in its path means."""
+    protocol, _, place = url.partition("://")
+    slash = "/" if place.endswith(("/", "/.", "/..")) else ""
+    return f"{protocol}://{posixpath.normpath(place).rstrip('/')}{slash}"
 
 
 def _opened(url: str) -> tuple[Any, str]:
