@@ -2,7 +2,7 @@
 
 Its rooms, in the order in which data passes them:
 
-    sources decode shots scores picture_hash captions coca
+    sources decode shots flow bars scores picture_hash analysis captions coca
                     from files to described clips
     clip            what a clip is: source, span, crop, shape
     config          the settings of a build

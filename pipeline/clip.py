@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.decode.decoder import ClipRequest, Probe
+from pipeline.decode.decoder import ClipRequest, Crop, Probe
+from pipeline.scores import VERSIONS
 from pipeline.shards.format import Bucket, bucket_name, canonical_json
 from pipeline.shards.table import read_table
 
@@ -28,7 +29,7 @@ PREPROCESS_VERSION = 1  # of the rule below; part of every fingerprint that depe
 KEPT = "kept"
 _NOT_IN_SAMPLES = (
     *("outcome", "start_pts", "end_pts", "kind"),
-    *("shard", "row", "code_key", "picture_hash"),
+    *("shard", "row", "code_key", "picture_hash", "content"),
 )
 
 
@@ -38,7 +39,9 @@ class Clip:
 
     `outcome` is "" while undecided, then `kept`, `dropped:<rule>` or `error:<class>`. Times are in
     the source's own pts; `start_seconds` counts from the file's first frame. `shard` and `row` say
-    where a kept clip's sample lies, `code_key` how its codes were made.
+    where a kept clip's sample lies, `code_key` how its codes were made. `crop` and `content` are
+    (x, y, width, height) in displayed pixels; `content` is what lies between black borders, the
+    whole picture where there are none, and zeros in rows from before it was looked for.
     """
 
     clip_id: str
@@ -58,7 +61,8 @@ class Clip:
     num_frames: int = 0
     width: int = 0
     height: int = 0
-    crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+    crop: Crop = (0, 0, 0, 0)
+    content: Crop = (0, 0, 0, 0)
     view: int = 0
     scores: Mapping[str, float | None] = field(default_factory=dict)
     label: str | None = None
@@ -139,16 +143,24 @@ def failed_source(source_id: str, uri: str, outcome: str, **facts: Any) -> Clip:
 
 
 def cut_windows(
-    template: Clip, probe: Probe, start_pts: int, end_pts: int, fps: float, buckets: list[Bucket]
+    template: Clip,
+    probe: Probe,
+    start_pts: int,
+    end_pts: int,
+    fps: float,
+    buckets: list[Bucket],
+    within: Crop | None = None,
 ) -> Iterator[Clip]:
     """The clips of one shot [start_pts, end_pts): windows, then a dropped row for what is left.
 
     `template` carries what the clips share (source, licence); crop, span and bucket are set here.
+    Crops lie `within` a part of the picture (default: all of it).
     """
+    within = within or (0, 0, probe.width, probe.height)
     if probe.kind == "image":
         shapes = [bucket for bucket in buckets if bucket.num_frames == 1]
         clip = replace(template, start_pts=start_pts, end_pts=end_pts, fps=fps)
-        yield _shaped(clip, probe, shapes) if shapes else _dropped(clip, probe, "no_bucket")
+        yield _shaped(clip, probe, shapes, within) if shapes else _dropped(clip, probe, "no_bucket")
         return
     time_base = Fraction(*probe.time_base)
     exact_fps = Fraction(fps).limit_denominator(100_000)
@@ -164,7 +176,9 @@ def cut_windows(
     count = available // num_frames
     edges = [min(start_pts + round(index * window), end_pts) for index in range(count + 1)]
     for first, last in zip(edges, edges[1:]):
-        yield _shaped(replace(template, start_pts=first, end_pts=last, fps=fps), probe, shapes)
+        yield _shaped(
+            replace(template, start_pts=first, end_pts=last, fps=fps), probe, shapes, within
+        )
     if available > count * num_frames:
         yield dropped_span(template, probe, edges[-1], end_pts, fps, "tail")
 
@@ -176,7 +190,7 @@ def dropped_span(
     return _dropped(replace(template, start_pts=start_pts, end_pts=end_pts, fps=fps), probe, rule)
 
 
-def central_crop(width: int, height: int, aspect: float) -> tuple[int, int, int, int]:
+def central_crop(width: int, height: int, aspect: float) -> Crop:
     """(x, y, w, h): the largest centred rectangle of aspect w/h, in whole pixels."""
     if width > height * aspect:
         cropped = max(1, round(height * aspect))
@@ -193,18 +207,19 @@ def make_buckets(shapes: Iterable[tuple[int, int, int]]) -> list[Bucket]:
     ]
 
 
-def _shaped(clip: Clip, probe: Probe, shapes: list[Bucket]) -> Clip:
+def _shaped(clip: Clip, probe: Probe, shapes: list[Bucket], within: Crop) -> Clip:
     """The clip in the bucket of the nearest aspect, then of the nearest area."""
+    left, top, width, height = within
 
     def distance(bucket: Bucket) -> tuple[float, float]:
-        aspect = abs(math.log(bucket.width / bucket.height * probe.height / probe.width))
-        area = abs(math.log(bucket.width * bucket.height / (probe.width * probe.height)))
+        aspect = abs(math.log(bucket.width / bucket.height * height / width))
+        area = abs(math.log(bucket.width * bucket.height / (width * height)))
         return round(aspect, 6), area
 
     bucket = min(shapes, key=distance)
-    crop = central_crop(probe.width, probe.height, bucket.width / bucket.height)
+    x, y, *size = central_crop(width, height, bucket.width / bucket.height)
     return replace(
-        _placed(clip, probe, crop),
+        _placed(clip, probe, (left + x, top + y, size[0], size[1])),
         bucket=bucket.name,
         num_frames=bucket.num_frames,
         height=bucket.height,
@@ -217,7 +232,7 @@ def _dropped(clip: Clip, probe: Probe, rule: str) -> Clip:
     return replace(_placed(clip, probe, crop), outcome=f"dropped:{rule}")
 
 
-def _placed(clip: Clip, probe: Probe, crop: tuple[int, int, int, int]) -> Clip:
+def _placed(clip: Clip, probe: Probe, crop: Crop) -> Clip:
     return replace(
         clip,
         clip_id=clip_identity(clip.source_id, clip.start_pts, clip.end_pts, crop, clip.view),
@@ -241,8 +256,9 @@ _SCHEMA = pa.schema(
         ("bucket", pa.string()),
         *((name, pa.int32()) for name in ("num_frames", "width", "height")),
         ("crop", pa.list_(pa.int32(), 4)),
+        ("content", pa.list_(pa.int32(), 4)),
         ("view", pa.int32()),
-        *((name, pa.float64()) for name in ("brightness", "sharpness", "motion")),
+        *((name, pa.float64()) for name in VERSIONS),
         *((name, pa.string()) for name in ("label", "caption", "caption_by")),
         ("attributes", pa.string()),  # JSON: names differ from source to source
         *((name, pa.string()) for name in ("license", "consent", "split", "shard")),
@@ -250,7 +266,6 @@ _SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("code_key", "picture_hash")),
     ]
 )
-_SCORES = ("brightness", "sharpness", "motion")
 
 
 def clips_to_parquet(clips: Sequence[Clip], target: Any) -> None:
@@ -258,7 +273,7 @@ def clips_to_parquet(clips: Sequence[Clip], target: Any) -> None:
     rows = []
     for clip in clips:
         row = asdict(clip) | {"key": clip.key}
-        row |= {name: clip.scores.get(name) for name in _SCORES}
+        row |= {name: clip.scores.get(name) for name in VERSIONS}
         row["attributes"] = canonical_json(dict(clip.attributes)).decode()
         rows.append({name: row[name] for name in _SCHEMA.names})
     table = pa.Table.from_pylist(rows, schema=_SCHEMA)
@@ -267,13 +282,16 @@ def clips_to_parquet(clips: Sequence[Clip], target: Any) -> None:
 
 
 def clips_from_parquet(source: str | Path | bytes) -> list[Clip]:
-    """The rows that `clips_to_parquet` wrote, from a file or from its bytes."""
+    """The rows that `clips_to_parquet` wrote, from a file or from its bytes.
+
+    What an earlier version had no column for is a score of None, or the field's default.
+    """
     clips = []
     for row in read_table(source).to_pylist():
-        row["scores"] = {name: row.pop(name) for name in _SCORES}
+        row["scores"] = {name: row.pop(name, None) for name in VERSIONS}
         row["attributes"] = json.loads(row["attributes"])
-        row["time_base"] = tuple(row["time_base"])
-        row["crop"] = tuple(row["crop"])
+        for name in {"time_base", "crop", "content"} & row.keys():
+            row[name] = tuple(row[name])
         del row["key"]
         clips.append(Clip(**row))
     return clips

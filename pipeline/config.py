@@ -12,11 +12,12 @@ from typing import Literal
 
 from pipeline.decode import DecoderRecipe, resolve_library
 from pipeline.decode.decoder import DecodeLimits, DecodeSettings
+from pipeline.scores import VERSIONS
 from pipeline.shots.settings import ShotSettings
 from tokenizer.settings import section, setting
 
 PHASES = ("plan", "annotate", "select", "tokenize", "finalize")
-SCORES = ("brightness", "sharpness", "motion", "num_frames", "duration_seconds", "width", "height")
+SCORES = (*VERSIONS, "num_frames", "duration_seconds", "width", "height")
 _RULE = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[0-9.]+(?:e-?[0-9]+)?)\s*")
 _BUCKET = re.compile(r"([0-9]+)x([0-9]+)x([0-9]+)")
 _TOKEN_SET = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -30,6 +31,9 @@ class ClipSettings:
         ("9x64x64", "1x64x64"),
         "shapes as FRAMESxHEIGHTxWIDTH; a shot is cut into windows of the longest that fits, "
         "with the nearest aspect; a shape of 1 frame takes images",
+    )
+    crop_bars: bool = setting(
+        True, "leave black borders out of the crop where they are certain, never anything dark"
     )
 
     def __post_init__(self) -> None:

@@ -174,7 +174,7 @@ REAL_CUTS = {
 }
 REAL_TRANSITIONS = {
     "bbb_480p_30s.mp4": [("fade", 8, 56)],
-    "nasa_13013.mp4": [("dissolve", 127, 151)],  # the manifest calls it a cut at 127
+    "nasa_13013.mp4": [("dissolve", 126, 151)],  # the manifest calls it a cut at 127
     "mpeg4_xvid_mp3.avi": [("fade", 10, 18)],
 }
 

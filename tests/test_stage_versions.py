@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 from pipeline import picture_hash, scores, shots, statistics
+from pipeline.bars import bars_share, content_cells
 from pipeline.clip import PREPROCESS_VERSION, Clip, cut_windows, make_buckets
 from pipeline.config import SelectSettings
 from pipeline.decode.decoder import Probe
+from pipeline.flow import flow_speed
 from pipeline.plan import PlannedSource
 from pipeline.select import group_for_shards, select_clips
 from pipeline.shards.writer import ShardWriter
@@ -72,6 +74,10 @@ def shots_digest() -> Any:
 
 def scores_digest() -> Any:
     values = scores.score_frames(film()[:24], np.arange(24) / 24)
+    greys = film()[:24:3, :, :, 1].repeat(2, axis=1).repeat(2, axis=2)
+    values["flow"] = flow_speed(greys, np.arange(8) / 8, 16 / 9)
+    greys[:, :9] = greys[:, 63:] = 0
+    values["black_bars"] = bars_share(content_cells(greys), (72, 128))
     return {name: None if value is None else round(value, 1) for name, value in values.items()}
 
 
@@ -121,8 +127,8 @@ def statistics_digest() -> Any:
 
 
 PINNED: dict[str, tuple[Callable[[], Any], int, int, str]] = {
-    "shots": (shots_digest, SHOTS_VERSION, 2, "226fd25b17fd44d0"),
-    "scores": (scores_digest, scores.VERSION, 3, "1ad0745da6d5ef46"),
+    "shots": (shots_digest, SHOTS_VERSION, 2, "e94dc9d829c4bd5d"),
+    "scores": (scores_digest, scores.VERSION, 5, "44d756a184d3300f"),
     "picture_hash": (
         lambda: picture_hash.picture_hash(film()),
         picture_hash.VERSION,

@@ -18,19 +18,24 @@ _REPEATED = 0.5  # changes up to this are repeated frames or noise
 
 
 def frame_changes(frames: np.ndarray) -> np.ndarray:
-    """float32 (n,): the change that leads to each frame, 0 for the first.
+    """float32 (n,): the change that leads to each frame of uint8 (n, h, w, 3) RGB, 0 for the first.
 
     Mean over pixels of the absolute differences of hue (circular, 0-180), saturation and value
     (0-255), averaged over the three.
     """
-    changes = np.zeros(len(frames), np.float32)
-    for start in range(0, len(frames) - 1, _CHUNK_FRAMES):
-        differences = np.diff(_hsv(frames[start : start + _CHUNK_FRAMES + 1]), axis=1)
-        np.abs(differences, out=differences)
-        hue = differences[0]
+    import cv2
+
+    num_frames, height, width, _ = frames.shape
+    changes = np.zeros(num_frames, np.float32)
+    for start in range(0, num_frames - 1, _CHUNK_FRAMES):
+        chunk = np.ascontiguousarray(frames[start : start + _CHUNK_FRAMES + 1])
+        tall = cv2.cvtColor(chunk.reshape(-1, width, 3), cv2.COLOR_RGB2HSV)
+        hsv = tall.reshape(len(chunk), height * width, 3)
+        differences = cv2.absdiff(hsv[1:].reshape(-1, 3), hsv[:-1].reshape(-1, 3))
+        hue = differences[:, 0]
         np.minimum(hue, 180 - hue, out=hue)
-        means = differences.mean(axis=(0, 2))
-        changes[start + 1 : start + 1 + len(means)] = means
+        sums = differences.reshape(len(chunk) - 1, -1).sum(axis=1, dtype=np.uint32)
+        changes[start + 1 : start + len(chunk)] = sums / (3 * height * width)
     return changes
 
 
@@ -62,20 +67,3 @@ def find_cuts(
         if is_late and not goes_on(int(index)):
             cuts.append(int(index))
     return cuts
-
-
-def _hsv(frames: np.ndarray) -> np.ndarray:
-    """float32 (3, n, h * w): hue (0-180 for a full turn), saturation and value (0-255)."""
-    red, green, blue = frames.reshape(len(frames), -1, 3).transpose(2, 0, 1).astype(np.float32)
-    hsv = np.empty((3, *red.shape), np.float32)
-    hue, saturation, value = hsv
-    np.maximum(np.maximum(red, green), blue, out=value)
-    chroma = value - np.minimum(np.minimum(red, green), blue)
-    np.divide(255 * chroma, np.maximum(value, 1), out=saturation)
-    scale = 30 / np.maximum(chroma, 1)
-    np.multiply(red - green, scale, out=hue)
-    hue += 120
-    np.copyto(hue, (blue - red) * scale + 60, where=value == green)
-    np.copyto(hue, (green - blue) * scale, where=value == red)
-    hue += 180 * (hue < 0)
-    return hsv

@@ -108,7 +108,10 @@ def _windows(centred: np.ndarray, seconds: np.ndarray, settings: ShotSettings) -
 
 
 def _mixed_frames(centred: np.ndarray, window: _Window) -> tuple[int, int] | None:
-    """The frames that hold something of both, by a straight line through their shares of B."""
+    """The frames that hold something of both, by a straight line through their shares of B.
+
+    A frame too many on either side is a frame less; a mixed one in a clip would be worse.
+    """
     start, end = window.start, window.start + window.length
     line = centred[end] - centred[start]
     shares = (centred[start : end + 1] - centred[start]) @ line / (line @ line)
@@ -119,9 +122,9 @@ def _mixed_frames(centred: np.ndarray, window: _Window) -> tuple[int, int] | Non
     slope, base = np.polyfit(at, shares[at], 1)
     if slope <= 0:
         return None
-    first = start + max(int(np.ceil(-base / slope + 0.3)), 0)
-    last = start + min(int(np.floor((1 - base) / slope - 0.3)), window.length)
-    return (first, last + 1) if first <= last else None
+    first = start + max(int(np.ceil(-base / slope - 0.3)), 0)
+    last = start + min(int(np.floor((1 - base) / slope + 0.3)), window.length)
+    return first, last + 1
 
 
 def _is_mixture(frames: np.ndarray, before: int, behind: int) -> bool:
