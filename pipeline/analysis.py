@@ -23,7 +23,10 @@ from pipeline.shots import Shot, Transition, find_shots
 
 def analyse(template: Clip, probe: Probe, scan: Scan, config: BuildConfig) -> Iterator[Clip]:
     """The rows of a file that was scanned; `template` carries what they share (source, URI)."""
-    for piece in find_shots(scan.pts, scan.frames, probe.time_base, config.shots):
+    pieces = find_shots(
+        scan.pts, scan.frames, probe.time_base, config.shots, breaks=scan.after_damage.tolist()
+    )
+    for piece in pieces:
         greys = scan.greys[slice(*np.searchsorted(scan.grey_pts, (piece.start_pts, piece.end_pts)))]
         bars, content = None, (0, 0, probe.width, probe.height)
         if len(greys):

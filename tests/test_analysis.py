@@ -13,7 +13,8 @@ import pytest
 from pipeline.analysis import analyse
 from pipeline.clip import Clip, clips_from_parquet, clips_to_parquet
 from pipeline.config import BuildConfig, ClipSettings
-from pipeline.decode.decoder import Probe, Scan
+from pipeline.decode.decoder import Probe
+from pipeline.decode.scan import Scan
 from pipeline.shots.settings import ShotSettings
 from tokenizer.settings import to_dict
 
@@ -38,7 +39,7 @@ def film() -> np.ndarray:
     return np.concatenate(parts).astype(np.uint8)
 
 
-def scanned(frames: np.ndarray) -> tuple[Probe, Scan]:
+def scanned(frames: np.ndarray, after_damage: tuple[int, ...] = ()) -> tuple[Probe, Scan]:
     """What a decoder says of these frames at 24 fps."""
     height, width = frames.shape[1:3]
     probe = Probe(
@@ -53,6 +54,8 @@ def scanned(frames: np.ndarray) -> tuple[Probe, Scan]:
         fps=24.0,
         duration_seconds=None,
         num_frames=None,
+        stored_width=width,
+        stored_height=height,
     )
     pts = 512 * np.arange(len(frames), dtype=np.int64)
 
@@ -61,7 +64,9 @@ def scanned(frames: np.ndarray) -> tuple[Probe, Scan]:
         return frames.reshape(shape).mean(axis=(2, 4))
 
     greys = smaller(72, 128)[::3].mean(axis=-1).astype(np.uint8)
-    return probe, Scan(pts, smaller(36, 64).astype(np.uint8), pts[::3], greys, None)
+    return probe, Scan(
+        pts, smaller(36, 64).astype(np.uint8), pts[::3], greys, np.array(after_damage), None
+    )
 
 
 def rows_of(frames: np.ndarray, **sections: object) -> list[Clip]:
@@ -92,6 +97,16 @@ def test_the_length_of_a_shot_has_bounds() -> None:
     assert seconds_of(short, "dropped:too_short") == pytest.approx((6 + 40) / 24, abs=0.001)
     split = rows_of(take(1, 96).astype(np.uint8), shots=ShotSettings(longest_seconds=2.0))
     assert [row.start_seconds for row in split if not row.outcome] == [0.0, 2.0]
+
+
+def test_no_clip_spans_frames_that_were_lost() -> None:
+    probe, scan = scanned(take(1, 96).astype(np.uint8), after_damage=(40,))
+    scan.pts[40:] += 20 * 512
+    scan.grey_pts[scan.grey_pts >= 40 * 512] += 20 * 512
+    config = BuildConfig(sources=("films",), out="data")
+    rows = list(analyse(TEMPLATE, probe, scan, config))
+    assert {40 * 512} == {row.end_pts for row in rows if row.start_pts < 40 * 512} - {13824}
+    assert min(row.start_pts for row in rows if row.start_pts >= 40 * 512) == 60 * 512
 
 
 def test_black_borders_are_measured_and_left_out_of_the_crop() -> None:

@@ -68,6 +68,7 @@ def find_shots(
     frames: np.ndarray,
     time_base: tuple[int, int],
     settings: ShotSettings | None = None,
+    breaks: Sequence[int] = (),
 ) -> list[Shot | Transition]:
     """The shots of a file and the transitions between them: together they cover every frame, once.
 
@@ -80,14 +81,16 @@ def find_shots(
     settings = settings or ShotSettings()
     seconds_per_tick = time_base[0] / time_base[1]
     cuts, graduals = _detect(frames, (pts - pts[0]) * seconds_per_tick, settings)
-    last_ticks = max(1, round(_LAST_FRAME_SECONDS / seconds_per_tick))
+    frame_ticks = max(1, round(_LAST_FRAME_SECONDS / seconds_per_tick))
     if len(pts) > 1:
-        last_ticks = int(np.median(np.diff(pts)))
-    edge_pts = np.append(pts, pts[-1] + last_ticks)
+        frame_ticks = int(np.median(np.diff(pts)))
+    end_pts = np.append(pts[1:], pts[-1] + frame_ticks)
+    for index in breaks:
+        end_pts[index - 1] = min(end_pts[index - 1], pts[index - 1] + frame_ticks)
     longest_ticks = math.inf
     if settings.longest_seconds is not None:
         longest_ticks = settings.longest_seconds / seconds_per_tick
-    return list(_pieces(edge_pts, cuts, graduals, longest_ticks))
+    return list(_pieces(pts, end_pts, sorted({*cuts, *breaks}), graduals, longest_ticks))
 
 
 def _detect(
@@ -147,30 +150,36 @@ def apart(cuts: Sequence[int], graduals: Sequence[Gradual]) -> tuple[list[int], 
 
 
 def _pieces(
-    edge_pts: np.ndarray, cuts: Sequence[int], graduals: Sequence[Gradual], longest_ticks: float
+    pts: np.ndarray,
+    end_pts: np.ndarray,
+    cuts: Sequence[int],
+    graduals: Sequence[Gradual],
+    longest_ticks: float,
 ) -> Iterator[Shot | Transition]:
-    """`edge_pts` (n + 1,): where each frame's display begins, and where the last one's ends."""
+    """Of frames that are on display over [pts, end_pts)."""
 
     def takes(start: int, end: int) -> Iterator[Shot]:
         inside = [cut for cut in cuts if start < cut < end]
         for first, last in zip([start, *inside], [*inside, end]):
             if first < last:
-                yield from _split(edge_pts, first, last, longest_ticks)
+                yield from _split(pts, end_pts, first, last, longest_ticks)
 
     at = 0
     for kind, start, end in graduals:
         yield from takes(at, start)
-        yield Transition(kind, start, end, int(edge_pts[start]), int(edge_pts[end]))
+        yield Transition(kind, start, end, int(pts[start]), int(end_pts[end - 1]))
         at = end
-    yield from takes(at, len(edge_pts) - 1)
+    yield from takes(at, len(pts))
 
 
-def _split(edge_pts: np.ndarray, start: int, end: int, longest_ticks: float) -> Iterator[Shot]:
+def _split(
+    pts: np.ndarray, end_pts: np.ndarray, start: int, end: int, longest_ticks: float
+) -> Iterator[Shot]:
     """A take as the fewest parts that are about equally long by pts and not too long."""
-    ticks = int(edge_pts[end] - edge_pts[start])
+    ticks = int(end_pts[end - 1] - pts[start])
     num_parts = min(math.ceil(ticks / longest_ticks), end - start) if ticks > longest_ticks else 1
-    wanted = edge_pts[start] + ticks * np.arange(1, num_parts) // num_parts
-    inner = np.searchsorted(edge_pts[start:end], wanted, side="right") - 1 + start
+    wanted = pts[start] + ticks * np.arange(1, num_parts) // num_parts
+    inner = np.searchsorted(pts[start:end], wanted, side="right") - 1 + start
     edges = [start, *sorted({int(each) for each in inner} - {start}), end]
     for first, last in zip(edges, edges[1:]):
-        yield Shot(int(edge_pts[first]), int(edge_pts[last]), first, last)
+        yield Shot(int(pts[first]), int(end_pts[last - 1]), first, last)
