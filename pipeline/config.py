@@ -210,7 +210,10 @@ class TokenizeSettings:
 class BuildConfig:
     """`tessera build CONFIG`: where the videos are, what a clip is, what is kept, how it runs."""
 
-    sources: tuple[str, ...] = setting(help="folders, files or globs of videos and images")
+    sources: tuple[str, ...] = setting(
+        help="videos and images: folders, files, globs, ranges {00..99}, WebDataset tars (.tar), "
+        "manifests (.csv, .jsonl, .parquet), on a disk or as URLs (docs/sources.md)"
+    )
     out: str = setting(help="the dataset folder to make or continue")
     reuse: tuple[str, ...] = setting(
         (), "datasets whose scans and codes are copied where they are what would be made anew"
@@ -236,7 +239,9 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise ValueError("sources must name at least one folder, file or glob")
+            raise ValueError(
+                "sources must name at least one folder, file, glob, manifest, tar or URL"
+            )
         if not self.out:
             raise ValueError("out must name a folder")
         if self.num_cpus is not None and self.num_cpus < 1:

@@ -71,7 +71,9 @@ def forecast(
     chosen = sorted(files, key=lambda file: hashlib.sha256(file.uri.encode()).digest())
     chosen = chosen[:num_sampled]
     seconds: dict[str, float] = {}
-    sources = _measured(seconds, "plan", lambda: _planned(chosen, config))
+    rows = _measured(seconds, "plan", lambda: _planned(chosen, config))
+    sources = [row for row in rows if not row.skipped]
+    unread = Counter(row.outcome for row in rows if row.skipped)
     job = AnnotateJob(config, config.out)
     scans = _measured(seconds, "annotate", lambda: [job.scan(source) for source in sources])
     clips = select_clips([clip for scan in scans for clip in scan], config.select)
@@ -100,7 +102,7 @@ def forecast(
         num_sampled=len(chosen),
         total_bytes=total_bytes,
         sampled_bytes=sampled_bytes,
-        outcomes=dict(Counter(clip.outcome for clip in clips).most_common()),
+        outcomes=dict((Counter(clip.outcome for clip in clips) + unread).most_common()),
         num_clips=num_clips,
         cpu_hours=hours,
         wall_hours=wall,
@@ -136,9 +138,8 @@ def forecast_lines(made: Forecast, config: BuildConfig) -> list[str]:
 
 
 def _planned(files: Sequence[SourceFile], config: BuildConfig) -> list[PlannedSource]:
-    """The files that can be read, as the build would plan them."""
-    rows = [planned(identified(file, config.limits)) for file in files]
-    return [row for row in rows if not row.skipped]
+    """The files as the build would plan them."""
+    return [planned(identified(file, config.limits)) for file in files]
 
 
 def _encode(
