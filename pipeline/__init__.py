@@ -2,10 +2,10 @@
 
 Its rooms, in the order in which data passes them:
 
-    sources decode shots flow bars scores picture_hash analysis captions coca
+    sources decode screen shots flow bars scores picture_hash analysis captions coca
                     from files to described clips
     clip            what a clip is: source, span, crop, shape
-    config          the settings of a build
+    config rules    the settings of a build
     plan annotate caption select feed encode tokenize finalize build
                     the phases, each resumable, and what feeds them
     shard_draft     a shard in the making, and what its commit says

@@ -36,6 +36,7 @@ from pipeline.decode import open_decoder
 from pipeline.decode.decoder import DecodeError
 from pipeline.decode.scan import gather_scan
 from pipeline.plan import PlannedSource
+from pipeline.screen import screened_file, screened_out
 from pipeline.shots.settings import VERSION as SHOTS_VERSION
 from pipeline.sources.media import open_media
 from pipeline.statistics import Tally
@@ -145,6 +146,8 @@ class AnnotateJob:
         decoder = open_decoder(*self.recipe)
         with open_media(source.location, config.limits, source.source_id) as media:
             probe = decoder.probe(media)
+            if (rule := screened_out(decoder, media, probe, config.screen)) is not None:
+                return [screened_file(source, probe, rule)]
             scan = gather_scan(decoder, media)
         if not len(scan.pts):
             raise scan.error or DecodeError("empty", f"{source.uri}: no frames")
@@ -213,6 +216,7 @@ def scan_fingerprint(config: BuildConfig) -> str:
             ],
             "decoder": decoder_recipe(config).facts(),
             "limits": to_dict(config.limits),
+            "screen": to_dict(config.screen),
             "shots": to_dict(config.shots),
             "clips": to_dict(config.clips),
         }

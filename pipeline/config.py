@@ -12,13 +12,14 @@ from typing import Literal
 
 from pipeline.decode import DecoderRecipe, resolve_library
 from pipeline.decode.decoder import DecodeLimits, DecodeSettings
-from pipeline.scores import VERSIONS
+from pipeline.rules import Rule, parse_rules
+from pipeline.scores import PICTURE_SCORES, VERSIONS
 from pipeline.shots.settings import ShotSettings
 from tokenizer.settings import section, setting
 
 PHASES = ("plan", "annotate", "select", "tokenize", "finalize")
+FILE_SCORES = ("width", "height", "duration_seconds", "fps", *PICTURE_SCORES)
 SCORES = (*VERSIONS, "num_frames", "duration_seconds", "width", "height")
-_RULE = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[0-9.]+(?:e-?[0-9]+)?)\s*")
 _BUCKET = re.compile(r"([0-9]+)x([0-9]+)x([0-9]+)")
 _TOKEN_SET = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _TAKEN = ("codes", "frames", "latents", "json")
@@ -80,25 +81,6 @@ class AnnotateSettings:
             raise ValueError(f"timeout_seconds ({self.timeout_seconds}) must be above 0")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """Drops a clip whose score compares so with the bound; a missing score never drops."""
-
-    score: str
-    comparison: str
-    bound: float
-
-    def drops(self, value: float | None) -> bool:
-        if value is None:
-            return False
-        return {
-            "<": value < self.bound,
-            "<=": value <= self.bound,
-            ">": value > self.bound,
-            ">=": value >= self.bound,
-        }[self.comparison]
-
-
 def _default_rules() -> dict[str, str]:
     return {
         "too_dark": "brightness < 8",
@@ -106,6 +88,29 @@ def _default_rules() -> dict[str, str]:
         "too_blurred": "sharpness < 2",
         "too_static": "motion < 0.5",
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenSettings:
+    """Which files are dropped whole before they are decoded, by header and key frames."""
+
+    drop: dict[str, str] = setting(
+        default_factory=dict,
+        help="rules as in select.drop, such as {too_small: 'height < 240'}, for files: "
+        "width, height, duration_seconds, fps as the header has them; brightness, sharpness as the "
+        "median of the key frames, where there are 3 at least that cover half of the file",
+    )
+    max_key_frames: int = setting(256, "key frames that are looked at, at most")
+
+    def __post_init__(self) -> None:
+        if self.max_key_frames < 3:
+            raise ValueError(f"max_key_frames ({self.max_key_frames}) must be at least 3")
+        _ = self.rules
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """The parsed rules; raises ValueError naming the rule that is wrong."""
+        return parse_rules(self.drop, FILE_SCORES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,18 +135,7 @@ class SelectSettings:
     @property
     def rules(self) -> dict[str, Rule]:
         """The parsed rules; raises ValueError naming the rule that is wrong."""
-        parsed = {}
-        for name, text in self.drop.items():
-            match = _RULE.fullmatch(text)
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-                raise ValueError(f"drop.{name}: a rule's name is lower-case letters, digits and _")
-            if match is None or match[1] not in SCORES:
-                raise ValueError(
-                    f"drop.{name} ({text!r}) must read 'score < bound' with one of "
-                    f"< <= > >= and a score of {', '.join(SCORES)}"
-                )
-            parsed[name] = Rule(score=match[1], comparison=match[2], bound=float(match[3]))
-        return parsed
+        return parse_rules(self.drop, SCORES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +224,7 @@ class BuildConfig:
     num_cpus: int | None = setting(None, "CPUs of a local Ray; default: all")
     limits: DecodeLimits = section(DecodeLimits)
     decode: DecodeSettings = section(DecodeSettings)
+    screen: ScreenSettings = section(ScreenSettings)
     shots: ShotSettings = section(ShotSettings)
     clips: ClipSettings = section(ClipSettings)
     annotate: AnnotateSettings = section(AnnotateSettings)

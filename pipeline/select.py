@@ -16,8 +16,9 @@ from typing import Literal
 
 from pipeline.clip import KEPT, Clip, clips_from_parquet, clips_to_parquet
 from pipeline.commit import Store
-from pipeline.config import Rule, SelectSettings
+from pipeline.config import SelectSettings
 from pipeline.plan import PlannedSource
+from pipeline.rules import Rule
 
 SELECTION_FILE = "selection.parquet"
 

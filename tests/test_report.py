@@ -24,12 +24,13 @@ from hypothesis import strategies as st
 
 from pipeline.build import build
 from pipeline.cli import main
-from pipeline.config import BuildConfig, Rule, SelectSettings, TokenizeSettings
+from pipeline.config import BuildConfig, SelectSettings, TokenizeSettings
 from pipeline.inspection.charts import WIDTH, histogram
 from pipeline.inspection.funnel import funnel
 from pipeline.inspection.originals import Wanted, read_originals
 from pipeline.inspection.report import write_report
 from pipeline.inspection.timings import stage_times
+from pipeline.rules import Rule
 from pipeline.storage import open_storage
 
 HOSTILE = "<script>document.title='ran'</script><img src=http://example.test/x.png>\x1b[2J & \"q\""

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import Rule
 from pipeline.inspection.accounts import score_columns
 from pipeline.inspection.charts import bar, histogram
 from pipeline.inspection.funnel import Step, score
 from pipeline.inspection.gallery import Exhibit, Shelf
 from pipeline.inspection.page import Section, table, text
 from pipeline.quantities import duration
+from pipeline.rules import Rule
 
 NUM_CAPTIONS, MAX_ROWS, MAX_CAPTION_CHARACTERS = 16, 30, 400
 SHOWN_SCALE = 0.875  # four strips of square frames fit beside each other

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import Rule
+from pipeline.rules import Rule
 
 COLUMNS = ("outcome", "start_seconds", "end_seconds")
 FACTS = ("num_frames", "source_width", "source_height")

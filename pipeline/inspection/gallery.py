@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from pipeline.config import Rule
 from pipeline.decode.decoder import ClipRequest
 from pipeline.inspection.funnel import score
 from pipeline.inspection.originals import Wanted, read_originals
+from pipeline.rules import Rule
 
 CLIPS_PER_SHELF, MAX_SHELVES, NUM_FRAMES = 8, 12, 3
 THUMB_HEIGHT, MAX_THUMB_WIDTH, JPEG_QUALITY = 96, 192, 78

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import Rule, SelectSettings
+from pipeline.config import SelectSettings
 from pipeline.inspection.accounts import read_accounts
 from pipeline.inspection.clip_sections import (
     captions_section,
@@ -35,6 +35,7 @@ from pipeline.inspection.shard_sections import (
 )
 from pipeline.inspection.summary import Summary, summarize
 from pipeline.quantities import duration, large, size
+from pipeline.rules import Rule
 from pipeline.statistics import outcome_totals, overall_usage
 from pipeline.storage import open_storage
 from tokenizer.settings import UserError, from_dict, parse_yaml
