@@ -18,7 +18,8 @@ from pipeline.config import BuildConfig, parse_bucket
 from pipeline.decode.decoder import Crop, Probe
 from pipeline.decode.scan import Scan
 from pipeline.flow import flow_speed
-from pipeline.shots import Shot, Transition, find_shots
+from pipeline.shots import find_shots
+from pipeline.shots.records import Shot, Transition
 
 
 def analyse(template: Clip, probe: Probe, scan: Scan, config: BuildConfig) -> Iterator[Clip]:

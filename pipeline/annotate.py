@@ -37,6 +37,7 @@ from pipeline.decode.decoder import DecodeError
 from pipeline.decode.scan import gather_scan
 from pipeline.plan import PlannedSource
 from pipeline.screen import screened_file, screened_out
+from pipeline.shots import detector_facts
 from pipeline.shots.settings import VERSION as SHOTS_VERSION
 from pipeline.sources.media import open_media
 from pipeline.statistics import Tally
@@ -217,7 +218,7 @@ def scan_fingerprint(config: BuildConfig) -> str:
             "decoder": decoder_recipe(config).facts(),
             "limits": to_dict(config.limits),
             "screen": to_dict(config.screen),
-            "shots": to_dict(config.shots),
+            "shots": detector_facts(config.shots),
             "clips": to_dict(config.clips),
         }
     )

@@ -12,8 +12,9 @@ import pytest
 from pipeline.decode import open_decoder
 from pipeline.decode.decoder import DecodeLimits
 from pipeline.decode.scan import gather_scan
-from pipeline.shots import Shot, Transition, find_shots
+from pipeline.shots import find_shots
 from pipeline.shots.cuts import frame_changes
+from pipeline.shots.records import Shot, Transition
 from pipeline.shots.settings import ShotSettings
 
 CLOCK = (1, 24)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.shots import Gradual, Shot, Transition, apart, find_shots
+from pipeline.shots import find_shots
 from pipeline.shots.blocks import block_means
+from pipeline.shots.records import Gradual, Shot, Transition, apart
 from pipeline.shots.settings import ShotSettings
 
 CLOCK = (1, 24)

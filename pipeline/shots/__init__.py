@@ -1,13 +1,15 @@
 """Shots: where one take ends and the next begins, from small frames of a whole file.
 
+records      what is found: shots, transitions
 settings     what counts as a cut, a fade, a dissolve; which detector
 cuts         hard cuts, by an adaptive rule
 continuity   what looks like a cut and is none: flashes, jerks
 blocks       frames as a few hundred numbers
 fades        to, from and through black or white
 dissolves    one picture mixed into another
+weights      which weights a detector has
 scenedetect  hard cuts by PySceneDetect, where it is installed
-transnet     cuts and gradual transitions by TransNetV2, with weights from a file
+transnet     cuts and gradual transitions by TransNetV2 (transnet_network), weights from a file
 
 for piece in find_shots(scan.pts, scan.frames, probe.time_base, ShotSettings()): ...
 
@@ -18,49 +20,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pipeline.shots.continuity import goes_on
 from pipeline.shots.cuts import find_cuts, frame_changes
+from pipeline.shots.records import Gradual, Shot, Transition, apart
 from pipeline.shots.settings import ShotSettings
+from tokenizer.settings import to_dict
 
 _LAST_FRAME_SECONDS = 0.04  # of a file with one frame
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One take: frames [start_index, end_index), on display over [start_pts, end_pts)."""
-
-    start_pts: int
-    end_pts: int
-    start_index: int
-    end_index: int
-
-
-@dataclass(frozen=True)
-class Transition:
-    """Frames [start_index, end_index) that show two takes at once, or one that comes or goes.
-
-    They are on display over [start_pts, end_pts). A fade through black or white is one transition,
-    with what is black or white between.
-    """
-
-    kind: Literal["fade", "dissolve"]
-    start_index: int
-    end_index: int
-    start_pts: int
-    end_pts: int
-
-
-class Gradual(NamedTuple):
-    """A transition by frames only: [start, end)."""
-
-    kind: Literal["fade", "dissolve"]
-    start: int
-    end: int
 
 
 def find_shots(
@@ -91,6 +61,24 @@ def find_shots(
     if settings.longest_seconds is not None:
         longest_ticks = settings.longest_seconds / seconds_per_tick
     return list(_pieces(pts, end_pts, sorted({*cuts, *breaks}), graduals, longest_ticks))
+
+
+def detector_facts(settings: ShotSettings) -> dict[str, Any]:
+    """What shots depend on besides the frames: settings, and whose weights or package it is.
+
+    Raises UserError where those are missing.
+    """
+    facts = to_dict(settings)
+    weights = facts.pop("transnet_weights")
+    if settings.detect == "transnetv2":
+        from pipeline.shots.weights import weights_sha256
+
+        facts["weights_sha256"] = weights_sha256(weights)
+    if settings.detect == "pyscenedetect":
+        from pipeline.shots.scenedetect import package_version
+
+        facts["package_version"] = package_version()
+    return facts
 
 
 def _detect(
@@ -135,18 +123,6 @@ def _find_graduals(
         spans = find_dissolves(frames, blocks, seconds, fades, settings)
         found += [Gradual("dissolve", *span) for span in spans]
     return sorted(found, key=lambda each: each.start)
-
-
-def apart(cuts: Sequence[int], graduals: Sequence[Gradual]) -> tuple[list[int], list[Gradual]]:
-    """Cuts without those that are part of a transition, which reaches as far as a cut beside it."""
-    kept, reaching = list(cuts), []
-    for gradual in graduals:
-        start, end = gradual.start, gradual.end
-        start = start - 1 if start - 1 in kept else start
-        end = end + 1 if end + 1 in kept else end
-        kept = [cut for cut in kept if not start <= cut <= end]
-        reaching.append(gradual._replace(start=start, end=end))
-    return kept, reaching
 
 
 def _pieces(
