@@ -47,6 +47,7 @@ from pipeline.reuse import (
 )
 from pipeline.select import read_selection, select_clips, write_selection
 from pipeline.shards.format import tokenizer_folders
+from pipeline.shots import check_detector
 from pipeline.sources.listing import list_sources
 from pipeline.status import Watch, watched
 from pipeline.storage import is_remote, light_copy
@@ -59,10 +60,11 @@ _SHOWN_PROBLEMS = 5
 def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
     """Runs the phases up to and including `until`; returns the accounts so far.
 
-    Raises UserError, before anything is decoded, when a tokenizer or a captioner's weights are
-    needed and missing, or when the output folder cannot be written.
+    Raises UserError, before anything is decoded, when a tokenizer, a captioner's weights or a shot
+    detector are needed and missing, or when the output folder cannot be written.
     """
     weights = check_weights(config.captions)
+    detector = check_detector(config.shots)
     recipes: tuple[EncoderRecipe, ...] = ()
     if PHASES.index(until) >= PHASES.index("tokenize"):
         recipes = tokenizer_recipes(config)
@@ -79,6 +81,8 @@ def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
     progress.note(f"plan: {counted(len(plan), 'file')}{listed}, in {counted(len(units), 'unit')}")
     if until == "plan":
         return {"n_in": len(plan)}
+    if detector:
+        progress.note(f"annotate: shots by {detector}")
     with _LazyExecutor(make_executor(config)) as executor:
         clips = _annotate(config, store, plan, executor, weights, progress)
         if until == "annotate":

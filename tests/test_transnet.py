@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.shots import detector_facts, find_shots
+from pipeline.build import build
+from pipeline.config import BuildConfig
+from pipeline.shots import check_detector, detector_facts, find_shots
 from pipeline.shots.records import Shot
 from pipeline.shots.settings import ShotSettings
 from pipeline.shots.transnet import detect, load_transnet, probabilities
@@ -134,6 +136,17 @@ def test_what_are_no_weights_of_it_is_refused_in_one_line(weights: Path, tmp_pat
         detector_facts(ShotSettings(detect="transnetv2", transnet_weights=str(tmp_path / "none")))
     with pytest.raises(ValueError, match="transnet_weights must name a file"):
         ShotSettings(detect="transnetv2")
+
+
+def test_a_detector_is_tried_before_anything_is_decoded(weights: Path, tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    other = ShotSettings(detect="transnetv2", transnet_weights=str(tmp_path / "other.pth"))
+    with pytest.raises(UserError, match="not the weights of TransNetV2"):
+        build(BuildConfig(sources=(str(tmp_path),), out=str(tmp_path / "data"), shots=other))
+    ours = ShotSettings(detect="transnetv2", transnet_weights=str(weights))
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert check_detector(ours) == f"TransNetV2, weights of sha256 {digest}"
+    assert check_detector(ShotSettings()) is None
 
 
 def test_pyscenedetect_finds_hard_cuts_in_our_frames() -> None:

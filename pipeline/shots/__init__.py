@@ -81,6 +81,22 @@ def detector_facts(settings: ShotSettings) -> dict[str, Any]:
     return facts
 
 
+def check_detector(settings: ShotSettings) -> str | None:
+    """What is to be said of a detector that is not our own, once it has been loaded for a trial.
+
+    Raises UserError where it cannot be.
+    """
+    facts = detector_facts(settings)
+    if settings.detect == "pyscenedetect":
+        return f"PySceneDetect {facts['package_version']}"
+    if settings.transnet_weights is None or settings.detect != "transnetv2":
+        return None
+    from pipeline.shots.transnet import load_transnet
+
+    load_transnet(settings.transnet_weights)
+    return f"TransNetV2, weights of sha256 {facts['weights_sha256']}"
+
+
 def _detect(
     frames: np.ndarray, seconds: np.ndarray, settings: ShotSettings
 ) -> tuple[Sequence[int], Sequence[Gradual]]:
