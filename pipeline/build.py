@@ -27,7 +27,6 @@ from pipeline.finalize import finalize
 from pipeline.inspection.report import write_report
 from pipeline.plan import (
     PlannedSource,
-    known_files,
     make_plan,
     read_plan,
     units_of,
@@ -54,8 +53,6 @@ from pipeline.storage import is_remote, light_copy
 from pipeline.tokenize import TokenizeJob
 from tokenizer.settings import UserError, dump_settings, read_settings
 
-_SHOWN_PROBLEMS = 5
-
 
 def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
     """Runs the phases up to and including `until`; returns the accounts so far.
@@ -68,14 +65,11 @@ def build(config: BuildConfig, until: str = "finalize") -> dict[str, int]:
     recipes: tuple[EncoderRecipe, ...] = ()
     if PHASES.index(until) >= PHASES.index("tokenize"):
         recipes = tokenizer_recipes(config)
-    known = known_files(read_plan(Store(config.out)))
-    files = list_sources(config.sources, config.limits, known)
+    files = list_sources(config.sources, config.limits)
     store = _open_store(config)
     progress = Progress()
-    plan = make_plan(config, files, store)
+    plan = make_plan(config, files, store, progress.note)
     units = units_of(plan)
-    for file in [file for file in files if file.problem][:_SHOWN_PROBLEMS]:
-        progress.note(f"plan: {file.problem}")
     skipped = Counter(row.skipped for row in plan if row.skipped)
     listed = "".join(f", {count} {why}" for why, count in sorted(skipped.items()))
     progress.note(f"plan: {counted(len(plan), 'file')}{listed}, in {counted(len(units), 'unit')}")

@@ -32,8 +32,8 @@ from pipeline.plan import PlannedSource, planned
 from pipeline.quantities import counted, duration, size
 from pipeline.select import select_clips
 from pipeline.shards.format import canonical_json
-from pipeline.sources.content import identified
 from pipeline.sources.file import SourceFile
+from pipeline.sources.looking import Known, look_into
 
 MAX_CLIPS_ENCODED = 256
 _MEMBER_BYTES = 512 + 256  # in a tar: a header, and the padding on average
@@ -139,7 +139,8 @@ def forecast_lines(made: Forecast, config: BuildConfig) -> list[str]:
 
 def _planned(files: Sequence[SourceFile], config: BuildConfig) -> list[PlannedSource]:
     """The files as the build would plan them."""
-    return [planned(identified(file, config.limits)) for file in files]
+    looked_at = (look_into(file, config.limits, Known([])) for file in files)
+    return [planned(file) for group in looked_at for file in group]
 
 
 def _encode(

@@ -9,8 +9,10 @@ out.
 
 from __future__ import annotations
 
+import io
+import time
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,11 +25,15 @@ from pipeline.config import BuildConfig
 from pipeline.removal import removed_sources
 from pipeline.shards.format import canonical_json
 from pipeline.shards.table import read_table
-from pipeline.sources.content import identified, side_by_side
+from pipeline.sources.content import side_by_side
 from pipeline.sources.file import SourceFile
+from pipeline.sources.looking import Known, look_into
 from tokenizer.settings import UserError
 
 PLAN_FILE = "plan.parquet"
+_JOURNAL = "tmp/looked-at.parquet"
+_JOURNAL_SECONDS = 30.0
+_SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +69,23 @@ class PlannedSource:
 
 
 def make_plan(
-    config: BuildConfig, files: Sequence[SourceFile], store: Store
+    config: BuildConfig,
+    files: Sequence[SourceFile],
+    store: Store,
+    say: Callable[[str], object] = str,
 ) -> list[PlannedSource]:
-    """Identifies the files, writes `plan.parquet`, returns it in plan order."""
+    """Looks into the files, writes `plan.parquet`, returns it in plan order.
+
+    UserError when none of the files can be read. What was looked at is written down every half
+    minute, so that a call that is killed is continued by the next.
+    """
     earlier = read_plan(store)
+    looked_at = _look_into(files, config, store, [*earlier, *_read_journal(store)], say)
     previous = {row.location: row for row in earlier if row.location}
     places = {row.source_id: place for place, row in reversed(list(enumerate(earlier)))}
     known: list[PlannedSource] = []
     fresh: list[PlannedSource] = []
-    seen_before = (_as_before(file, previous.get(file.location)) for file in files)
-    for file in side_by_side(partial(identified, limits=config.limits), seen_before):
+    for file in looked_at:
         before = previous.get(file.location)
         if before is None or before.source_id != file.source_id:
             before = earlier[places[file.source_id]] if file.source_id in places else None
@@ -88,7 +101,35 @@ def make_plan(
     known += [row for row in earlier if row.skipped == "removed" and row.source_id not in listed]
     known.sort(key=lambda row: (row.unit, places[row.source_id], row.uri))
     plan = [*known, *sorted(fresh, key=lambda row: row.uri)]
-    return write_plan(_grouped(without_removed(plan, store), config), store)
+    plan = write_plan(_grouped(without_removed(plan, store), config), store)
+    store.storage.delete(_JOURNAL)
+    return plan
+
+
+def _look_into(
+    files: Sequence[SourceFile],
+    config: BuildConfig,
+    store: Store,
+    rows: Iterable[PlannedSource],
+    say: Callable[[str], object],
+) -> list[SourceFile]:
+    """What is in the files, identified, each location once."""
+    look = partial(look_into, limits=config.limits, known=Known(_known_files(rows)))
+    found: dict[str, SourceFile] = {}
+    saved = time.monotonic()
+    for number, group in enumerate(side_by_side(look, files), 1):
+        for file in group:
+            found.setdefault(file.location, file)
+        if time.monotonic() - saved > _JOURNAL_SECONDS:
+            _write_journal([planned(file) for file in found.values()], store)
+            say(f"plan: {number:,} of {len(files):,} files looked at")
+            saved = time.monotonic()
+    problems = [file.problem for file in found.values() if file.problem]
+    if len(problems) == len(found):
+        raise UserError(problems[0] if problems else "the sources hold no videos or images")
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        say(f"plan: {problem}")
+    return sorted(found.values(), key=lambda file: (file.uri, file.location))
 
 
 def planned(file: SourceFile) -> PlannedSource:
@@ -108,42 +149,40 @@ def planned(file: SourceFile) -> PlannedSource:
     )
 
 
-def known_files(plan: Iterable[PlannedSource]) -> list[SourceFile]:
-    """What a plan knows of the files that could be read, as listing found them."""
-    return [
-        SourceFile(
-            uri=row.uri,
-            location=row.location,
-            kind="image" if row.kind == "image" else "video",
-            size_bytes=row.size_bytes,
-            stamp=row.stamp,
-            sidecars=row.sidecars,
-            sidecar_stamp=row.sidecar_stamp,
-            source_id=row.source_id,
-            sidecar_sha256=row.sidecar_sha256 or "",
-        )
-        for row in plan
-        if row.location and not row.skipped.startswith("error:")
-    ]
+def _known_files(rows: Iterable[PlannedSource]) -> Iterator[SourceFile]:
+    """The files that rows were made of; without an id, those that could not be read."""
+    for row in rows:
+        if row.location:
+            yield SourceFile(
+                uri=row.uri,
+                location=row.location,
+                kind="image" if row.kind == "image" else "video",
+                size_bytes=row.size_bytes,
+                stamp=row.stamp,
+                sidecars=row.sidecars,
+                sidecar_stamp=row.sidecar_stamp,
+                source_id="" if row.skipped.startswith("error:") else row.source_id,
+                sidecar_sha256=row.sidecar_sha256 or "",
+            )
 
 
-def _as_before(file: SourceFile, before: PlannedSource | None) -> SourceFile:
-    """The file with what is known of it since it was planned, where that has not changed."""
-    if before is None or before.skipped.startswith("error:"):
-        return file
-    if file.stamp and (before.size_bytes, before.stamp) == (file.size_bytes, file.stamp):
-        file = replace(file, source_id=before.source_id)
-    if file.sidecar_stamp and (before.sidecars, before.sidecar_stamp) == (
-        file.sidecars,
-        file.sidecar_stamp,
-    ):
-        file = replace(file, sidecar_sha256=before.sidecar_sha256 or "")
-    return file
+def _write_journal(rows: Sequence[PlannedSource], store: Store) -> None:
+    stream = io.BytesIO()
+    pq.write_table(_table(rows), stream, write_page_checksum=True)
+    store.storage.put(_JOURNAL, stream.getvalue())
+
+
+def _read_journal(store: Store) -> list[PlannedSource]:
+    """What a call that did not end had looked at."""
+    try:
+        return _rows(read_table(store.storage.read(_JOURNAL)))
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+        return []
 
 
 def write_plan(plan: list[PlannedSource], store: Store) -> list[PlannedSource]:
     """Puts the plan in place of the earlier one; returns it."""
-    table = pa.Table.from_pylist([asdict(row) for row in plan], schema=_SCHEMA)
+    table = _table(plan)
     store.write_file(PLAN_FILE, lambda file: pq.write_table(table, file, write_page_checksum=True))
     return plan
 
@@ -166,8 +205,7 @@ def read_plan(store: Store) -> list[PlannedSource]:
             f"{store.root}/{PLAN_FILE}: made by another version; build into a new folder, "
             f"with `reuse: [{store.root}]` to keep its codes"
         )
-    rows = table.to_pylist()
-    return [PlannedSource(**row | {"sidecars": tuple(row["sidecars"])}) for row in rows]
+    return _rows(table)
 
 
 def is_plan(table: pa.Table) -> bool:
@@ -234,6 +272,15 @@ def _grouped(plan: list[PlannedSource], config: BuildConfig) -> list[PlannedSour
             filled += not row.skipped
         result.append(replace(row, unit=unit))
     return result
+
+
+def _table(rows: Sequence[PlannedSource]) -> pa.Table:
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=_SCHEMA)
+
+
+def _rows(table: pa.Table) -> list[PlannedSource]:
+    rows = table.to_pylist()
+    return [PlannedSource(**row | {"sidecars": tuple(row["sidecars"])}) for row in rows]
 
 
 def _from_version_1(row: dict[str, Any]) -> PlannedSource:

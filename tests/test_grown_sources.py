@@ -18,9 +18,10 @@ from pipeline.build import build
 from pipeline.clip import clips_from_parquet
 from pipeline.commit import Store
 from pipeline.config import BuildConfig
+from pipeline.decode.decoder import DecodeLimits
 from pipeline.forecast import forecast
 from pipeline.inspection.originals import Wanted, read_originals
-from pipeline.plan import PlannedSource, known_files, make_plan, read_plan
+from pipeline.plan import PlannedSource, make_plan, read_plan
 from pipeline.removal import find_sources, remove_sources
 from pipeline.select import read_selection
 from pipeline.sources import remote
@@ -55,8 +56,7 @@ def plan(tmp_path: Path, *sources: str) -> list[PlannedSource]:
     settings = config(tmp_path, *sources)
     store = Store(settings.out)
     store.prepare()
-    known = known_files(read_plan(store))
-    return make_plan(settings, list_sources(sources, settings.limits, known), store)
+    return make_plan(settings, list_sources(sources, settings.limits), store)
 
 
 def bodies(web: Web) -> list[str]:
@@ -96,6 +96,47 @@ def test_an_unchanged_tar_behind_a_url_is_not_read_again(
     assert plan(tmp_path, f"{web.url}/a.tar") == first
     assert bodies(web) == []
     assert first[0].sidecar_sha256 == hashlib.sha256(b"a cat").hexdigest()
+
+
+def test_a_plan_that_was_killed_goes_on_where_it_was(
+    tmp_path: Path, web: Web, films: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, film in enumerate(films):
+        (tmp_path / "web" / f"{number}.mp4").write_bytes(film)
+    write_tar(tmp_path / "web" / "a.tar", {"a.mp4": films[0] + b"x"})
+    sources = [f"{web.url}/{name}" for name in ("0.mp4", "1.mp4", "a.tar", "2.mp4")]
+    settings = config(tmp_path, *sources)
+    store = Store(settings.out)
+    store.prepare()
+    monkeypatch.setattr("pipeline.plan._JOURNAL_SECONDS", -1.0)
+
+    def killed(text: str) -> None:
+        if text.startswith("plan: 3 of 4"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_plan(settings, list_sources(sources), store, killed)
+    bodies(web)
+    planned = make_plan(settings, list_sources(sources), store)
+    assert len(bodies(web)) == 1
+    assert store.storage.names("tmp") == []
+    undisturbed = replace(settings, out=str(tmp_path / "other"))
+    other = Store(undisturbed.out)
+    other.prepare()
+    assert make_plan(undisturbed, list_sources(sources), other) == planned
+
+
+def test_a_member_that_cannot_be_read_is_tried_again(tmp_path: Path, films: list[bytes]) -> None:
+    tar = write_tar(tmp_path / "a.tar", {"0.mp4": films[0], "1.mp4": bytes(1 << 20)})
+    small = DecodeLimits(max_file_bytes=1 << 19)
+    settings = replace(config(tmp_path, str(tar)), limits=small)
+    store = Store(settings.out)
+    store.prepare()
+    for _ in range(2):
+        rows = make_plan(settings, list_sources([str(tar)]), store)
+        assert [row.skipped for row in rows] == ["", "error:too_large"]
+    rows = make_plan(config(tmp_path, str(tar)), list_sources([str(tar)]), store)
+    assert [row.skipped for row in rows] == ["", ""]
 
 
 def test_sidecars_behind_urls_are_read_again_when_they_change(
@@ -216,12 +257,14 @@ def test_originals_forecasts_and_removals_know_every_kind(
     source = {"tar": str(tar), "url": f"{web.url}/0.mp4"}.get(kind, f"{web.url}/a.tar")
     settings = config(tmp_path, source)
     made = forecast(settings, list_sources([source]), 5, (), 1)
-    assert made.outcomes["kept"] == made.num_files == made.num_sampled
+    assert made.num_files == made.num_sampled == 1
+    num_films = 1 if kind == "url" else 2
+    assert made.outcomes["kept"] == num_films
     build(settings, "select")
     rows = read_selection(Store(settings.out)) or []
     wanted = [Wanted(row.source_id, row.request()) for row in rows if row.outcome == "kept"]
     shown = read_originals(settings.out, wanted, seconds=60)
-    assert [each.reason for each in shown] == [""] * made.num_files
+    assert [each.reason for each in shown] == [""] * num_films
     (source_id,) = find_sources(settings.out, ["0.mp4"])
     remove_sources(settings.out, [source_id])
     build(settings, "plan")

@@ -10,6 +10,7 @@ endings    what a file is by the ending of its name
 tars       the videos and images in WebDataset tars, with their sidecars
 location   where a file lies, as one line of text; its size, its bytes
 remote     files behind URLs, with patience
+looking    what was listed, identified; tars give way to what is in them
 content    files by their sha256
 media      a file as a decoder takes it
 """

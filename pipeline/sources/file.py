@@ -16,7 +16,8 @@ class SourceFile:
 
     uri: str
     location: str
-    kind: Literal["video", "image"]
+    kind: Literal["video", "image", "tar"]
+    """A tar stands for the videos and images in it, until it is looked into."""
     size_bytes: int | None = None
     """None before it was asked for."""
     stamp: str = ""

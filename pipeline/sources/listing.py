@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.decode.decoder import DecodeLimits
-from pipeline.shards.format import ShardError
 from pipeline.sources.braces import expand_braces
 from pipeline.sources.content import stated
 from pipeline.sources.endings import MANIFEST_ENDINGS, TAR_ENDING, known_endings, media_kind
@@ -24,44 +23,37 @@ from pipeline.sources.folders import (
     local_file,
     remote_file,
 )
-from pipeline.sources.location import ending_of, facts_of, is_url
+from pipeline.sources.location import ending_of, is_url
 from pipeline.sources.manifest import list_manifest
 from pipeline.sources.remote import is_http, matching, shown, url_path
-from pipeline.sources.tars import by_tar, list_tar
 from tokenizer.settings import UserError
 
-Tars = Mapping[str, Sequence[SourceFile]]
 
-
-def list_sources(
-    patterns: Sequence[str],
-    limits: DecodeLimits | None = None,
-    known: Iterable[SourceFile] = (),
-) -> list[SourceFile]:
+def list_sources(patterns: Sequence[str], limits: DecodeLimits | None = None) -> list[SourceFile]:
     """The files of folders (all below them), files, globs, brace ranges, manifests and tars.
 
     They are sorted by uri; one that several patterns reach is listed once, as the first of them
     has it. Hidden files and folders are left out; so are other kinds of files, except where one is
     named itself, which is an error; tars and manifests are those that a pattern names by its
-    ending. Tars that are unchanged since they gave `known` are not read again.
+    ending. Nothing is opened but manifests.
 
-    A tar or a row of a manifest that cannot be read is a file with a `problem`. Raises UserError
-    where nothing can, for what is missing, a folder without any such file, a glob that matches
-    none, and a manifest that is not as it should be.
+    A row of a manifest whose file is missing is a file with a `problem`. Raises UserError where all
+    are, for what else is missing, a folder without any such file, a glob that matches none, and a
+    manifest that is not as it should be.
     """
-    tars = by_tar(known)
     found: dict[str, SourceFile] = {}
     for pattern in patterns:
-        files = list(stated(_files_of(pattern, limits or DecodeLimits(), tars)))
-        if files and all(file.problem for file in files):
-            raise UserError(files[0].problem)
+        files = list(stated(_files_of(pattern, limits or DecodeLimits())))
+        missing = [file for file in files if file.problem]
+        if missing and (len(missing) == len(files) or missing[0].kind == "tar"):
+            raise UserError(missing[0].problem)
         for file in files:
             found.setdefault(file.location, file)
     return sorted(found.values(), key=lambda file: (file.uri, file.location))
 
 
-def _files_of(pattern: str, limits: DecodeLimits, tars: Tars) -> Iterable[SourceFile]:
-    if "::" in pattern:
+def _files_of(pattern: str, limits: DecodeLimits) -> Iterable[SourceFile]:
+    if is_url(pattern) and "::" in pattern:
         raise UserError(
             f"{shown(pattern)}: URLs in a chain (::) are not taken; name one file system"
         )
@@ -69,12 +61,12 @@ def _files_of(pattern: str, limits: DecodeLimits, tars: Tars) -> Iterable[Source
         pattern = pattern.partition("://")[2]
     path = os.path.expanduser(pattern)
     if not is_url(pattern) and os.path.exists(path):  # whatever marks its name has
-        return _local_files(path, limits, tars)
+        return _local_files(path, limits)
     files: list[SourceFile] = []
     for each in expand_braces(pattern):
         try:
             listed = _remote_files if is_url(each) else _local_files
-            files += listed(each, limits, tars)
+            files += listed(each, limits)
         except FileNotFoundError:
             raise UserError(_missing(each)) from None
         except OSError as error:
@@ -82,13 +74,13 @@ def _files_of(pattern: str, limits: DecodeLimits, tars: Tars) -> Iterable[Source
     return files
 
 
-def _local_files(pattern: str, limits: DecodeLimits, tars: Tars) -> Iterable[SourceFile]:
+def _local_files(pattern: str, limits: DecodeLimits) -> Iterable[SourceFile]:
     path = os.path.expanduser(pattern)
     if os.path.isdir(path):
         return files_in_folder(path)
     if os.path.isfile(path):
         if _is_table(path):
-            return _files_in_table(os.path.abspath(path), limits, tars)
+            return _files_in_table(os.path.abspath(path), limits)
         _check_name(pattern)
         return [local_file(path, os.path.dirname(path))]
     if not glob.has_magic(path):
@@ -96,14 +88,14 @@ def _local_files(pattern: str, limits: DecodeLimits, tars: Tars) -> Iterable[Sou
     if not _is_table(pattern):
         return files_matching(path)
     tables = sorted(each for each in glob.glob(path, recursive=True) if os.path.isfile(each))
-    return _files_in_tables(pattern, map(os.path.abspath, tables), limits, tars)
+    return _files_in_tables(pattern, map(os.path.abspath, tables), limits)
 
 
-def _remote_files(pattern: str, limits: DecodeLimits, tars: Tars) -> Iterable[SourceFile]:
+def _remote_files(pattern: str, limits: DecodeLimits) -> Iterable[SourceFile]:
     is_glob = "*" in pattern or (glob.has_magic(pattern) and not is_http(pattern))
     if is_glob and _is_table(pattern):
         tables = [url for url, facts in matching(pattern).items() if facts is not None]
-        return _files_in_tables(pattern, tables, limits, tars)
+        return _files_in_tables(pattern, tables, limits)
     if is_glob:
         files = files_matching_url(pattern)
         if not files:
@@ -112,8 +104,7 @@ def _remote_files(pattern: str, limits: DecodeLimits, tars: Tars) -> Iterable[So
             )
         return files
     if _is_table(pattern):
-        facts_of(pattern)  # missing, it is an error here; unsound, a row
-        return _files_in_table(pattern, limits, tars)
+        return _files_in_table(pattern, limits)
     if media_kind(pattern):
         return [remote_file(pattern)]
     files = files_below_url(pattern)
@@ -122,35 +113,19 @@ def _remote_files(pattern: str, limits: DecodeLimits, tars: Tars) -> Iterable[So
     return files
 
 
-def _files_in_tables(
-    pattern: str, tables: Iterable[str], limits: DecodeLimits, tars: Tars
-) -> list[SourceFile]:
-    files = [file for table in tables for file in _files_in_table(table, limits, tars)]
+def _files_in_tables(pattern: str, tables: Iterable[str], limits: DecodeLimits) -> list[SourceFile]:
+    files = [file for table in tables for file in _files_in_table(table, limits)]
     if not files:
         raise UserError(f"{shown(pattern)}: the pattern matches no file")
     return files
 
 
-def _files_in_table(location: str, limits: DecodeLimits, tars: Tars) -> Iterable[SourceFile]:
-    """The files that a manifest names, or that a tar holds."""
+def _files_in_table(location: str, limits: DecodeLimits) -> Iterable[SourceFile]:
+    """The files that a manifest names, or the tar."""
     if ending_of(location) != TAR_ENDING:
         return list_manifest(location, limits)
-    try:
-        files = list_tar(location, limits, tars)
-    except (OSError, ShardError) as error:
-        name = url_path(location) if is_url(location) else location
-        return [
-            SourceFile(
-                uri=os.path.basename(name),
-                location=location,
-                kind="video",
-                problem=str(error),
-                error="open",
-            )
-        ]
-    if not files:
-        raise UserError(f"{shown(location)}: the tar holds no videos or images; {known_endings()}")
-    return files
+    name = url_path(location) if is_url(location) else location
+    return [SourceFile(uri=os.path.basename(name), location=location, kind="tar")]
 
 
 def _is_table(name: str) -> bool:

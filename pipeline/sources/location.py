@@ -85,7 +85,7 @@ def facts_of(location: str) -> FileFacts:
     member = member_of(location)
     if member is not None:
         tar = facts_of(member.tar)
-        return FileFacts(member.size_bytes, f"{tar.size_bytes} {tar.stamp}" if tar.stamp else "")
+        return FileFacts(member.size_bytes, member_stamp(tar.size_bytes or 0, tar.stamp))
     if is_url(location):
         return remote_facts(location)
     try:
@@ -95,6 +95,11 @@ def facts_of(location: str) -> FileFacts:
     if not stat.S_ISREG(facts.st_mode):
         raise OSError(f"{location}: not a plain file")
     return FileFacts(facts.st_size, str(facts.st_mtime_ns))
+
+
+def member_stamp(tar_bytes: int, tar_stamp: str) -> str:
+    """The stamp of a tar's members."""
+    return f"{tar_bytes} {tar_stamp}" if tar_stamp else ""
 
 
 def pieces_of(location: str, max_bytes: int, seconds: float) -> Iterator[bytes]:

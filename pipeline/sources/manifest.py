@@ -113,7 +113,7 @@ def _place(value: Any, manifest: str, where: str) -> tuple[str, str]:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: {value!r:.100} names no file")
     value = value.strip()
-    if len(value) > _MAX_NAME or not value.isprintable() or "::" in value:
+    if len(value) > _MAX_NAME or not value.isprintable() or _is_chain(value):
         raise UserError(f"{where}: {value!r:.100} is no path or URL")
     if ending_of(value) == TAR_ENDING:
         raise UserError(f"{where}: {value!r:.100} is a tar; name tars in sources")
@@ -138,6 +138,11 @@ def _place(value: Any, manifest: str, where: str) -> tuple[str, str]:
         )
     location = f"{protocol}://{joined}"
     return location, _uri(url_path(location), url_path(manifest))
+
+
+def _is_chain(value: str) -> bool:
+    """Whether it is a URL that would make one file system read from another."""
+    return is_url(value) and "::" in value
 
 
 def _uri(path: str, manifest: str) -> str:

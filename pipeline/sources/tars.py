@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pipeline.captions import combined_sha256, find_sidecars
@@ -17,34 +17,24 @@ from pipeline.shards.format import ShardError
 from pipeline.shards.tarwalk import TarFile, open_tar, walk_tar
 from pipeline.sources.endings import media_kind
 from pipeline.sources.file import SourceFile
-from pipeline.sources.location import Member, facts_of, fetched, is_url, member_of, path_of
+from pipeline.sources.location import Member, fetched, is_url, member_stamp, path_of
 from pipeline.sources.remote import shown
 
 
 def list_tar(
-    tar: str, limits: DecodeLimits, known: Mapping[str, Sequence[SourceFile]]
+    file: SourceFile, limits: DecodeLimits, known: Mapping[str, Sequence[SourceFile]]
 ) -> list[SourceFile]:
     """The videos and images in a tar, in its order.
 
-    `known` has what was listed of tars earlier; one that is unchanged since is not read again.
+    `known` has what was found in tars before; one that is unchanged since is not read again.
     Raises OSError for a tar that cannot be read, ShardError for one that is not sound.
     """
-    stamp = facts_of(Member(tar, 0, 0).location).stamp
-    earlier = known.get(tar, ())
-    if stamp and earlier and all(file.stamp == stamp for file in earlier):
-        return list(earlier)
+    tar, stamp = file.location, member_stamp(file.size_bytes or 0, file.stamp)
+    earlier = [each for each in known.get(tar, ()) if stamp and each.stamp == stamp]
+    if earlier:
+        return earlier
     with _opened(tar, limits) as opened:
         return list(_members(tar, stamp, opened, with_content=is_url(tar)))
-
-
-def by_tar(files: Iterable[SourceFile]) -> dict[str, list[SourceFile]]:
-    """Those of the files that are members of tars."""
-    tars: dict[str, list[SourceFile]] = {}
-    for file in files:
-        member = member_of(file.location)
-        if member is not None:
-            tars.setdefault(member.tar, []).append(file)
-    return tars
 
 
 def _members(tar: str, stamp: str, opened: TarFile, with_content: bool) -> Iterator[SourceFile]:
