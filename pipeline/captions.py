@@ -213,7 +213,7 @@ def _text(value: Any, where: str) -> str | None:
         raise ValueError(f"{where} must be text, not {type(value).__name__}")
     if len(value) > MAX_TEXT_CHARACTERS:
         raise ValueError(f"{where} is longer than {MAX_TEXT_CHARACTERS} characters")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"{where} holds half of a surrogate pair")
     return " ".join(value.split()) or None
 

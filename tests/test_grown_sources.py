@@ -24,7 +24,7 @@ from pipeline.inspection.originals import Wanted, read_originals
 from pipeline.plan import PlannedSource, make_plan, read_plan
 from pipeline.removal import find_sources, remove_sources
 from pipeline.select import read_selection
-from pipeline.sources import remote
+from pipeline.sources import patience
 from pipeline.sources.listing import list_sources
 from tests.conftest import moving_square, write_mp4
 from tests.test_source_tars import write_tar
@@ -33,7 +33,7 @@ from tests.web import Web, serving
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    monkeypatch.setattr(remote, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "_PAUSE_SECONDS", 0.01)
     (tmp_path / "web").mkdir()
     with serving(tmp_path / "web") as web:
         yield web

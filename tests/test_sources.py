@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.decode.decoder import DecodeLimits
-from pipeline.sources import remote
+from pipeline.sources import patience
 from pipeline.sources.braces import expand_braces
 from pipeline.sources.content import content_id
 from pipeline.sources.listing import list_sources
@@ -163,7 +163,7 @@ def test_tars_and_manifests_are_those_that_a_pattern_names(collection: Path) -> 
 def test_a_url_that_names_nothing_is_one_clear_line(
     pattern: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "_PAUSE_SECONDS", 0.0)
     with pytest.raises(UserError, match=said) as caught:
         list_sources([pattern])
     assert "\n" not in str(caught.value)
@@ -214,3 +214,25 @@ def test_pages_without_end_are_left() -> None:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_a_glob_over_pages_of_links_matches_files(tmp_path: Path) -> None:
+    for name in ("a/x-1.mp4", "a/x-2.mp4", "b/x-1.mp4", "b/y.mp4", "c.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    with serving(tmp_path) as web:
+        files = list_sources([f"{web.url}/*/x-*.mp4"])
+        assert [file.uri for file in files] == ["a/x-1.mp4", "a/x-2.mp4", "b/x-1.mp4"]
+        assert all(file.size_bytes == 9 for file in files)
+        with pytest.raises(UserError, match="matches no videos"):
+            list_sources([f"{web.url}/z*.mp4"])
+
+
+def test_a_page_without_end_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.sources.web._MAX_PAGE_BYTES", 1 << 20)
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "index.html").write_bytes(b"<a " * (1 << 20))
+    with serving(tmp_path) as web, pytest.raises(UserError, match="a page of more than"):
+        list_sources([f"{web.url}/films"])

@@ -6,6 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """The size of a file, None where a server does not say, and its stamp.
+
+    A stamp is another one when the content is; "" where nothing tells.
+    """
+
+    size_bytes: int | None
+    stamp: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
     """A file that `sources` reaches; `kind` is what its name promises.

@@ -11,17 +11,10 @@ from urllib.parse import unquote
 
 from pipeline.captions import find_sidecars
 from pipeline.sources.endings import known_endings, media_kind
-from pipeline.sources.file import SourceFile
+from pipeline.sources.file import FileFacts, SourceFile
 from pipeline.sources.location import facts_of
-from pipeline.sources.remote import (
-    FileFacts,
-    Listing,
-    is_http,
-    listed_below,
-    listed_in,
-    matching,
-    url_path,
-)
+from pipeline.sources.remote import Listing, listed_below, listed_in, matching
+from pipeline.sources.urls import is_http, url_path
 from tokenizer.settings import UserError
 
 

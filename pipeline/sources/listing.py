@@ -25,7 +25,8 @@ from pipeline.sources.folders import (
 )
 from pipeline.sources.location import ending_of, is_url
 from pipeline.sources.manifest import list_manifest
-from pipeline.sources.remote import is_http, matching, shown, url_path
+from pipeline.sources.remote import matching
+from pipeline.sources.urls import is_http, shown, url_path
 from tokenizer.settings import UserError
 
 

@@ -28,8 +28,8 @@ from pipeline.shards.format import canonical_json
 from pipeline.sources.endings import TAR_ENDING, Kind, media_kind
 from pipeline.sources.file import SourceFile
 from pipeline.sources.location import ending_of, fetched, is_url, path_of
-from pipeline.sources.remote import shown, url_path
 from pipeline.sources.rows import Row, table_rows
+from pipeline.sources.urls import shown, url_path
 from tokenizer.settings import UserError
 
 FILE_COLUMNS = (

@@ -22,7 +22,7 @@ from typing import IO
 
 from pipeline.decode.decoder import DecodeError, DecodeLimits
 from pipeline.sources.location import FileTooLarge, fetched, is_local_file, path_of
-from pipeline.sources.remote import shown
+from pipeline.sources.urls import shown
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 

@@ -18,7 +18,7 @@ from pipeline.shards.tarwalk import TarFile, open_tar, walk_tar
 from pipeline.sources.endings import media_kind
 from pipeline.sources.file import SourceFile
 from pipeline.sources.location import Member, fetched, is_url, member_stamp, path_of
-from pipeline.sources.remote import shown
+from pipeline.sources.urls import shown
 
 
 def list_tar(
