@@ -16,7 +16,7 @@ _LOW = 60.0  # frames further away than this are no end of a fade
 _FADED = 0.25  # what may be left of the picture where it is least, if it goes and comes there
 _MIN_RISE = 12.0  # levels that a picture is away from black or white at least
 _MAX_STEP = 0.5  # share of the way that one frame may make; more is a cut
-_BEND = 2.0  # how much a level of deviation from the straight line counts against one of rise
+_BEND = 3.0  # how much a level of deviation from the straight line counts against one of rise
 _MIN_LIKENESS = 0.8  # cosine between the faded picture and the whole one: the same, dimmed
 _MIN_FRAMES = 3
 _MAX_HOLD_SECONDS = 2.0  # black between a picture that goes and one that comes: one transition
@@ -53,13 +53,19 @@ def find_fades(
 
 
 def _floors(away: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(first, last) frame of each stretch that is as near to black as its surroundings get."""
-    low = np.concatenate([[False], away <= _LOW, [False]])
-    edges = np.flatnonzero(low[1:] != low[:-1])
-    for start, end in zip(edges[::2], edges[1::2]):
-        stretch = away[start:end]
-        lowest = np.flatnonzero(stretch <= stretch.min() + 3)
-        yield int(start + lowest[0]), int(start + lowest[-1])
+    """(first, last) frame of each stretch that is black, or else as near to it as a low one gets."""
+    for start, end in _runs(away <= _LOW):
+        black = [(start + first, start + last) for first, last in _runs(away[start:end] <= _FLOOR)]
+        for first, last in black or [(start, end)]:
+            stretch = away[first:last]
+            lowest = np.flatnonzero(stretch <= stretch.min() + 3)
+            yield int(first + lowest[0]), int(first + lowest[-1])
+
+
+def _runs(chosen: np.ndarray) -> list[tuple[int, int]]:
+    """Half-open spans of what is True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]])))
+    return [(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2])]
 
 
 def _picture_end(
@@ -102,11 +108,9 @@ def _picture_end(
 
 
 def _disjoint(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """In order; of two that overlap the second begins where the first ends."""
+    """In order; of spans that overlap the longest."""
     result: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if result:
-            start = max(start, result[-1][1])
-        if end - start >= 2:
+    for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
+        if end - start >= 2 and not any(start < last and end > first for first, last in result):
             result.append((start, end))
-    return result
+    return sorted(result)
