@@ -3,6 +3,7 @@
 # make chaos  builds under kill -9 for minutes (TESSERA_CHAOS_ROUNDS=8), each compared byte by byte
 # make health tokenizers trained for minutes on digits and real films, and how their codes are used
 # make bench-shards   what writing and reading shards costs, beside other formats' readers
+# make bench-shots   cuts, fades and dissolves found, beside PySceneDetect
 # make bench-encoder  the batched encoder beside the same model run clip by clip
 # make bench-sampling  seconds per video of every method beside cell by cell
 # make bench-quality   what samples of every method are worth, on one footing; two hours
@@ -22,7 +23,7 @@ export PYTHONUNBUFFERED = 1
 # Modules are compiled once, not anew by every process that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-filling bench-text format clean
+.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-shots bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-filling bench-text format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -64,6 +65,9 @@ bench-shards: install
 	$(BIN)/python benchmarks/shard_writing.py
 	$(BIN)/python benchmarks/shard_reading.py
 	$(BIN)/python benchmarks/stats.py
+
+bench-shots: install
+	$(BIN)/python benchmarks/shots.py
 
 bench-tokenize: install
 	$(BIN)/python benchmarks/tokenizing.py
