@@ -6,7 +6,7 @@ Its rooms, in the order in which data passes them:
                     from files to described clips
     clip            what a clip is: source, span, crop, shape
     config rules    the settings of a build
-    plan annotate caption select feed encode tokenize finalize build
+    inventory plan annotate caption select feed encode tokenize finalize build
                     the phases, each resumable, and what feeds them
     shard_draft     a shard in the making, and what its commit says
     storage commit  a disk or an object store, and the one protocol by which work gets there

@@ -9,12 +9,9 @@ out.
 
 from __future__ import annotations
 
-import io
-import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,18 +19,14 @@ import pyarrow.parquet as pq
 
 from pipeline.commit import Store
 from pipeline.config import BuildConfig
+from pipeline.inventory import forget_inventory, take_inventory
 from pipeline.removal import removed_sources
 from pipeline.shards.format import canonical_json
 from pipeline.shards.table import read_table
-from pipeline.sources.content import side_by_side
 from pipeline.sources.file import SourceFile
-from pipeline.sources.looking import Known, look_into
 from tokenizer.settings import UserError
 
 PLAN_FILE = "plan.parquet"
-_JOURNAL = "tmp/looked-at.parquet"
-_JOURNAL_SECONDS = 30.0
-_SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +67,14 @@ def make_plan(
     store: Store,
     say: Callable[[str], object] = str,
 ) -> list[PlannedSource]:
-    """Looks into the files, writes `plan.parquet`, returns it in plan order.
-
-    UserError when none of the files can be read. What was looked at is written down every half
-    minute, so that a call that is killed is continued by the next.
-    """
+    """Identifies the files, writes `plan.parquet`, returns it in plan order."""
     earlier = read_plan(store)
-    looked_at = _look_into(files, config, store, [*earlier, *_read_journal(store)], say)
+    identified = take_inventory(files, config.limits, store, _known_files(earlier), say)
     previous = {row.location: row for row in earlier if row.location}
     places = {row.source_id: place for place, row in reversed(list(enumerate(earlier)))}
     known: list[PlannedSource] = []
     fresh: list[PlannedSource] = []
-    for file in looked_at:
+    for file in identified:
         before = previous.get(file.location)
         if before is None or before.source_id != file.source_id:
             before = earlier[places[file.source_id]] if file.source_id in places else None
@@ -102,34 +91,8 @@ def make_plan(
     known.sort(key=lambda row: (row.unit, places[row.source_id], row.uri))
     plan = [*known, *sorted(fresh, key=lambda row: row.uri)]
     plan = write_plan(_grouped(without_removed(plan, store), config), store)
-    store.storage.delete(_JOURNAL)
+    forget_inventory(store)
     return plan
-
-
-def _look_into(
-    files: Sequence[SourceFile],
-    config: BuildConfig,
-    store: Store,
-    rows: Iterable[PlannedSource],
-    say: Callable[[str], object],
-) -> list[SourceFile]:
-    """What is in the files, identified, each location once."""
-    look = partial(look_into, limits=config.limits, known=Known(_known_files(rows)))
-    found: dict[str, SourceFile] = {}
-    saved = time.monotonic()
-    for number, group in enumerate(side_by_side(look, files), 1):
-        for file in group:
-            found.setdefault(file.location, file)
-        if time.monotonic() - saved > _JOURNAL_SECONDS:
-            _write_journal([planned(file) for file in found.values()], store)
-            say(f"plan: {number:,} of {len(files):,} files looked at")
-            saved = time.monotonic()
-    problems = [file.problem for file in found.values() if file.problem]
-    if len(problems) == len(found):
-        raise UserError(problems[0] if problems else "the sources hold no videos or images")
-    for problem in problems[:_SHOWN_PROBLEMS]:
-        say(f"plan: {problem}")
-    return sorted(found.values(), key=lambda file: (file.uri, file.location))
 
 
 def planned(file: SourceFile) -> PlannedSource:
@@ -166,23 +129,9 @@ def _known_files(rows: Iterable[PlannedSource]) -> Iterator[SourceFile]:
             )
 
 
-def _write_journal(rows: Sequence[PlannedSource], store: Store) -> None:
-    stream = io.BytesIO()
-    pq.write_table(_table(rows), stream, write_page_checksum=True)
-    store.storage.put(_JOURNAL, stream.getvalue())
-
-
-def _read_journal(store: Store) -> list[PlannedSource]:
-    """What a call that did not end had looked at."""
-    try:
-        return _rows(read_table(store.storage.read(_JOURNAL)))
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
-        return []
-
-
 def write_plan(plan: list[PlannedSource], store: Store) -> list[PlannedSource]:
     """Puts the plan in place of the earlier one; returns it."""
-    table = _table(plan)
+    table = pa.Table.from_pylist([asdict(row) for row in plan], schema=_SCHEMA)
     store.write_file(PLAN_FILE, lambda file: pq.write_table(table, file, write_page_checksum=True))
     return plan
 
@@ -205,7 +154,8 @@ def read_plan(store: Store) -> list[PlannedSource]:
             f"{store.root}/{PLAN_FILE}: made by another version; build into a new folder, "
             f"with `reuse: [{store.root}]` to keep its codes"
         )
-    return _rows(table)
+    rows = table.to_pylist()
+    return [PlannedSource(**row | {"sidecars": tuple(row["sidecars"])}) for row in rows]
 
 
 def is_plan(table: pa.Table) -> bool:
@@ -272,15 +222,6 @@ def _grouped(plan: list[PlannedSource], config: BuildConfig) -> list[PlannedSour
             filled += not row.skipped
         result.append(replace(row, unit=unit))
     return result
-
-
-def _table(rows: Sequence[PlannedSource]) -> pa.Table:
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=_SCHEMA)
-
-
-def _rows(table: pa.Table) -> list[PlannedSource]:
-    rows = table.to_pylist()
-    return [PlannedSource(**row | {"sidecars": tuple(row["sidecars"])}) for row in rows]
 
 
 def _from_version_1(row: dict[str, Any]) -> PlannedSource:

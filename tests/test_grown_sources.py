@@ -108,7 +108,8 @@ def test_a_plan_that_was_killed_goes_on_where_it_was(
     settings = config(tmp_path, *sources)
     store = Store(settings.out)
     store.prepare()
-    monkeypatch.setattr("pipeline.plan._JOURNAL_SECONDS", -1.0)
+    monkeypatch.setattr("pipeline.inventory._JOURNAL_SECONDS", -1.0)
+    monkeypatch.setattr("pipeline.inventory._WRITING_SHARE", 1e9)
 
     def killed(text: str) -> None:
         if text.startswith("plan: 3 of 4"):
