@@ -19,6 +19,7 @@ What is in transition belongs to no shot: it is a piece of the film of its own.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -151,7 +152,7 @@ def _pieces(
     """Of frames that are on display over [pts, end_pts)."""
 
     def takes(start: int, end: int) -> Iterator[Shot]:
-        inside = [cut for cut in cuts if start < cut < end]
+        inside = cuts[bisect_right(cuts, start) : bisect_left(cuts, end)]
         for first, last in zip([start, *inside], [*inside, end]):
             if first < last:
                 yield from _split(pts, end_pts, first, last, longest_ticks)

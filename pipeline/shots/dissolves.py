@@ -8,7 +8,7 @@ frames, by a few inner products; those that pass are asked again on the frames t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,13 +25,16 @@ _DIP = (-0.2, 0.13)  # contrast half way against that of a mixture, as a share o
 _COARSE_DIP = (-0.2, 0.16)
 _MAX_ASIDE = 0.55  # how far a mixture may lie off the line, as a share of the distance
 _FLAT = 25.0  # squared levels: pictures with less contrast correlate by chance
+_MAX_REFUSALS = 8  # windows about a frame that are looked at closely in vain
 _RAMP = (0.15, 0.85)  # shares of B between which the mixing is measured
 
 
-class _Window(NamedTuple):
-    progress: float  # distance from A to B, less the worse the straighter
-    start: int
-    length: int
+class _Windows(NamedTuple):
+    """Windows [start, start + length], each (m,): how far they lead from A towards B, and where."""
+
+    progress: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
 
 
 def find_dissolves(
@@ -49,25 +52,29 @@ def find_dissolves(
     taken = np.zeros(len(frames) + 1, bool)
     for start, end in excluded:
         taken[max(start - 1, 0) : end + 1] = True
+    refusals = np.zeros(len(frames), np.uint8)  # of windows about this frame
     found = []
-    for window in sorted(_windows(centred, seconds, settings), reverse=True):
-        if taken[window.start : window.start + window.length].any():
+    windows = _windows(centred, seconds, settings)
+    for index in np.argsort(-windows.progress, kind="stable"):
+        start, length = int(windows.start[index]), int(windows.length[index])
+        middle = start + length // 2
+        if taken[start : start + length].any() or refusals[middle] >= _MAX_REFUSALS:
             continue
-        span = _mixed_frames(centred, window)
-        if span is None or taken[slice(*span)].any():
-            continue
-        before, behind = max(span[0] - 1, 0), min(span[1], len(frames) - 1)
-        if behind - before >= 2 and _is_mixture(frames, before, behind):
+        span = _mixed_frames(centred, start, length)
+        if span is not None and not taken[slice(*span)].any() and _is_mixture(frames, *span):
             taken[slice(*span)] = True
             found.append(span)
+        else:
+            refusals[middle - length // 8 : middle + length // 8 + 1] += 1
     return sorted(found)
 
 
-def _windows(centred: np.ndarray, seconds: np.ndarray, settings: ShotSettings) -> Iterator[_Window]:
-    """Windows [start, start + length] whose frames could be a dissolve, on coarse frames."""
+def _windows(centred: np.ndarray, seconds: np.ndarray, settings: ShotSettings) -> _Windows:
+    """The windows whose frames could be a dissolve, on coarse frames."""
     num_frames, width = centred.shape
+    none = _Windows(np.empty(0), np.empty(0, int), np.empty(0, int))
     if num_frames <= 4 * _MIN_QUARTER:
-        return
+        return none
     frame_seconds = float(np.median(np.diff(seconds)))
     longest = min(
         settings.max_transition_seconds / max(frame_seconds, 1e-6),
@@ -84,6 +91,7 @@ def _windows(centred: np.ndarray, seconds: np.ndarray, settings: ShotSettings) -
             distances[lag] = np.maximum(contrast[lag:] + contrast[:-lag] - 2 * products, 0)
         return distances[lag]
 
+    passing = [none]
     quarter = _MIN_QUARTER
     while 4 * quarter <= longest:
         length = 4 * quarter
@@ -102,17 +110,18 @@ def _windows(centred: np.ndarray, seconds: np.ndarray, settings: ShotSettings) -
             np.maximum(one, _FLAT) * np.maximum(two, _FLAT)
         )
         passes &= (dip >= _COARSE_DIP[0]) & (dip <= _COARSE_DIP[1])
-        for start in np.flatnonzero(passes):
-            yield _Window(float(progress[start]), int(start), length)
+        starts = np.flatnonzero(passes)
+        passing.append(_Windows(progress[starts], starts, np.full(len(starts), length)))
         quarter = max(quarter + 1, int(quarter * _GROWTH))
+    return _Windows(*(np.concatenate(each) for each in zip(*passing)))
 
 
-def _mixed_frames(centred: np.ndarray, window: _Window) -> tuple[int, int] | None:
+def _mixed_frames(centred: np.ndarray, start: int, length: int) -> tuple[int, int] | None:
     """The frames that hold something of both, by a straight line through their shares of B.
 
     A frame too many on either side is a frame less; a mixed one in a clip would be worse.
     """
-    start, end = window.start, window.start + window.length
+    end = start + length
     line = centred[end] - centred[start]
     shares = (centred[start : end + 1] - centred[start]) @ line / (line @ line)
     inside = np.flatnonzero((shares > _RAMP[0]) & (shares < _RAMP[1]))
@@ -123,12 +132,15 @@ def _mixed_frames(centred: np.ndarray, window: _Window) -> tuple[int, int] | Non
     if slope <= 0:
         return None
     first = start + max(int(np.ceil(-base / slope - 0.3)), 0)
-    last = start + min(int(np.floor((1 - base) / slope + 0.3)), window.length)
+    last = start + min(int(np.floor((1 - base) / slope + 0.3)), length)
     return first, last + 1
 
 
-def _is_mixture(frames: np.ndarray, before: int, behind: int) -> bool:
-    """Whether the frames between these two are mixtures of them, pixel by pixel."""
+def _is_mixture(frames: np.ndarray, start: int, end: int) -> bool:
+    """Whether frames [start, end) are mixtures of those beside them, pixel by pixel."""
+    before, behind = max(start - 1, 0), min(end, len(frames) - 1)
+    if behind - before < 2:
+        return False
     chosen = np.round(np.linspace(before, behind, 5)).astype(int)
     pixels = frames[chosen].reshape(5, -1).astype(np.float32)
     pixels -= pixels.mean(axis=1, keepdims=True)

@@ -49,11 +49,11 @@ def find_fades(
                 found.append((left + 1, first))
             if right is not None and last + 1 < right:
                 found.append((last + 1, right))
-    return _disjoint(found)
+    return _disjoint(found, len(blocks))
 
 
 def _floors(away: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(first, last) frame of each stretch that is black, or else as near to it as a low one gets."""
+    """(first, last) frame of each stretch that is black, or else as near to it as it gets."""
     for start, end in _runs(away <= _LOW):
         black = [(start + first, start + last) for first, last in _runs(away[start:end] <= _FLOOR)]
         for first, last in black or [(start, end)]:
@@ -107,10 +107,12 @@ def _picture_end(
     return floor + direction * best if likeness >= _MIN_LIKENESS else None
 
 
-def _disjoint(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _disjoint(spans: list[tuple[int, int]], num_frames: int) -> list[tuple[int, int]]:
     """In order; of spans that overlap the longest."""
+    taken = np.zeros(num_frames, bool)
     result: list[tuple[int, int]] = []
     for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
-        if end - start >= 2 and not any(start < last and end > first for first, last in result):
+        if end - start >= 2 and not taken[start:end].any():
+            taken[start:end] = True
             result.append((start, end))
     return sorted(result)

@@ -41,12 +41,16 @@ class Gradual(NamedTuple):
 
 
 def apart(cuts: Sequence[int], graduals: Sequence[Gradual]) -> tuple[list[int], list[Gradual]]:
-    """Cuts without those that are part of a transition, which reaches as far as a cut beside it."""
-    kept, reaching = list(cuts), []
-    for gradual in graduals:
-        start, end = gradual.start, gradual.end
+    """Cuts without those that are part of a transition, which reaches as far as a cut beside it.
+
+    Both are in order, and the transitions do not overlap.
+    """
+    kept = set(cuts)
+    reaching: list[Gradual] = []
+    for kind, start, end in graduals:
         start = start - 1 if start - 1 in kept else start
+        start = max(start, reaching[-1].end) if reaching else start
         end = end + 1 if end + 1 in kept else end
-        kept = [cut for cut in kept if not start <= cut <= end]
-        reaching.append(gradual._replace(start=start, end=end))
-    return kept, reaching
+        kept.difference_update(range(start, end + 1))
+        reaching.append(Gradual(kind, start, end))
+    return sorted(kept), reaching
