@@ -26,6 +26,7 @@ from pipeline.sources.location import (
 )
 from pipeline.sources.media import open_media
 from pipeline.sources.remote import PIECE_BYTES
+from pipeline.sources.urls import shown
 from tests.web import Web, serving
 
 CONTENT = bytes(range(256)) * 40_000  # 10 MB: more than one piece
@@ -55,6 +56,7 @@ def test_a_location_says_what_it_is() -> None:
         *(True, False, False)
     ]
     assert not is_url("/odd/s3://name.mp4")
+    assert shown("https://me:secret@host/a.mp4?key=1") == "https://host/a.mp4"
     endings = ["/a/B.MP4", "https://h/b.jpg?sig=a.b/c.d", "s3://lab/x.webm", member.location]
     assert [ending_of(each) for each in endings] == [".mp4", ".jpg", ".webm", ".mp4"]
 

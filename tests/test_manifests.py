@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -125,6 +126,17 @@ def test_a_place_outside_of_the_manifests_folder_keeps_its_own_name(tmp_path: Pa
     assert (file.uri, file.location) == ("d.mp4", str(tmp_path / "d.mp4"))
 
 
+ELSEWHERE = ["/etc/x.mp4", "file:///etc/x.mp4", "local:///etc/x.mp4", "../../x.mp4"]
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_a_manifest_behind_a_url_names_no_files_of_this_machine(place: str, tmp_path: Path) -> None:
+    with fsspec.open(f"memory://{tmp_path.name}/all.csv", "w") as file:
+        file.write(f"path\n{place}\n")
+    with pytest.raises(UserError, match=r"line 2, column path: .* lies elsewhere"):
+        list_sources([f"memory://{tmp_path.name}/all.csv"])
+
+
 HEADER = "path,caption,start_seconds,end_seconds,label\n"
 WRONG = [
     ("all.csv", "name,caption\na.mp4,x\n", "no column names the files.*columns: name, caption"),
@@ -153,6 +165,7 @@ WRONG = [
     ("all.jsonl", '{"path": "a.mp4"}\n\n{"file": "c.jpg"}\n', "line 3, column path: None names no"),
     ("all.jsonl", '{"path": 7}', "line 1, column path: 7 names no file"),
     ("all.jsonl", '{"path": "a.mp4", "caption": []}', "line 1: caption must be text"),
+    ("all.jsonl", '{"path": "a.mp4", "clips": 3, "start_seconds": 0}', "clips must be a list"),
     ("all.jsonl", '{"path": "a.mp4", "clips": 3}', "line 1: clips must be a list"),
     ("all.jsonl", '{"path": "a.mp4", "attributes": [1]}', "line 1: attributes must be a mapping"),
     ("all.jsonl", '{"path": "a.mp4", "caption": "\\ud800"}', "line 1: .*surrogate"),
@@ -205,6 +218,30 @@ def test_damaged_tables_are_read_or_are_errors_of_one_line(tmp_path: Path, data)
     problem = ""
     try:
         listed(tmp_path, bytes(content), name)
+    except UserError as error:
+        problem = str(error)
+    assert "\n" not in problem
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-9, 9) | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["caption", "start_seconds", "x"]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+KEYS = ["caption", "text", "label", "license", "clips", "attributes", "start_seconds", "x", "url"]
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(said=st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), max_size=3))
+def test_any_rows_are_a_manifest_or_an_error_of_one_line(tmp_path: Path, said) -> None:
+    content = "".join(json.dumps({"path": "a.mp4", "end_seconds": 2} | row) + "\n" for row in said)
+    problem = ""
+    try:
+        for file in listed(tmp_path, content, "all.jsonl"):
+            parse_facts(file.facts, "").for_span(0.0, 1.0)
     except UserError as error:
         problem = str(error)
     assert "\n" not in problem

@@ -23,7 +23,7 @@ from pipeline.sources.folders import (
     local_file,
     remote_file,
 )
-from pipeline.sources.location import ending_of, is_url
+from pipeline.sources.location import LOCAL_PROTOCOLS, ending_of, is_url
 from pipeline.sources.manifest import list_manifest
 from pipeline.sources.remote import matching
 from pipeline.sources.urls import is_http, shown, url_path
@@ -58,7 +58,7 @@ def _files_of(pattern: str, limits: DecodeLimits) -> Iterable[SourceFile]:
         raise UserError(
             f"{shown(pattern)}: URLs in a chain (::) are not taken; name one file system"
         )
-    if pattern.startswith(("file://", "local://")):
+    if pattern.startswith(LOCAL_PROTOCOLS):
         pattern = pattern.partition("://")[2]
     path = os.path.expanduser(pattern)
     if not is_url(pattern) and os.path.exists(path):  # whatever marks its name has

@@ -26,6 +26,7 @@ from pipeline.sources.file import FileFacts
 from pipeline.sources.remote import PIECE_BYTES, remote_facts, remote_pieces
 from pipeline.sources.urls import is_http, shown
 
+LOCAL_PROTOCOLS = ("file://", "local://")
 _IN_MEMORY_BYTES = 64 << 20
 _MEMBER = re.compile(r"tar\+([0-9]{1,18})\+([0-9]{1,18})(\.[a-z0-9]{1,16})?:(.+)", re.DOTALL)
 

@@ -27,7 +27,7 @@ from pipeline.decode.decoder import DecodeLimits
 from pipeline.shards.format import canonical_json
 from pipeline.sources.endings import TAR_ENDING, Kind, media_kind
 from pipeline.sources.file import SourceFile
-from pipeline.sources.location import ending_of, fetched, is_url, path_of
+from pipeline.sources.location import LOCAL_PROTOCOLS, ending_of, fetched, is_url, path_of
 from pipeline.sources.rows import Row, table_rows
 from pipeline.sources.urls import shown, url_path
 from tokenizer.settings import UserError
@@ -117,21 +117,21 @@ def _place(value: Any, manifest: str, where: str) -> tuple[str, str]:
         raise UserError(f"{where}: {value!r:.100} is no path or URL")
     if ending_of(value) == TAR_ENDING:
         raise UserError(f"{where}: {value!r:.100} is a tar; name tars in sources")
-    is_path = not is_url(value) or value.startswith("file://")
+    is_path = not is_url(value) or value.startswith(LOCAL_PROTOCOLS)
     if not is_path:
         try:
             return value, _uri(url_path(value), url_path(manifest) if is_url(manifest) else "")
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     if not is_url(manifest):
-        value = value.removeprefix("file://")
+        value = value.partition("://")[2] if is_url(value) else value
         path = os.path.abspath(os.path.join(os.path.dirname(manifest), value))
         uri = _uri(path, os.path.abspath(manifest))
         is_outside = uri == path.lstrip("/") and not os.path.isabs(value)
         return path, os.path.normpath(value).lstrip("./") if is_outside else uri
     protocol, _, place = manifest.partition("?")[0].partition("://")
     joined = posixpath.normpath(posixpath.join(posixpath.dirname(place), value))
-    if value.startswith(("/", "file://")) or joined.split("/")[0] != place.split("/")[0]:
+    if value.startswith(("/", *LOCAL_PROTOCOLS)) or joined.split("/")[0] != place.split("/")[0]:
         raise UserError(
             f"{where}: {value!r:.100} lies elsewhere; a manifest behind a URL names URLs, or files "
             "relative to itself"
@@ -173,8 +173,9 @@ def _facts(row: Row, column: str) -> dict[str, Any]:
     facts |= nested
     if not span:
         return facts
-    whole = {name: facts.pop(name) for name in ("license", "consent") if name in facts}
-    return whole | {"clips": [*facts.pop("clips", []), span | facts]}
+    whole = {name: facts.pop(name) for name in ("license", "consent", "clips") if name in facts}
+    clips = whole.get("clips", [])
+    return whole | {"clips": [*clips, span | facts] if isinstance(clips, list) else clips}
 
 
 def _add(known: dict[str, Any], said: dict[str, Any], where: str) -> None:

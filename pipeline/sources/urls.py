@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tokenizer.settings import UserError
 
+_USER = re.compile("://[^/@]*@")
 _SILENCE_SECONDS = 60.0  # without a byte from an HTTP server
 
 
@@ -15,8 +17,10 @@ def is_http(url: str) -> bool:
 
 
 def shown(location: str) -> str:
-    """A location for people: without the query of an HTTP URL, where signatures are."""
-    return location.partition("?")[0] if is_http(location) else location
+    """A location for people: without password, or the query of an HTTP URL (a signature)."""
+    if is_http(location):
+        location = location.partition("?")[0]
+    return _USER.sub("://", location, count=1)
 
 
 def url_path(url: str) -> str:
