@@ -31,6 +31,6 @@ def flow_speed(greys: np.ndarray, seconds: np.ndarray, aspect: float) -> float |
         if np.array_equal(before, behind):
             continue
         flow = estimator.calc(before, behind, None)
-        flow[..., 1] *= row_pixels
-        total += float(np.sqrt(np.square(flow).sum(axis=-1)).mean())
+        right, down = flow[..., 0], flow[..., 1] * row_pixels
+        total += float(np.sqrt(right * right + down * down).mean())
     return total / float(seconds[-1] - seconds[0])

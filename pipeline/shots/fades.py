@@ -31,8 +31,10 @@ def find_fades(
     `max_seconds` at most.
     """
     found: list[tuple[int, int]] = []
+    means = blocks.mean(axis=1, dtype=np.float64)
+    squares = np.einsum("ij,ij->i", blocks, blocks) / blocks.shape[1]
     for level in (0.0, 255.0):
-        away = np.sqrt(np.square(blocks - level).mean(axis=1))
+        away = np.sqrt(np.maximum(squares - 2 * level * means + level**2, 0))
         for first, last in _floors(away):
             left = _picture_end(blocks, away, seconds, first, -1, level, max_seconds)
             right = _picture_end(blocks, away, seconds, last, +1, level, max_seconds)
