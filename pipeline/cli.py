@@ -182,7 +182,11 @@ def _register_demo(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", default="runs/demo", help="folder of all results")
-    parser.add_argument("--videos", default=None, help="your own videos, one folder per label")
+    parser.add_argument(
+        "--videos",
+        default=None,
+        help="your own videos: one folder per label, or a tar, manifest or URL",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the corpus and the training")
     parser.set_defaults(run=_demo)
 
