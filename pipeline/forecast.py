@@ -32,8 +32,10 @@ from pipeline.plan import PlannedSource, planned
 from pipeline.quantities import counted, duration, size
 from pipeline.select import select_clips
 from pipeline.shards.format import canonical_json
+from pipeline.sources.content import identified
 from pipeline.sources.file import SourceFile
-from pipeline.sources.looking import Known, look_into
+from pipeline.sources.location import is_url
+from pipeline.sources.looking import Known, unpacked
 
 MAX_CLIPS_ENCODED = 256
 _MEMBER_BYTES = 512 + 256  # in a tar: a header, and the padding on average
@@ -68,8 +70,8 @@ def forecast(
     num_cpus: int,
 ) -> Forecast:
     """Measures `num_sampled` files; without `recipes` encoding is left out."""
-    chosen = sorted(files, key=lambda file: hashlib.sha256(file.uri.encode()).digest())
-    chosen = chosen[:num_sampled]
+    files = _unpacked(files, config, remote=False)  # of tars behind URLs, the chosen ones
+    chosen = _chosen(_unpacked(_chosen(files, num_sampled), config, remote=True), num_sampled)
     seconds: dict[str, float] = {}
     rows = _measured(seconds, "plan", lambda: _planned(chosen, config))
     sources = [row for row in rows if not row.skipped]
@@ -137,10 +139,25 @@ def forecast_lines(made: Forecast, config: BuildConfig) -> list[str]:
     return lines
 
 
+def _chosen(files: Sequence[SourceFile], num_sampled: int) -> list[SourceFile]:
+    by_hash = sorted(files, key=lambda file: hashlib.sha256(file.uri.encode()).digest())
+    return by_hash[:num_sampled]
+
+
+def _unpacked(
+    files: Sequence[SourceFile], config: BuildConfig, *, remote: bool
+) -> list[SourceFile]:
+    """The files, with what is in them in place of tars that are behind URLs, or that are not."""
+    found: list[SourceFile] = []
+    for file in files:
+        is_meant = is_url(file.location) == remote
+        found += unpacked(file, config.limits, Known([])) if is_meant else [file]
+    return found
+
+
 def _planned(files: Sequence[SourceFile], config: BuildConfig) -> list[PlannedSource]:
     """The files as the build would plan them."""
-    looked_at = (look_into(file, config.limits, Known([])) for file in files)
-    return [planned(file) for group in looked_at for file in group]
+    return [planned(identified(file, config.limits)) for file in files]
 
 
 def _encode(

@@ -45,10 +45,15 @@ class Known:
 
 def look_into(file: SourceFile, limits: DecodeLimits, known: Known) -> list[SourceFile]:
     """The file identified, or what is in it, when it is a tar; with a problem, what is unsound."""
+    files = unpacked(file, limits, known)
+    return [identified(known.recalled(each), limits) for each in files]
+
+
+def unpacked(file: SourceFile, limits: DecodeLimits, known: Known) -> list[SourceFile]:
+    """The file, or the files in it, when it is a tar; itself with a problem, when it is unsound."""
     if file.kind != "tar":
-        return [identified(known.recalled(file), limits)]
+        return [file]
     try:
-        members = list_tar(file, limits, known.tars)
+        return list_tar(file, limits, known.tars)
     except (OSError, ShardError) as error:
-        return [identified(replace(file, problem=str(error), error="open"), limits)]
-    return [identified(known.recalled(member), limits) for member in members]
+        return [replace(file, problem=str(error), error="open")]
