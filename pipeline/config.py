@@ -205,8 +205,8 @@ class BuildConfig:
     """`tessera build CONFIG`: where the videos are, what a clip is, what is kept, how it runs."""
 
     sources: tuple[str, ...] = setting(
-        help="videos and images: folders, files, globs, ranges {00..99}, WebDataset tars (.tar), "
-        "manifests (.csv, .jsonl, .parquet), on a disk or as URLs (docs/sources.md)"
+        help="folders, files, globs and ranges {00..99} of videos and images, WebDataset tars "
+        "(.tar), manifests (.csv, .jsonl, .parquet); on a disk or as URLs (docs/sources.md)"
     )
     out: str = setting(help="the dataset folder to make or continue")
     reuse: tuple[str, ...] = setting(
