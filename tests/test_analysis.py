@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -30,6 +31,7 @@ def take(seed: int, count: int, speed: float = 0.25) -> np.ndarray:
     return np.stack([np.roll(picture, round(4 * speed * k), axis=1) for k in range(count)])
 
 
+@cache
 def film() -> np.ndarray:
     """At 24 fps: a take of 48 frames, a dissolve of 12, one of 48, a cut, one of 4, a cut, 40."""
     share = (np.arange(1, 13) / 13)[:, None, None, None]

@@ -80,13 +80,23 @@ def test_the_network_agrees_with_a_slow_twin_of_its_similarities() -> None:
 
 
 @pytest.mark.parametrize("num_frames", [1, 49, 50, 51, 120])
-def test_every_frame_has_its_probabilities_whatever_the_windows(
-    num_frames: int, weights: Path
-) -> None:
-    network = load_transnet(weights)
-    change, in_change = probabilities(network, film()[:num_frames])
-    assert change.shape == in_change.shape == (num_frames,)
-    assert np.all((change > 0) & (change < 1))
+def test_every_frame_has_its_own_probabilities_whatever_the_windows(num_frames: int) -> None:
+    def brightness(window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert window.shape == (1, 100, 27, 48, 3)
+        level = window.float().mean(dim=(2, 3, 4)) / 255
+        return level, -level
+
+    frames = np.zeros((num_frames, 36, 64, 3), np.uint8)
+    frames += np.arange(num_frames, dtype=np.uint8)[:, None, None, None]
+    change, in_change = probabilities(brightness, frames)  # type: ignore[arg-type]
+    np.testing.assert_allclose(change, 1 / (1 + np.exp(-np.arange(num_frames) / 255)), rtol=1e-5)
+    np.testing.assert_allclose(change + in_change, 1, rtol=1e-5)
+
+
+def test_weights_of_the_true_shapes_give_probabilities(weights: Path) -> None:
+    change, in_change = probabilities(load_transnet(weights), film()[:30])
+    assert change.shape == in_change.shape == (30,)
+    assert np.all((change > 0) & (change < 1) & (change != in_change))
 
 
 def test_runs_of_the_network_become_cuts_and_transitions(
