@@ -115,6 +115,20 @@ def shared_videos() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def torchcodec() -> None:
+    """Skips the test where torchcodec, an optional extra, or FFmpeg's libraries are missing."""
+    from pipeline.decode.torchcodec import load_torchcodec
+    from tokenizer.settings import UserError
+
+    try:
+        load_torchcodec()
+    except UserError as error:
+        if os.environ.get("TESSERA_REQUIRE_TORCHCODEC"):
+            raise
+        pytest.skip(str(error))
+
+
 def write_mp4(path: Path, frames: np.ndarray, fps: int = 24) -> Path:
     """An H.264 file of uint8 frames [t, h, w, 3]."""
     import av

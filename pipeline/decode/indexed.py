@@ -38,7 +38,7 @@ class FrameTable(Protocol):
     """A file opened by a library. What it cannot do, it says by LibraryError."""
 
     def frame(self, index: int, seconds: float) -> np.ndarray:
-        """uint8 (h, w, 3) RGB, upright: by pts the `index`-th of all packets, on display then."""
+        """uint8 (h, w, 3) RGB, upright: by pts the `index`-th of all packets, which begins then."""
 
 
 class LibraryError(Exception):
@@ -74,7 +74,7 @@ class IndexedReader:
         with OpenVideo(media, limits, settings) as video:
             self._pts, displayed = video.packet_pts()
         self._shown = np.flatnonzero(displayed)
-        self._seconds = (self._pts + 0.5) * self.time_base[0] / self.time_base[1]
+        self._seconds = self._pts * self.time_base[0] / self.time_base[1]
         try:
             self._table = _open_table(library, media, self._probe, self._seconds)
         except LibraryError as error:

@@ -17,7 +17,7 @@ _ERRORS = (RuntimeError, ValueError, IndexError, OSError)
 
 
 class TorchCodecTable:
-    """A file whose frames torchcodec finds by time."""
+    """A file whose frames torchcodec counts; each must begin when PyAV says."""
 
     def __init__(self, media: Media) -> None:
         video_decoder = load_torchcodec()
@@ -35,10 +35,10 @@ class TorchCodecTable:
 
     def frame(self, index: int, seconds: float) -> np.ndarray:
         try:
-            frame = self._decoder.get_frame_played_at(seconds)
+            frame = self._decoder.get_frame_at(index)
         except _ERRORS as error:
             raise failure(error) from None
-        if not frame.pts_seconds <= seconds < frame.pts_seconds + 1e-3 + 2e-6 * abs(seconds):
+        if abs(frame.pts_seconds - seconds) > 1e-3 + 1e-6 * abs(seconds):
             raise LibraryError(
                 f"shows the frame of {frame.pts_seconds:.6f} s where PyAV has one at "
                 f"{seconds:.6f} s",
