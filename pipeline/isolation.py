@@ -12,6 +12,7 @@ a machine that is taken away, the kernel out of memory) and says nothing about t
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import pickle
 import resource
@@ -21,7 +22,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -48,11 +50,13 @@ class Death:
 class Expendable:
     """A process that runs calls one at a time; the next one starts when it is needed.
 
-    `memory_bytes` is what a call may map beyond what the process has when it begins.
+    `memory_bytes` is what a call may map beyond what the process has when it begins; `preload` are
+    modules that take memory of their own and are there before.
     """
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, preload: Sequence[str] = ()) -> None:
         self._memory_bytes = memory_bytes
+        self._preload = preload
         self._process: _Servant | None = None
 
     def __enter__(self) -> Expendable:
@@ -88,7 +92,7 @@ class Expendable:
 
     def _call_once(self, call: bytes, seconds: float) -> Any | Death:
         if self._process is None:
-            self._process = _Servant(self._memory_bytes)
+            self._process = _Servant(self._memory_bytes, self._preload)
         try:
             succeeded, value, is_worn = self._process.ask(call, seconds)
         except _Ended as end:
@@ -124,9 +128,10 @@ class _Ended(Exception):
 class _Servant:
     """The parent's side of one process."""
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, preload: Sequence[str]) -> None:
+        arguments = (str(memory_bytes), str(os.getpid()), *preload)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.isolation", str(memory_bytes), str(os.getpid())],
+            [sys.executable, "-m", "pipeline.isolation", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -244,7 +249,7 @@ def _memory(column: int) -> int:
     return int(Path("/proc/self/statm").read_text().split()[column]) * resource.getpagesize()
 
 
-def _serve(memory_bytes: int, parent: int) -> None:
+def _serve(memory_bytes: int, parent: int, preload: Sequence[str]) -> None:
     """The process's side: calls come on stdin, answers go out on stdout; prints go to stderr."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we could ask to follow it
@@ -252,6 +257,9 @@ def _serve(memory_bytes: int, parent: int) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     calls = sys.stdin.buffer
+    for name in preload:
+        with suppress(ImportError, OSError, RuntimeError):  # who needs it says so
+            importlib.import_module(name)
     first_resident = 0
     while header := calls.read(8):
         call = pickle.loads(calls.read(*struct.unpack("<Q", header)))
@@ -268,4 +276,4 @@ def _serve(memory_bytes: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -5,21 +5,26 @@ One test per row of the manifest; any folder of the same layout will do.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from pipeline.isolation import Death, Expendable
 from tests.video_corpus import (
+    DOCS,
     LIMITS,
     ManifestRow,
     Twin,
     corpus_folder,
     examine,
+    frames_of,
     manifest_rows,
     slow_decode,
+    with_conformance,
 )
 
 pytestmark = [pytest.mark.corpus, pytest.mark.slow]
@@ -36,6 +41,8 @@ NAMED = {
     "broken/unknown_codec.mkv": "unsupported_codec",
 }
 """The class of files whose manifest leaves room for two."""
+OUTCOMES: dict[str, dict[str, str]] = {}
+"""By file and library: `the same`, or why it is refused."""
 RESIDENT_BYTES = 700 << 20  # a 4K film compares frames of 25 MB each; a bomb is refused far below
 REFUSED_BYTES = 300 << 20
 
@@ -46,18 +53,36 @@ def process() -> Iterator[Expendable]:
         yield process
 
 
-@pytest.mark.parametrize("row", ROWS or [None], ids=[row.name for row in ROWS] or ["none"])
-def test_a_file_gives_its_frames_or_ends_as_the_manifest_says(
-    row: ManifestRow | None, process: Expendable
-) -> None:
-    if row is None:
+@pytest.fixture(scope="module")
+def other_process() -> Iterator[Expendable]:
+    """For the other libraries, which take memory of their own."""
+    with Expendable(MEMORY_BYTES, ("torchcodec.decoders", "decord")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module", params=ROWS or [None], ids=[row.name for row in ROWS] or ["none"])
+def row(request: pytest.FixtureRequest) -> ManifestRow:
+    """A file of the manifest: each test runs for all of them."""
+    if request.param is None:
         pytest.skip(f"no videos at {corpus_folder()} (TESSERA_VIDEOS names another folder)")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def twin(row: ManifestRow) -> Twin | None:
+    """The file's full decode by plain PyAV; None where it is refused."""
+    return None if _refusal(row) else slow_decode(row.path)
+
+
+def test_a_file_gives_its_frames_or_ends_as_the_manifest_says(
+    row: ManifestRow, twin: Twin | None, process: Expendable
+) -> None:
     refusal = _refusal(row)
-    twin = slow_decode(row.path) if refusal is None else Twin([], [], [], None, 0)
-    wanted = [twin.pts[index] for index in twin.chosen]
+    wanted = [twin.pts[index] for index in twin.chosen] if twin else []
     found = process.call(partial(examine, row.path, wanted), seconds=SECONDS)
     assert not isinstance(found, Death), found
-    if refusal is not None:
+    if twin is None:
+        assert refusal is not None
         assert not found["strict"]
         assert not found["loose"]
         assert found["strict_error"] in refusal
@@ -86,6 +111,50 @@ def test_a_file_gives_its_frames_or_ends_as_the_manifest_says(
             np.testing.assert_array_equal(ours, theirs)
     assert {at for at in found["key_pts"] if at <= twin.pts[-1]} <= set(twin.pts)
     _check_stream(found["streamed"], twin.pts, probe.time_base)
+
+
+@pytest.mark.parametrize("library", ["decord", "torchcodec"])
+def test_another_library_shows_the_same_frames_or_refuses_the_file(
+    library: Literal["decord", "torchcodec"],
+    row: ManifestRow,
+    twin: Twin | None,
+    other_process: Expendable,
+    request: pytest.FixtureRequest,
+) -> None:
+    if library == "torchcodec":
+        request.getfixturevalue("torchcodec")
+    wanted = [twin.pts[index] for index in twin.chosen] if twin else [0]
+    if twin is None or row.is_broken:  # no frames, or some; no crash, no hang
+        found = other_process.call(partial(frames_of, library, row.path, wanted), seconds=SECONDS)
+        assert isinstance(found, str | list)
+        return
+    frames = frames_of(library, row.path, wanted)
+    if isinstance(frames, str):
+        outcome, _, reason = frames.partition(": ")
+        assert outcome == "unsupported_codec"
+        OUTCOMES.setdefault(row.name, {})[library] = reason.removeprefix(f"{library} ")
+        return
+    differences = [
+        np.abs(ours.astype(np.int16) - theirs).mean()
+        for ours, theirs in zip(frames, twin.pixels, strict=True)
+    ]
+    assert max(differences) < 1
+    OUTCOMES.setdefault(row.name, {})[library] = "the same"
+
+
+def test_what_libraries_cannot_do_is_in_the_docs() -> None:
+    """TESSERA_WRITE_DOCS=1 writes it."""
+    valid = {row.name for row in ROWS if not row.is_broken}
+    if not valid or any(len(OUTCOMES.get(name, ())) < 2 for name in valid):
+        pytest.skip("not every file was shown by every library")
+    text = DOCS.read_text(encoding="utf-8")
+    made = with_conformance(text, OUTCOMES)
+    if os.environ.get("TESSERA_WRITE_DOCS"):
+        DOCS.write_text(made, encoding="utf-8")
+    elif not all(name in text for name in valid):
+        pytest.skip("another corpus than that of the docs")
+    else:
+        assert made == text
 
 
 def _refusal(row: ManifestRow) -> set[str] | None:

@@ -21,6 +21,8 @@ from pipeline.decode.decoder import DecodeError, DecodeLimits, DecodeSettings
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = DecodeLimits(timeout_seconds=60)
 AS_STORED = DecodeSettings(damage="prefix", strict=False, interlaced="weave", hdr="plain")
+DOCS = ROOT / "docs" / "decoding.md"
+_TABLE = ("<!-- conformance -->\n", "<!-- end of conformance -->\n")
 _SAMPLED_BYTES = 24 << 20  # of pixels that are compared, a file
 
 
@@ -141,6 +143,20 @@ def frames_of(library: Library, path: Path, pts: list[int]) -> list[np.ndarray] 
         return list(decoder.sample(path, times, **_shape(probe)).pixels)
     except DecodeError as error:
         return f"{error.kind}: {error.message.removeprefix(f'{path}: ')}"
+
+
+def with_conformance(text: str, outcomes: dict[str, dict[str, str]]) -> str:
+    """The docs with a table of what decord and torchcodec make of the files that PyAV reads."""
+    begin, end = _TABLE
+    before, _, rest = text.partition(begin)
+    _, _, behind = rest.partition(end)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, by in sorted(outcomes.items()):
+        groups.setdefault((by["decord"], by["torchcodec"]), []).append(f"`{name}`")
+    lines = ["", "| decord | torchcodec | files |", "|---|---|---|"]
+    for (decord, torchcodec), names in sorted(groups.items()):
+        lines.append(f"| {decord} | {torchcodec} | {', '.join(names)} |")
+    return before + begin + "\n".join([*lines, "", ""]) + end + behind
 
 
 def _shape(probe: Any) -> dict[str, int]:

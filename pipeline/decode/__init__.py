@@ -39,6 +39,10 @@ class DecoderRecipe(NamedTuple):
     limits: DecodeLimits
     settings: DecodeSettings
 
+    def preload(self) -> tuple[str, ...]:
+        """Modules that take much memory, whatever is decoded."""
+        return ("torchcodec.decoders",) if self.name == "torchcodec" else ()
+
     def facts(self) -> dict[str, Any]:
         """What frames and pixels depend on besides the file and the limits, for fingerprints."""
         return {"library": self.name, "version": VERSION, **to_dict(self.settings)}

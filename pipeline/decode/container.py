@@ -76,6 +76,10 @@ class OpenVideo:
         self._container.close()
 
     @property
+    def stream_index(self) -> int:
+        return int(self._stream.index)
+
+    @property
     def pixel_aspect(self) -> float:
         """Width over height of a stored pixel; 1 where the file says nothing or nonsense.
 

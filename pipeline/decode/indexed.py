@@ -7,7 +7,8 @@ and damage is found. A file that the library cannot read whole gives no frames a
 
 Pixels are made RGB at full size before they are cropped and resized, which costs more and differs
 by about one level in 255; at native size those of 8-bit progressive video are equal. What needs
-more than that (fields, tone mapping, transparency, pixels that are not square) is refused.
+more than that (fields, tone mapping, transparency, pixels that are not square) is refused, and so
+is a file whose first frame comes in other colours.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from pipeline.decode.picture import resize_rgb
 from pipeline.decode.pyav import PyAVReader
 from pipeline.decode.reader import PlayedFrame, name_of
 from pipeline.decode.sampling import Shown
+
+_MAX_LEVELS = 0.5  # mean difference of the first frame
 
 
 class FrameTable(Protocol):
@@ -68,17 +71,24 @@ class IndexedReader:
         self._num_frames = 0
         with PyAVReader(media, limits, settings) as reader:
             self._probe = reader.probe()
-            self._start_pts = reader.start_pts()
+            self._check(self._probe, settings)
+            first = next(reader.frames())
+            self._start_pts = first.pts
             self.time_base, self.step_pts = reader.time_base, reader.step_pts
-        self._check(self._probe, settings)
+            view = View(height=self._probe.height, width=self._probe.width)
+            truth = reader.picture(first.frame, view)
         with OpenVideo(media, limits, settings) as video:
             self._pts, displayed = video.packet_pts()
+            stream_index = video.stream_index
         self._shown = np.flatnonzero(displayed)
         self._seconds = self._pts * self.time_base[0] / self.time_base[1]
         try:
-            self._table = _open_table(library, media, self._probe, self._seconds)
+            self._table = _open_table(library, media, self._probe, self._seconds, stream_index)
         except LibraryError as error:
             raise self._failed(error) from None
+        levels = _distance(self._frame(int(self._shown[0])), truth)
+        if levels > _MAX_LEVELS:
+            raise self._refused(f"shows other pixels than PyAV, by {levels:.1f} levels in 255")
 
     def __enter__(self) -> IndexedReader:
         return self
@@ -92,7 +102,6 @@ class IndexedReader:
         del self._table
 
     def probe(self) -> Probe:
-        self._frame(int(self._shown[0]))
         return self._probe
 
     def start_pts(self) -> int:
@@ -157,7 +166,11 @@ class IndexedReader:
 
 
 def _open_table(
-    library: Literal["decord", "torchcodec"], media: Media, probe: Probe, seconds: np.ndarray
+    library: Literal["decord", "torchcodec"],
+    media: Media,
+    probe: Probe,
+    seconds: np.ndarray,
+    stream_index: int,
 ) -> FrameTable:
     if library == "decord":
         from pipeline.decode.decord import DecordTable
@@ -165,10 +178,15 @@ def _open_table(
         return DecordTable(media, probe, seconds)
     from pipeline.decode.torchcodec import TorchCodecTable
 
-    return TorchCodecTable(media)
+    return TorchCodecTable(media, stream_index)
 
 
 def failure(error: BaseException) -> LibraryError:
     """A library's own exception, by its first line."""
     lines = str(error).strip().splitlines()
     return LibraryError(lines[0] if lines else type(error).__name__)
+
+
+def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Mean absolute difference of two pictures uint8 (h, w, 3)."""
+    return float(np.abs(ours.astype(np.int16) - theirs).mean())

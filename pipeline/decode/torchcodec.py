@@ -19,13 +19,14 @@ _ERRORS = (RuntimeError, ValueError, IndexError, OSError)
 class TorchCodecTable:
     """A file whose frames torchcodec counts; each must begin when PyAV says."""
 
-    def __init__(self, media: Media) -> None:
+    def __init__(self, media: Media, stream_index: int) -> None:
         video_decoder = load_torchcodec()
         import torch
 
         try:
             self._decoder: Any = video_decoder(
                 media if isinstance(media, bytes) else str(media),
+                stream_index=stream_index,
                 dimension_order="NHWC",
                 num_ffmpeg_threads=1,
                 device="cuda" if torch.cuda.is_available() else "cpu",

@@ -139,7 +139,7 @@ def _annotate(job: AnnotateJob, unit: AnnotateUnit) -> str:
     """Each file of a unit; one whose process has no end of its own is an error row."""
     started = time.monotonic()
     lean, limits = job.lean(), job.config.annotate
-    servant = _servant(limits.memory_bytes)
+    servant = _servant(limits.memory_bytes, job.recipe.preload())
     scans: list[list[Clip]] = []
     deaths: dict[str, str] = {}
     for source in unit.sources:
@@ -157,13 +157,14 @@ def _annotate(job: AnnotateJob, unit: AnnotateUnit) -> str:
 
 @ray.remote(num_cpus=1, max_retries=-1)  # what kills it is not the chunk
 def _decode(chunk: Chunk, limits: AnnotateSettings) -> Decoded:
-    return decode_alone(chunk, _servant(limits.memory_bytes), limits.timeout_seconds)
+    process = _servant(limits.memory_bytes, chunk.recipe.preload())
+    return decode_alone(chunk, process, limits.timeout_seconds)
 
 
 @lru_cache(maxsize=1)
-def _servant(memory_bytes: int) -> Expendable:
+def _servant(memory_bytes: int, preload: tuple[str, ...]) -> Expendable:
     """The process that this one has for files of strangers."""
-    return Expendable(memory_bytes)
+    return Expendable(memory_bytes, preload)
 
 
 class _ModelWorker:

@@ -72,7 +72,7 @@ def read_originals(root: str | Path, wanted: Sequence[Wanted], *, seconds: float
         indices.sort(key=lambda index: wanted[index].request.start_pts)
     recipe = _decoder_recipe(root)
     deadline = time.monotonic() + seconds
-    with Expendable(MEMORY_BYTES) as process:
+    with Expendable(MEMORY_BYTES, recipe.preload()) as process:
         for location, indices in files.items():
             left = deadline - time.monotonic()
             if left <= 0:
