@@ -4,6 +4,7 @@
 # make health tokenizers trained for minutes on digits and real films, and how their codes are used
 # make bench-shards   what writing and reading shards costs, beside other formats' readers
 # make bench-shots   cuts, fades and dissolves found, beside PySceneDetect
+# make bench-decode   CPU of annotating, tokenize-decoding and sampling, by every library
 # make bench-encoder  the batched encoder beside the same model run clip by clip
 # make bench-sampling  seconds per video of every method beside cell by cell
 # make bench-quality   what samples of every method are worth, on one footing; two hours
@@ -23,7 +24,7 @@ export PYTHONUNBUFFERED = 1
 # Modules are compiled once, not anew by every process that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-shots bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-filling bench-text format clean
+.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-shots bench-decode bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-filling bench-text format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -71,6 +72,11 @@ bench-shots: install
 
 bench-tokenize: install
 	$(BIN)/python benchmarks/tokenizing.py
+
+bench-decode: export OMP_NUM_THREADS = 1
+
+bench-decode: install
+	$(BIN)/python benchmarks/decoding.py
 
 bench-encoder: export OMP_NUM_THREADS = 1
 

@@ -74,7 +74,7 @@ def open_decoder(
         return IndexedReader(name, media, limits, settings)
 
     keeps_damaged = settings.damage != "raise" and name == "pyav"
-    return Decoder(reader, scanner, keeps_damaged=keeps_damaged)
+    return Decoder(reader, scanner, limits.max_seconds, keeps_damaged=keeps_damaged)
 
 
 def resolve_library(name: Literal["pyav", "decord", "torchcodec", "auto"]) -> Library:

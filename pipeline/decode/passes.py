@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import count
+from math import ceil
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,8 +49,14 @@ class Decoder:
     """
 
     def __init__(
-        self, open_reader: OpenReader, open_scanner: OpenReader, *, keeps_damaged: bool
+        self,
+        open_reader: OpenReader,
+        open_scanner: OpenReader,
+        max_seconds: float,
+        *,
+        keeps_damaged: bool,
     ) -> None:
+        self._max_seconds = max_seconds
         self._open_reader = open_reader
         self._open_scanner = open_scanner
         self.keeps_damaged = keeps_damaged
@@ -118,22 +124,21 @@ class Decoder:
             tick = Fraction(*reader.time_base)
             step = ticks_per_frame(fps, reader.time_base)
             offset = Fraction(start_seconds) / tick
-            end = None if end_seconds is None else first + Fraction(end_seconds) / tick
+            seconds = self._max_seconds if end_seconds is None else end_seconds
+            num_frames = ceil((Fraction(seconds) - Fraction(start_seconds)) / (step * tick))
 
             def wanted() -> Iterator[Wanted]:
-                for chunk in count():
+                for begin in range(0, num_frames, chunk_frames):
+                    places = range(begin, min(begin + chunk_frames, num_frames))
                     times = [
-                        first + whole_ticks(offset + k * step, reader.time_base)
-                        for k in range(chunk * chunk_frames, (chunk + 1) * chunk_frames)
+                        first + whole_ticks(offset + k * step, reader.time_base) for k in places
                     ]
-                    times = [pts for pts in times if end is None or pts < end]
-                    if not times:
-                        return
                     yield Wanted(times, view)
 
             filler = ClipFiller(wanted(), reader.picture)
+            holds_last = end_seconds is not None
             with self._noting_damage(reader):
-                for pts, pixels in self._filled(filler, reader, holds_last=end is not None):
+                for pts, pixels in self._filled(filler, reader, holds_last=holds_last):
                     yield self._frames(pts, pixels, first, reader)
             for pts, pixels in filler.rest():
                 yield self._frames(pts, pixels, first, reader)

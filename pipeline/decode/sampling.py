@@ -122,14 +122,14 @@ class ClipFiller(Generic[Frame]):
                 yield clip.pts[: clip.num_filled], clip.pixels[: clip.num_filled]
 
     def _begin(self) -> None:
-        """Begins the clips whose first time is not behind the earliest that is open."""
+        """Begins the clips whose first time comes before the earliest that is open, or the next."""
         while True:
             if self._peeked is None:
                 self._peeked = next(self._coming, None)
             following = self._peeked
             if following is None:
                 return
-            if self._slots and following.pts[0] > self._slots[0][0]:
+            if self._slots and following.pts[0] >= self._slots[0][0]:
                 return
             count, view = len(following.pts), following.view
             shape = (count, view.height, view.width, 3)
