@@ -107,11 +107,11 @@ def main() -> None:
         made = list(composites(arguments.videos, arguments.composites, arguments.seed))
         title = f"{len(made)} composites"
         print("|", " | ".join([title, *_row(made, detectors)]), "|", flush=True)
-    draw(arguments.videos / "composite_dev.mp4", OUT)
+    draw_curve(arguments.videos / "composite_dev.mp4", OUT)
     print(f"\n{OUT}")
 
 
-def draw(path: Path, target: Path) -> None:
+def draw_curve(path: Path, target: Path) -> None:
     """The curve of changes of composite_dev.mp4, with truth above and findings below."""
     import matplotlib
 

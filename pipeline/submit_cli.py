@@ -50,7 +50,7 @@ SUBMITTABLE = {
         summary="make a dataset",
         config_class="pipeline.config:BuildConfig",
         paths=(
-            *("sources", "out", "captions.coca_weights"),
+            *("sources", "out", "captions.coca_weights", "shots.transnet_weights"),
             *("tokenize.tokenizer", "tokenize.further"),
         ),
         required=(),

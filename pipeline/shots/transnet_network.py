@@ -68,7 +68,7 @@ class Stage(nn.Module):
     def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            [Block(channels, filters), Block(len(_DILATIONS) * filters, filters)]
+            [DilatedBank(channels, filters), DilatedBank(len(_DILATIONS) * filters, filters)]
         )
 
     def forward(self, frames: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t i j"]:
@@ -77,7 +77,7 @@ class Stage(nn.Module):
         return functional.avg_pool3d(first + second, (1, 2, 2))
 
 
-class Block(nn.Module):
+class DilatedBank(nn.Module):
     """Convolutions over space, then over time at four dilations, side by side; batch norm."""
 
     def __init__(self, channels: int, filters: int) -> None:
