@@ -33,7 +33,7 @@ from pipeline.clip import (
 from pipeline.commit import Store, fingerprint_of, unit_id
 from pipeline.config import BuildConfig, decoder_recipe
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import DecodeError
+from pipeline.decode.errors import DecodeError, Empty
 from pipeline.decode.scan import gather_scan
 from pipeline.plan import PlannedSource
 from pipeline.screen import screened_file, screened_out
@@ -151,7 +151,7 @@ class AnnotateJob:
                 return [screened_file(source, probe, rule)]
             scan = gather_scan(decoder, media)
         if not len(scan.pts):
-            raise scan.error or DecodeError("empty", f"{source.uri}: no frames")
+            raise scan.error or Empty(f"{source.uri}: no frames")
         template = Clip(clip_id="", source_id=source.source_id, uri=source.uri)
         rows = list(analyse(template, probe, scan, config))
         if scan.error is not None:  # what came before the damage is sound; the rest is one row

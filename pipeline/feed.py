@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline.clip import Clip
 from pipeline.decode import DecoderRecipe, open_decoder
-from pipeline.decode.decoder import ClipRequest, DecodeError
+from pipeline.decode.decoder import ClipRequest
+from pipeline.decode.errors import DecodeError
 from pipeline.isolation import Death, Expendable
 from pipeline.sources.media import open_media
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from pipeline.clip import Clip, failed_source
 from pipeline.config import ScreenSettings
-from pipeline.decode.decoder import DecodeError, Media, Probe
+from pipeline.decode.decoder import Media, Probe
+from pipeline.decode.errors import DecodeError
 from pipeline.decode.passes import Decoder
 from pipeline.decode.scan import SCAN_HEIGHT, SCAN_WIDTH
 from pipeline.plan import PlannedSource

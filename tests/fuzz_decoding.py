@@ -17,7 +17,8 @@ from pipeline.analysis import analyse
 from pipeline.clip import Clip
 from pipeline.config import BuildConfig
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits, DecodeSettings
+from pipeline.decode.decoder import ClipRequest, DecodeLimits, DecodeSettings
+from pipeline.decode.errors import DecodeError, Empty
 from pipeline.decode.scan import gather_scan
 
 LIMITS = DecodeLimits(
@@ -165,7 +166,7 @@ def _annotate(decoder: Any, mutant: bytes) -> None:
     probe = decoder.probe(mutant)
     scan = gather_scan(decoder, mutant)
     if not len(scan.pts):
-        raise scan.error or DecodeError("empty", "no frames")
+        raise scan.error or Empty("no frames")
     config = BuildConfig(sources=("mutant",), out="nowhere")
     template = Clip(clip_id="", source_id="0" * 64, uri="mutant")
     assert 0 < sum(1 for _ in analyse(template, probe, scan, config)) < 20_000

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import av
 import numpy as np
@@ -17,7 +18,8 @@ import pytest
 from PIL import Image
 
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits, DecodeSettings
+from pipeline.decode.decoder import ClipRequest, DecodeLimits, DecodeSettings
+from pipeline.decode.errors import DecodeError, DecodeErrorKind
 from pipeline.decode.sampling import display_pts
 from pipeline.decode.scan import gather_scan
 
@@ -282,16 +284,18 @@ def gather_scan_error(decoder, path: Path) -> DecodeError:
     return error
 
 
-def test_errors_travel_between_processes() -> None:
-    error = DecodeError("corrupt", "a.mp4: bad", 7)
-    again = pickle.loads(pickle.dumps(error))
-    assert (again.kind, again.num_frames, str(again)) == (
-        "corrupt",
-        7,
-        "corrupt: a.mp4: bad (after 7 frames)",
-    )
-    with pytest.raises(ValueError, match="kind"):
-        DecodeError("strange", "")  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", DecodeError.__subclasses__())
+def test_errors_travel_between_processes(kind: type[DecodeError]) -> None:
+    error = kind("a.mp4: bad", 7, 2)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is kind
+    assert str(copy) == str(error) == f"{kind.kind}: a.mp4: bad (after 7 frames)"
+    assert (copy.num_frames, copy.num_damaged) == (7, 2)
+
+
+def test_every_class_has_an_error() -> None:
+    kinds = [error.kind for error in DecodeError.__subclasses__()]
+    assert sorted(kinds) == sorted(get_args(DecodeErrorKind))
 
 
 @pytest.mark.parametrize("extension", ["png", "webp", "jpg"])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import DecodeError, DecodeSettings
+from pipeline.decode.decoder import DecodeSettings
+from pipeline.decode.errors import DecodeError
 from pipeline.decode.scan import gather_scan
 from tests.test_decode import LIMITS, write_video
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import ClipRequest, DecodeError
+from pipeline.decode.decoder import ClipRequest
+from pipeline.decode.errors import DecodeError
 from tests.test_decode import greys, index_of, write_video
 
 SHAPE = {"height": 32, "width": 48}

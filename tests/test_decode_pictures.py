@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import ClipRequest, DecodeError, DecodeLimits, DecodeSettings
+from pipeline.decode.decoder import ClipRequest, DecodeLimits, DecodeSettings
+from pipeline.decode.errors import DecodeError
 from pipeline.decode.hdr import light_to_pq, pq_to_light, tone_map
 
 LIMITS = DecodeLimits()

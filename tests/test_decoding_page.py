@@ -11,7 +11,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from pipeline.decode import Library
-from pipeline.decode.decoder import DecodeErrorKind, DecodeLimits, DecodeSettings, Probe
+from pipeline.decode.decoder import DecodeLimits, DecodeSettings, Probe
+from pipeline.decode.errors import DecodeErrorKind
 from pipeline.isolation import Death
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "decoding.md").read_text(encoding="utf-8")

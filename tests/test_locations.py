@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.decode.decoder import DecodeError, DecodeLimits
+from pipeline.decode.decoder import DecodeLimits
+from pipeline.decode.errors import DecodeError
 from pipeline.sources import patience
 from pipeline.sources.content import content_id
 from pipeline.sources.location import (

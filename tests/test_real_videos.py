@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.clip import clips_from_parquet
-from pipeline.decode.decoder import DecodeErrorKind
+from pipeline.decode.errors import DecodeErrorKind
 
 pytestmark = [pytest.mark.corpus, pytest.mark.ray, pytest.mark.slow]
 

@@ -16,7 +16,8 @@ import av
 import numpy as np
 
 from pipeline.decode import Library, open_decoder
-from pipeline.decode.decoder import DecodeError, DecodeLimits, DecodeSettings
+from pipeline.decode.decoder import DecodeLimits, DecodeSettings
+from pipeline.decode.errors import DecodeError
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = DecodeLimits(timeout_seconds=60)

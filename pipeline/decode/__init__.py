@@ -1,7 +1,9 @@
 """Decoding: any video or image file to frames chosen by presentation time.
 
 passes      the decoder: what can be asked of a file
-decoder     the records that go in and out, limits, settings, errors
+decoder     the records that go in and out, limits, settings
+errors      what a file may end in
+scan        every frame of a file, small, for shots and scores
 sampling    which frame shows at which time, and clips filled from frames in order
 reader      what a library must do: one open file and its frames
 pyav        the default: FFmpeg inside this process, one thread
@@ -21,7 +23,8 @@ from __future__ import annotations
 import os
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from pipeline.decode.decoder import DecodeError, DecodeLimits, DecodeSettings, Media
+from pipeline.decode.decoder import DecodeLimits, DecodeSettings, Media
+from pipeline.decode.errors import CannotOpen, TooLarge
 from pipeline.decode.passes import Decoder
 from pipeline.decode.reader import Reader, name_of
 from tokenizer.settings import to_dict
@@ -105,10 +108,9 @@ def _is_image(media: Media, limits: DecodeLimits) -> bool:
             with open(media, "rb") as file:
                 head = file.read(16)
         except OSError as error:
-            raise DecodeError("open", f"{media}: cannot be read ({error.strerror})") from None
+            raise CannotOpen(f"{media}: cannot be read ({error.strerror})") from None
     if size_bytes > limits.max_file_bytes:
-        raise DecodeError(
-            "too_large",
+        raise TooLarge(
             f"{name_of(media)}: {size_bytes} bytes, more than max_file_bytes "
             f"({limits.max_file_bytes})",
         )

@@ -18,7 +18,16 @@ from typing import Any
 import av
 import numpy as np
 
-from pipeline.decode.decoder import DecodeError, DecodeLimits, DecodeSettings, Media, Probe
+from pipeline.decode.decoder import DecodeLimits, DecodeSettings, Media, Probe
+from pipeline.decode.errors import (
+    CannotOpen,
+    Corrupt,
+    DecodeError,
+    NoVideo,
+    TimedOut,
+    TooLarge,
+    UnsupportedCodec,
+)
 from pipeline.decode.picture import describe_picture
 from pipeline.decode.reader import PlayedFrame, name_of
 
@@ -55,7 +64,7 @@ class OpenVideo:
             self._stream = self._choose_stream()
             base = self._stream.time_base
             if not base or base <= 0:
-                raise DecodeError("corrupt", f"{self.name}: the video has no clock")
+                raise Corrupt(f"{self.name}: the video has no clock")
             self.time_base = (base.numerator, base.denominator)
             rate = self._stream.average_rate or self._stream.guessed_rate or 25
             self.step_pts = max(1, round(1 / (rate * base)))
@@ -112,9 +121,9 @@ class OpenVideo:
             if frame.width * frame.height > limits.max_pixels:
                 raise self._too_large(frame.width, frame.height)
             if self.num_frames == limits.max_frames:
-                raise self._error("too_large", f"more than max_frames ({limits.max_frames})")
+                raise self._error(TooLarge, f"more than max_frames ({limits.max_frames})")
             if pts - first > max_ticks:
-                raise self._error("too_large", f"over max_seconds ({limits.max_seconds:g})")
+                raise self._error(TooLarge, f"over max_seconds ({limits.max_seconds:g})")
             self.num_frames += 1
             yield PlayedFrame(pts, frame, follows_damage)
 
@@ -127,14 +136,14 @@ class OpenVideo:
                 self._check_time()
                 if packet.size and len(pts) <= self._limits.max_frames:
                     if packet.pts is None:
-                        raise self._error("unsupported_codec", "a packet has no pts")
+                        raise self._error(UnsupportedCodec, "a packet has no pts")
                     pts.append(packet.pts)
                     displayed.append(not packet.is_discard)
         except _FFMPEG_ERRORS as error:
-            raise self._error("corrupt", _reason(error)) from None
+            raise self._error(Corrupt, _reason(error)) from None
         seconds = (max(pts) - min(pts)) * self.time_base[0] / self.time_base[1] if pts else 0
         if len(pts) > self._limits.max_frames or seconds > self._limits.max_seconds:
-            raise self._error("too_large", "over max_frames or max_seconds")
+            raise self._error(TooLarge, "over max_frames or max_seconds")
         order = np.argsort(pts, kind="stable")
         return np.array(pts, np.int64)[order], np.array(displayed, bool)[order]
 
@@ -192,9 +201,9 @@ class OpenVideo:
         try:
             return av.open(file, options=options, metadata_errors="replace")
         except av.ArgumentError:
-            raise DecodeError("open", f"{self.name}: not in a video format that is read") from None
+            raise CannotOpen(f"{self.name}: not in a video format that is read") from None
         except _FFMPEG_ERRORS as error:
-            raise DecodeError("open", f"{self.name}: {_reason(error)}") from None
+            raise CannotOpen(f"{self.name}: {_reason(error)}") from None
 
     def _choose_stream(self) -> Any:
         streams = [
@@ -203,11 +212,11 @@ class OpenVideo:
             if not stream.disposition & av.stream.Disposition.attached_pic
         ]
         if not streams:
-            raise DecodeError("no_video", f"{self.name}: no video stream")
+            raise NoVideo(f"{self.name}: no video stream")
         stream = streams[0]
         context = stream.codec_context
         if context is None:
-            raise DecodeError("unsupported_codec", f"{self.name}: unknown video codec")
+            raise UnsupportedCodec(f"{self.name}: unknown video codec")
         if context.width * context.height > self._limits.max_pixels:
             raise self._too_large(context.width, context.height)
         context.thread_count = 1
@@ -230,10 +239,10 @@ class OpenVideo:
             reason = "a frame is damaged" if isinstance(found, av.VideoFrame) else _reason(found)
             num_damaged = self.damage.num_damaged + 1 if self.damage else 1
             if self._settings.damage != "skip":
-                self.damage = self._error("corrupt", reason, num_damaged)
+                self.damage = self._error(Corrupt, reason, num_damaged)
                 raise self.damage
             first = self.damage.message if self.damage else f"{self.name}: {reason}"
-            self.damage = DecodeError("corrupt", first, self.num_frames, num_damaged)
+            self.damage = Corrupt(first, self.num_frames, num_damaged)
             follows_damage = True
             waits_for_key = strict
 
@@ -265,15 +274,15 @@ class OpenVideo:
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline:
-            raise self._error("timeout", f"over timeout_seconds ({self._limits.timeout_seconds:g})")
+            raise self._error(TimedOut, f"over timeout_seconds ({self._limits.timeout_seconds:g})")
 
     def _too_large(self, width: int, height: int) -> DecodeError:
         return self._error(
-            "too_large", f"{width}x{height} is over max_pixels ({self._limits.max_pixels})"
+            TooLarge, f"{width}x{height} is over max_pixels ({self._limits.max_pixels})"
         )
 
-    def _error(self, kind: Any, message: str, num_damaged: int = 0) -> DecodeError:
-        return DecodeError(kind, f"{self.name}: {message}", self.num_frames, num_damaged)
+    def _error(self, kind: type[DecodeError], message: str, num_damaged: int = 0) -> DecodeError:
+        return kind(f"{self.name}: {message}", self.num_frames, num_damaged)
 
 
 class JumpMissed(Exception):

@@ -1,4 +1,4 @@
-"""What decoding is about: the records that go in and out, the limits, the settings, the errors.
+"""What decoding is about: the records that go in and out, the limits, the settings.
 
 Times are integers in the file's own clock, its time base: `pts * time_base[0] / time_base[1]` are
 seconds. Sizes and crops are in displayed pixels: after rotation, and with square pixels.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -16,39 +16,6 @@ from tokenizer.settings import setting
 
 Media: TypeAlias = str | Path | bytes
 """What is decoded: a file by its path, or a whole file in memory."""
-
-DecodeErrorKind = Literal[
-    "open",  # missing, unreadable, or no format that is known
-    "no_video",  # a media file without a picture stream
-    "unsupported_codec",  # the decoder at hand cannot read this stream
-    "too_large",  # over a limit: pixels, seconds, frames or bytes
-    "corrupt",  # damaged: what came before the damage is right
-    "empty",  # it opens, but no frame comes out
-    "timeout",  # over the time limit
-]
-
-
-class DecodeError(Exception):
-    """A file that cannot be decoded, or not to its end.
-
-    `kind` is one of `DecodeErrorKind`. `num_frames` is how many frames came out before; when the
-    settings are strict, those are sound. `num_damaged` is how many packets were found damaged.
-    """
-
-    def __init__(
-        self, kind: DecodeErrorKind, message: str, num_frames: int = 0, num_damaged: int = 0
-    ) -> None:
-        if kind not in get_args(DecodeErrorKind):
-            raise ValueError(f"kind ({kind!r}) must be one of {get_args(DecodeErrorKind)}")
-        super().__init__(kind, message, num_frames, num_damaged)
-        self.kind: DecodeErrorKind = kind
-        self.message = message
-        self.num_frames = num_frames
-        self.num_damaged = num_damaged
-
-    def __str__(self) -> str:
-        after = f" (after {self.num_frames} frames)" if self.num_frames else ""
-        return f"{self.kind}: {self.message}{after}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.decode.decoder import DecodeError, DecodeLimits, Media, Probe, View
+from pipeline.decode.decoder import DecodeLimits, Media, Probe, View
+from pipeline.decode.errors import CannotOpen, Corrupt, DecodeError, TooLarge
 from pipeline.decode.picture import resize_rgb
 from pipeline.decode.reader import PlayedFrame, name_of
 from pipeline.decode.sampling import Shown
@@ -122,14 +123,13 @@ class ImageReader:
                 warnings.simplefilter("ignore")
                 opened = Image.open(file, formats=("JPEG", "PNG", "WEBP"))
         except Image.DecompressionBombError:
-            raise DecodeError("too_large", f"{self._name}: far over max_pixels") from None
+            raise TooLarge(f"{self._name}: far over max_pixels") from None
         except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
-            raise DecodeError("open", f"{self._name}: {error}") from None
+            raise CannotOpen(f"{self._name}: {error}") from None
         with opened as image:
             width, height = image.size
             if width * height > self._limits.max_pixels:
-                raise DecodeError(
-                    "too_large",
+                raise TooLarge(
                     f"{self._name}: {width}x{height} is over max_pixels "
                     f"({self._limits.max_pixels})",
                 )
@@ -138,7 +138,7 @@ class ImageReader:
                     warnings.simplefilter("ignore")
                     yield image
             except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
-                raise DecodeError("corrupt", f"{self._name}: {error}") from None
+                raise Corrupt(f"{self._name}: {error}") from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -21,14 +21,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from pipeline.decode.container import OpenVideo
-from pipeline.decode.decoder import (
-    DecodeError,
-    DecodeLimits,
-    DecodeSettings,
-    Media,
-    Probe,
-    View,
-)
+from pipeline.decode.decoder import DecodeLimits, DecodeSettings, Media, Probe, View
+from pipeline.decode.errors import Corrupt, DecodeError, TimedOut, UnsupportedCodec
 from pipeline.decode.picture import resize_rgb
 from pipeline.decode.pyav import PyAVReader
 from pipeline.decode.reader import PlayedFrame, name_of
@@ -130,7 +124,7 @@ class IndexedReader:
         """uint8 (height, width, 3): the frame that is `index`-th by pts."""
         if time.monotonic() > self._deadline:
             message = f"{self._name}: over timeout_seconds ({self._limits.timeout_seconds:g})"
-            raise DecodeError("timeout", message, self._num_frames)
+            raise TimedOut(message, self._num_frames)
         try:
             frame = self._table.frame(index, float(self._seconds[index]))
         except LibraryError as error:
@@ -159,10 +153,10 @@ class IndexedReader:
     def _failed(self, error: LibraryError) -> DecodeError:
         if error.is_refusal:
             return self._refused(str(error))
-        return DecodeError("corrupt", f"{self._name}: {self._library}: {error}", self._num_frames)
+        return Corrupt(f"{self._name}: {self._library}: {error}", self._num_frames)
 
     def _refused(self, reason: str) -> DecodeError:
-        return DecodeError("unsupported_codec", f"{self._name}: {self._library} {reason}")
+        return UnsupportedCodec(f"{self._name}: {self._library} {reason}")
 
 
 def _open_table(

@@ -8,7 +8,8 @@ import numpy as np
 
 from pipeline.clip import central_crop
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import DecodeError, DecodeSettings
+from pipeline.decode.decoder import DecodeSettings
+from pipeline.decode.errors import DecodeError
 from tokenizer.settings import UserError
 
 

@@ -17,15 +17,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from pipeline.decode.decoder import (
-    ClipRequest,
-    Crop,
-    DecodeError,
-    Frames,
-    Media,
-    Probe,
-    View,
-)
+from pipeline.decode.decoder import ClipRequest, Crop, Frames, Media, Probe, View
+from pipeline.decode.errors import DecodeError, Empty
 from pipeline.decode.reader import Reader
 from pipeline.decode.sampling import (
     ClipFiller,
@@ -226,4 +219,4 @@ class Decoder:
 
 def _nothing(reader: Reader[Any]) -> DecodeError:
     """Why there are no frames."""
-    return reader.damage or DecodeError("empty", "no frames")
+    return reader.damage or Empty("no frames")

@@ -20,7 +20,8 @@ import numpy as np
 from av.filter import Graph
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from pipeline.decode.decoder import Crop, DecodeError, DecodeSettings, Probe, View
+from pipeline.decode.decoder import Crop, DecodeSettings, Probe, View
+from pipeline.decode.errors import Corrupt
 from pipeline.decode.hdr import TRANSFERS, tone_map
 
 _NATIVE = int(Interpolation.BILINEAR)  # of chroma, as PyAV does
@@ -144,7 +145,7 @@ def to_pixels(
 def resize_rgb(pixels: np.ndarray, view: View) -> np.ndarray:
     """uint8 (height, width, 3), or luma alone: the view of an RGB picture uint8 (h, w, 3).
 
-    Raises DecodeError("corrupt") where the picture does not hold the crop.
+    Raises Corrupt where the picture does not hold the crop.
     """
     x, y, width, height = view.crop or (0, 0, pixels.shape[1], pixels.shape[0])
     check_crop((x, y, width, height), pixels.shape[1], pixels.shape[0])
@@ -156,10 +157,10 @@ def resize_rgb(pixels: np.ndarray, view: View) -> np.ndarray:
 
 
 def check_crop(crop: Crop, width: int, height: int) -> None:
-    """Raises DecodeError("corrupt") unless a picture of width x height holds the crop."""
+    """Raises Corrupt unless a picture of width x height holds the crop."""
     x, y, crop_width, crop_height = crop
     if min(x, y) < 0 or x + crop_width > width or y + crop_height > height:
-        raise DecodeError("corrupt", f"a frame of {width}x{height} does not hold the crop {crop}")
+        raise Corrupt(f"a frame of {width}x{height} does not hold the crop {crop}")
 
 
 def describe_picture(

@@ -15,14 +15,8 @@ import av
 import numpy as np
 
 from pipeline.decode.container import JumpMissed, OpenVideo
-from pipeline.decode.decoder import (
-    DecodeError,
-    DecodeLimits,
-    DecodeSettings,
-    Media,
-    Probe,
-    View,
-)
+from pipeline.decode.decoder import DecodeLimits, DecodeSettings, Media, Probe, View
+from pipeline.decode.errors import DecodeError, Empty
 from pipeline.decode.picture import PictureMaker
 from pipeline.decode.reader import PlayedFrame
 from pipeline.decode.sampling import Shown
@@ -134,7 +128,7 @@ class PyAVReader:
         """The first frame; the file is at its start again afterwards."""
         played = next(self._video.frames(), None)
         if played is None:
-            raise DecodeError("empty", f"{self._video.name}: no frames")
+            raise Empty(f"{self._video.name}: no frames")
         self._reopen()
         return played
 

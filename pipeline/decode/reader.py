@@ -8,7 +8,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.decode.decoder import DecodeError, Media, Probe, View
+from pipeline.decode.decoder import Media, Probe, View
+from pipeline.decode.errors import DecodeError
 from pipeline.decode.sampling import Shown
 
 Frame = TypeVar("Frame")

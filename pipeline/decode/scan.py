@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.decode.decoder import DecodeError, Media, View
+from pipeline.decode.decoder import Media, View
+from pipeline.decode.errors import DecodeError
 from pipeline.decode.reader import PlayedFrame, Reader
 
 if TYPE_CHECKING:

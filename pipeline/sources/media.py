@@ -20,7 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from pipeline.decode.decoder import DecodeError, DecodeLimits
+from pipeline.decode.decoder import DecodeLimits
+from pipeline.decode.errors import CannotOpen, TimedOut, TooLarge
 from pipeline.sources.location import FileTooLarge, fetched, is_local_file, path_of
 from pipeline.sources.urls import shown
 
@@ -78,13 +79,13 @@ def _fetch(location: str, limits: DecodeLimits, source_id: str) -> _Fetched:
     try:
         return _Fetched(location, limits, source_id)
     except FileTooLarge as error:
-        raise DecodeError("too_large", str(error)) from None
+        raise TooLarge(str(error)) from None
     except TimeoutError as error:
-        raise DecodeError("timeout", str(error)) from None
+        raise TimedOut(str(error)) from None
     except OSError as error:
         if error.errno in _NO_SPACE:  # no fault of the file
             raise
-        raise DecodeError("open", str(error)) from None
+        raise CannotOpen(str(error)) from None
 
 
 def _sha256(file: IO[bytes]) -> str:
