@@ -67,9 +67,13 @@ class CaptionSettings:
 @dataclass(frozen=True, kw_only=True)
 class AnnotateSettings:
     sources_per_unit: int = setting(8, "files that are scanned and committed together")
-    timeout_seconds: float = setting(600.0, "a unit that takes longer is killed, then isolated")
+    timeout_seconds: float = setting(
+        1200.0,
+        "a process that takes longer for one file is killed, and nothing of the file is kept; more "
+        "than limits.timeout_seconds, which keeps what there is",
+    )
     memory_bytes: int = setting(
-        4 << 30, "memory that one file may take when it runs alone, after two failures"
+        4 << 30, "memory that a process may take for one file, beyond what it has at its start"
     )
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ Value = TypeVar("Value")
 _TRIES_WHEN_KILLED = 5  # a process that is killed from outside so often is not a coincidence
 _CALLS_PER_PROCESS = 256
 _GROWTH_BYTES = 512 << 20  # of resident memory between calls; then the process is replaced
+_MAX_WAIT_SECONDS = 3600.0  # in one system call, which takes no more than a month
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
 
 
@@ -156,12 +157,13 @@ class _Servant:
         self._seconds = seconds
         self._send(struct.pack("<Q", len(call)) + call)
         try:
-            (succeeded, value), growth = read_answer(self._receive)
+            outcome, growth = read_answer(self._receive)
+            succeeded, value = _checked(outcome)
         except AnswerError as error:
             raise _Ended(Death("crashed", str(error))) from None
         self._num_calls += 1
         is_worn = self._num_calls >= _CALLS_PER_PROCESS or growth > _GROWTH_BYTES
-        return bool(succeeded), value, is_worn
+        return succeeded, value, is_worn
 
     def end(self) -> None:
         self._process.kill()
@@ -208,7 +210,7 @@ class _Servant:
                 poll.register(self._calls, select.POLLOUT)
             else:
                 poll.register(self._answers, select.POLLIN)
-            ready = {file for file, _ in poll.poll(1000 * left)}
+            ready = {file for file, _ in poll.poll(1000 * min(left, _MAX_WAIT_SECONDS))}
             if self._says in ready:
                 self._speaks = self._hear()
             if ready - {self._says}:
@@ -236,6 +238,16 @@ class _Servant:
                 Death("killed", "killed from outside, or by the kernel for want of memory")
             )
         return _Ended(Death("crashed", _last_words(code, self._words)))
+
+
+def _checked(outcome: Any) -> tuple[bool, Any]:
+    """(True, value) or (False, error); AnswerError for anything else."""
+    match outcome:
+        case (True, value):
+            return True, value
+        case (False, Exception() as error):
+            return False, error
+    raise AnswerError("an answer is of another form")
 
 
 def _last_words(code: int, words: bytes) -> str:

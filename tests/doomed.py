@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.answers import write_answer
+
 _KEPT: list[np.ndarray] = []
 
 
@@ -62,3 +64,35 @@ class Command:
 
 def answer_that_runs_a_command() -> Command:
     return Command()
+
+
+class Pointers:
+    def __reduce__(self) -> Any:
+        return np.ndarray, ((1,), np.dtype("O"), b"A" * 8)
+
+
+def answer_with_pointers() -> Pointers:
+    return Pointers()
+
+
+def numbers() -> tuple[Any, ...]:
+    return np.float32(0.5), np.array(3), np.arange(6, dtype=">u2")[::2], np.zeros((2, 0), bool)
+
+
+def answer_out_of_form(form: str) -> None:
+    """Says what no call of ours says, as a process that was taken over can."""
+    outcome = {"three": (True, 1, 2), "no error": (False, 1)}[form]
+    with os.fdopen(os.dup(answers_file()), "wb") as file:
+        write_answer(file, outcome, 0)
+    time.sleep(60)
+
+
+def answers_file() -> int:
+    """The number of the pipe that the answers go to."""
+    names = {int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2}
+    (answers,) = (n for n in names if os.path.exists(f"/proc/self/fd/{n}") and is_pipe(n))
+    return answers
+
+
+def is_pipe(number: int) -> bool:
+    return os.readlink(f"/proc/self/fd/{number}").startswith("pipe:")

@@ -17,11 +17,14 @@ import pytest
 
 from pipeline.isolation import Death, Expendable
 from tests.doomed import (
+    answer_out_of_form,
     answer_that_runs_a_command,
     answer_with_a_function,
+    answer_with_pointers,
     die_at_first,
     die_by,
     keep,
+    numbers,
     refuse,
     say_and_return,
     two_layouts,
@@ -120,11 +123,34 @@ def test_large_arrays_come_back_whole_and_of_any_layout() -> None:
     assert empty.shape == (0, 3)
 
 
-@pytest.mark.parametrize("call", [answer_with_a_function, answer_that_runs_a_command])
+def test_numbers_come_back_as_what_they_were() -> None:
+    half, three, even, none = alone(numbers)
+    assert (type(half), half) == (np.float32, 0.5)
+    assert isinstance(three, np.ndarray)
+    assert three.shape == ()
+    assert three == 3
+    assert even.dtype == np.dtype(">u2")
+    assert even.tolist() == [0, 2, 4]
+    assert none.dtype == bool
+    assert none.shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "call", [answer_with_a_function, answer_that_runs_a_command, answer_with_pointers]
+)
 def test_an_answer_cannot_make_the_parent_run_anything(call: Callable[..., Any]) -> None:
     death = alone(call)
     assert death.kind == "crashed"
     assert "is not what answers are made of" in death.detail
+
+
+@pytest.mark.parametrize("form", ["three", "no error"])
+def test_an_answer_of_another_form_is_a_crash(form: str) -> None:
+    assert alone(answer_out_of_form, form) == Death("crashed", "an answer is of another form")
+
+
+def test_a_call_may_have_all_the_time_there_is() -> None:
+    assert alone(say_and_return, seconds=1e12) == 7
 
 
 def test_errors_of_libraries_come_back_as_words() -> None:
