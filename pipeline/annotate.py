@@ -145,7 +145,8 @@ class AnnotateJob:
     def _scan(self, source: PlannedSource) -> list[Clip]:
         config = self.config
         decoder = open_decoder(*self.recipe)
-        with open_media(source.location, config.limits, source.source_id) as media:
+        where = (source.location, config.limits, source.source_id, source.stamp)
+        with open_media(*where) as media:
             probe = decoder.probe(media)
             if (rule := screened_out(decoder, media, probe, config.screen)) is not None:
                 return [screened_file(source, probe, rule)]

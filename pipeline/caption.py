@@ -87,14 +87,14 @@ class CaptionJob:
             for clip in clips
             if not clip.outcome and clip.caption is None and outcome_of(clip, rules) == "kept"
         ]
-        locations = {row.source_id: row.location for row in reversed(plan)}
+        files = {row.source_id: row for row in reversed(plan)}
         units = []
         for start in range(0, len(wanted), clips_per_unit):
             group = wanted[start : start + clips_per_unit]
             chunks = make_chunks(
                 group,
                 [_request(clip) for clip in group],
-                locations,
+                files,
                 self.recipe,
                 self.config.tokenize.clips_per_decode,
             )

@@ -7,7 +7,7 @@ Ray) maps chunks to results; the unit reads clips from them in order and never s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,6 +18,7 @@ from pipeline.decode import DecoderRecipe, open_decoder
 from pipeline.decode.decoder import ClipRequest
 from pipeline.decode.errors import DecodeError
 from pipeline.isolation import Death, Expendable
+from pipeline.plan import PlannedSource
 from pipeline.sources.media import open_media
 
 _MAX_CHUNK_BYTES = 64 << 20  # decoded frames that cross between processes in one piece
@@ -25,12 +26,13 @@ _MAX_CHUNK_BYTES = 64 << 20  # decoded frames that cross between processes in on
 
 @dataclass(frozen=True)
 class Chunk:
-    """Clips of one file to decode in one task."""
+    """Clips of one file to decode in one task; `stamp` is the file's when it was planned."""
 
     location: str
     source_id: str
     requests: tuple[ClipRequest, ...]
     recipe: DecoderRecipe
+    stamp: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -53,7 +55,7 @@ class Decoded:
 def make_chunks(
     clips: Sequence[Clip],
     requests: Sequence[ClipRequest],
-    locations: dict[str, str],
+    files: Mapping[str, PlannedSource],
     recipe: DecoderRecipe,
     clips_per_chunk: int,
 ) -> list[Chunk]:
@@ -71,8 +73,10 @@ def make_chunks(
             or len(run) == clips_per_chunk
             or run_bytes + request_bytes(requests[index + 1]) > _MAX_CHUNK_BYTES
         ):
-            location = locations[clip.source_id]
-            chunks.append(Chunk(location, clip.source_id, tuple(run), recipe))
+            file = files[clip.source_id]
+            chunks.append(
+                Chunk(file.location, file.source_id, tuple(run), recipe, stamp=file.stamp)
+            )
             run, run_bytes = [], 0
     return chunks
 
@@ -83,7 +87,8 @@ def decode_chunk(chunk: Chunk) -> Decoded:
     error = None
     try:
         decoder = open_decoder(*chunk.recipe)
-        with open_media(chunk.location, chunk.recipe.limits, chunk.source_id) as media:
+        where = (chunk.location, chunk.recipe.limits, chunk.source_id, chunk.stamp)
+        with open_media(*where) as media:
             for clip in decoder.clips(media, chunk.requests):
                 frames.append(clip)
     except DecodeError as failure:

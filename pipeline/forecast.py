@@ -168,12 +168,12 @@ def _encode(
     seconds: dict[str, float],
 ) -> float:
     """Decodes and encodes clips, adds what it takes to `seconds`; bytes of a sample in a shard."""
-    locations = {source.source_id: source.location for source in sources}
+    files = {source.source_id: source for source in sources}
     by_bucket: dict[str, list[np.ndarray]] = {}
     chunks = make_chunks(
         clips,
         [clip.request() for clip in clips],
-        locations,
+        files,
         decoder_recipe(config),
         config.tokenize.clips_per_decode,
     )

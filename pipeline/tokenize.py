@@ -121,7 +121,7 @@ class TokenizeJob:
         failed: Mapping[str, str],
     ) -> list[ClipUnit]:
         """The units with what they are made of: arrays known by code key, failures, and chunks."""
-        locations = {row.source_id: row.location for row in reversed(plan)}
+        files = {row.source_id: row for row in reversed(plan)}
         result = []
         for unit in units:
             copies = {
@@ -142,7 +142,7 @@ class TokenizeJob:
             chunks = make_chunks(
                 fresh,
                 [clip.request() for clip in fresh],
-                locations,
+                files,
                 self.recipe,
                 self.config.tokenize.clips_per_decode,
             )

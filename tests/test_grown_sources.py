@@ -19,6 +19,7 @@ from pipeline.clip import clips_from_parquet
 from pipeline.commit import Store
 from pipeline.config import BuildConfig
 from pipeline.decode.decoder import DecodeLimits
+from pipeline.feed import decode_chunk, make_chunks
 from pipeline.forecast import forecast
 from pipeline.inspection.originals import Wanted, read_originals
 from pipeline.plan import PlannedSource, make_plan, read_plan
@@ -278,6 +279,22 @@ def test_originals_forecasts_and_removals_know_every_kind(
     (tmp_path / "web" / "0.mp4").unlink()
     again = [each.reason for each in read_originals(settings.out, wanted, seconds=60)]
     assert set(again) <= {"gone", "changed"}
+
+
+def test_a_film_written_over_since_the_plan_is_an_error_and_never_passed_for_the_other(
+    tmp_path: Path, films: list[bytes]
+) -> None:
+    (tmp_path / "films").mkdir()
+    film = tmp_path / "films" / "0.mp4"
+    film.write_bytes(films[0])
+    (row,) = plan(tmp_path, str(film.parent))
+    job = AnnotateJob(config(tmp_path, str(film.parent)), str(tmp_path / "data"))
+    clip = next(each for each in job.scan(row) if not each.outcome)
+    (chunk,) = make_chunks([clip], [clip.request()], {row.source_id: row}, job.recipe, 1)
+    assert decode_chunk(chunk).error is None
+    film.write_bytes(films[1])
+    assert [each.outcome for each in job.scan(row)] == ["error:open"]
+    assert decode_chunk(chunk).error == "open"
 
 
 @pytest.mark.ray

@@ -188,6 +188,27 @@ def test_media_that_cannot_be_had_are_decode_errors(web: Web, failure: str, kind
     assert caught.value.kind == kind
 
 
+def test_a_file_that_was_written_anew_is_known_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(CONTENT)
+    stamp = facts_of(str(path)).stamp
+    with open_media(str(path), LIMITS, ID, stamp) as media:
+        assert media == path
+    os.utime(path, ns=(1, 1))
+    with open_media(str(path), LIMITS, ID, stamp) as media:  # moved by a copy: the same bytes
+        assert media == path
+    path.write_bytes(CONTENT[::-1])
+    with (
+        pytest.raises(DecodeError, match="has changed since it was planned"),
+        open_media(str(path), LIMITS, ID, stamp),
+    ):
+        pass
+    path.unlink()
+    with pytest.raises(DecodeError) as caught, open_media(str(path), LIMITS, ID, stamp):
+        pass
+    assert caught.value.kind == "open"
+
+
 def test_nothing_is_left_behind_even_by_a_process_that_is_killed(tmp_path: Path, web: Web) -> None:
     code = f"""
 import os, signal

@@ -3,9 +3,10 @@
     with open_media("tar+1536+8000.mp4:s3://lab/0.tar", limits, source_id) as path:
         decoder.probe(path)
 
-A file of this machine is its path. Anything else is fetched into a file that has no name, in memory
-where it is a member of a tar, and is checked against the content that it was identified by. The
-path is good in this process alone, and nothing is left behind when it ends, however it ends.
+A file of this machine is its path, when it is still the one that was planned. Anything else is
+fetched into a file that has no name, in memory where it is a member of a tar, and is checked
+against the content that it was identified by. The path is good in this process alone, and nothing
+is left behind when it ends, however it ends.
 
 The file that was fetched last is kept for the next caller: a long video is decoded piece by piece.
 """
@@ -17,12 +18,14 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
 from pipeline.decode.decoder import DecodeLimits
 from pipeline.decode.errors import CannotOpen, TimedOut, TooLarge
-from pipeline.sources.location import FileTooLarge, fetched, is_local_file, path_of
+from pipeline.sources.content import content_id
+from pipeline.sources.location import FileTooLarge, facts_of, fetched, is_local_file, path_of
 from pipeline.sources.urls import shown
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -57,9 +60,16 @@ _KEPT = _Kept()
 
 
 @contextmanager
-def open_media(location: str, limits: DecodeLimits, source_id: str) -> Iterator[Path]:
-    """The file at a location; DecodeError `open`, `too_large` or `timeout` when there is none."""
+def open_media(
+    location: str, limits: DecodeLimits, source_id: str, stamp: str = ""
+) -> Iterator[Path]:
+    """The file at a location; DecodeError `open`, `too_large` or `timeout` when there is none.
+
+    A file of this machine is read for its content where its `stamp` is another one.
+    """
     if is_local_file(location):
+        if stamp:
+            _check_content(location, limits, source_id, stamp)
         yield Path(location)
         return
     last = _KEPT.last
@@ -75,9 +85,28 @@ def open_media(location: str, limits: DecodeLimits, source_id: str) -> Iterator[
         last.release()
 
 
+def _check_content(location: str, limits: DecodeLimits, source_id: str, stamp: str) -> None:
+    with _as_decode_errors():
+        now = facts_of(location).stamp
+        if now != stamp and _content_id(location, now, limits) != source_id:
+            raise OSError(f"{shown(location)}: has changed since it was planned")
+
+
+@lru_cache(maxsize=64)
+def _content_id(location: str, stamp: str, limits: DecodeLimits) -> str:
+    """Of a file while it has this stamp."""
+    return content_id(location, limits)
+
+
 def _fetch(location: str, limits: DecodeLimits, source_id: str) -> _Fetched:
-    try:
+    with _as_decode_errors():
         return _Fetched(location, limits, source_id)
+
+
+@contextmanager
+def _as_decode_errors() -> Iterator[None]:
+    try:
+        yield
     except FileTooLarge as error:
         raise TooLarge(str(error)) from None
     except TimeoutError as error:
