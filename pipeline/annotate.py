@@ -5,7 +5,8 @@ with its reason. A unit is a fixed group of files; its rows are one parquet part
 
 A file's rows are its *scan* (decoding: clips, scores) and its *description* (sidecar: caption,
 label, licence). Scans that an earlier commit has are read from there and only described again, so
-a new caption decodes nothing.
+a new caption decodes nothing. The death of a process is no scan: with more time or memory, a file
+that had too little is scanned, and it alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pipeline import picture_hash, scores, statistics
 from pipeline.analysis import analyse
@@ -35,6 +36,7 @@ from pipeline.config import BuildConfig, decoder_recipe
 from pipeline.decode import open_decoder
 from pipeline.decode.errors import DecodeError, Empty
 from pipeline.decode.scan import gather_scan
+from pipeline.isolation import DeathKind
 from pipeline.plan import PlannedSource
 from pipeline.screen import screened_file, screened_out
 from pipeline.shots import detector_facts
@@ -43,6 +45,7 @@ from pipeline.sources.media import open_media
 from pipeline.statistics import Tally
 from tokenizer.settings import to_dict
 
+_DEATHS = frozenset(f"error:{kind}" for kind in get_args(DeathKind))
 ANNOTATE_VERSION = 4  # raise it when the rows of an unchanged file change
 
 
@@ -71,6 +74,7 @@ class AnnotateJob:
         self.fingerprint = fingerprint_of(
             {
                 "scan": self.scan_fingerprint,
+                "process": [config.annotate.timeout_seconds, config.annotate.memory_bytes],
                 "captions": [config.captions.label, config.captions.template],
                 "statistics": statistics.VERSION,
             }
@@ -116,7 +120,8 @@ class AnnotateJob:
         for source, scan in zip(unit.sources, scans, strict=True):
             try:
                 rows += self._described(source, scan)
-                scanned.append(source.source_id)
+                if not _is_death(scan):
+                    scanned.append(source.source_id)
             except SidecarError as error:
                 rows.append(failed_source(source.source_id, source.uri, f"error:{error.kind}"))
         part = self.store.write_part(unit.id, ".parquet", lambda file: clips_to_parquet(rows, file))
@@ -185,6 +190,11 @@ class AnnotateJob:
             license=sidecar.license if sidecar else None,
             consent=sidecar.consent if sidecar else None,
         )
+
+
+def _is_death(scan: Sequence[Clip]) -> bool:
+    """Whether it says only that the machine did not do: another time, or with more, it may."""
+    return [row.outcome in _DEATHS for row in scan] == [True]
 
 
 def _sidecar_of(source: PlannedSource) -> Sidecar | None:

@@ -40,11 +40,14 @@ _MAX_WAIT_SECONDS = 3600.0  # in one system call, which takes no more than a mon
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
 
 
+DeathKind = Literal["crashed", "out_of_memory", "timeout", "killed"]
+
+
 @dataclass(frozen=True)
 class Death:
     """Why work that ran alone has no result, and what was seen of its end."""
 
-    kind: Literal["crashed", "out_of_memory", "timeout", "killed"]
+    kind: DeathKind
     detail: str
 
 

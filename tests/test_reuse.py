@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import annotate
+from pipeline.annotate import AnnotateJob
 from pipeline.build import build
-from pipeline.clip import clips_from_parquet
+from pipeline.clip import Clip, clips_from_parquet, failed_source
 from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
+from pipeline.plan import PlannedSource
 from pipeline.shards import open_dataset
 from tokenizer.settings import UserError
 
@@ -232,3 +235,33 @@ def test_an_erased_source_leaves_the_shards_without_it_as_they_are(made: BuildCo
     (Path(made.sources[0]) / gone.uri).unlink()
     build(made)
     assert parts(made.out) == after
+
+
+def test_more_time_scans_the_files_again_that_had_too_little_and_no_other(
+    made: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(AnnotateJob):
+        def scan(self, source: PlannedSource) -> list[Clip]:
+            if source.uri == "films/2.mp4":
+                return [failed_source(source.source_id, source.uri, "error:timeout")]
+            return super().scan(source)
+
+    first = replace(made, out=str(tmp_path / "again"))
+    monkeypatch.setattr("pipeline.build.AnnotateJob", Hanging)
+    build(first, "annotate")
+    monkeypatch.undo()
+    scanned = []
+    decode = annotate.open_decoder
+    monkeypatch.setattr(
+        annotate, "open_decoder", lambda *recipe: scanned.append(recipe) or decode(*recipe)
+    )
+    build(first, "annotate")
+    assert not scanned
+    more = replace(first.annotate, timeout_seconds=first.annotate.timeout_seconds + 1)
+    build(replace(first, annotate=more), "select")
+    assert len(scanned) == 1
+    build(made, "select")
+    now, whole = (
+        clips_from_parquet(Path(each) / "selection.parquet") for each in (first.out, made.out)
+    )
+    assert now == whole
