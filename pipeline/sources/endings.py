@@ -7,8 +7,10 @@ from typing import Literal
 from pipeline.sources.location import ending_of
 
 VIDEO_ENDINGS = (
-    *(".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
-    *(".mts", ".ogv", ".ts", ".webm", ".wmv"),
+    *(".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".h264"),
+    *(".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm"),
+    ".wmv",
 )
 IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".webp")
 MANIFEST_ENDINGS = (".parquet", ".csv", ".jsonl")
