@@ -160,6 +160,12 @@ def with_conformance(text: str, outcomes: dict[str, dict[str, str]]) -> str:
     return before + begin + "\n".join([*lines, "", ""]) + end + behind
 
 
+def conformance_of(text: str) -> str:
+    """That table, as the docs have it."""
+    begin, end = _TABLE
+    return text.partition(begin)[2].partition(end)[0]
+
+
 def _shape(probe: Any) -> dict[str, int]:
     width, height = probe.stored_width, probe.stored_height
     return (
