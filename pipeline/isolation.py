@@ -90,11 +90,13 @@ class Expendable:
         return outcome
 
     def close(self) -> None:
-        if self._process is not None:
+        if self._process is not None and self._process.parent == os.getpid():
             self._process.end()
-            self._process = None
+        self._process = None
 
     def _call_once(self, call: bytes, seconds: float) -> Any | Death:
+        if self._process is not None and self._process.parent != os.getpid():
+            self._process = None  # that of the process that we were forked from
         if self._process is None:
             self._process = _Servant(self._memory_bytes, self._preload)
         try:
@@ -133,7 +135,8 @@ class _Servant:
     """The parent's side of one process."""
 
     def __init__(self, memory_bytes: int, preload: Sequence[str]) -> None:
-        arguments = (str(memory_bytes), str(os.getpid()), *preload)
+        self.parent = os.getpid()
+        arguments = (str(memory_bytes), str(self.parent), *preload)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.isolation", *arguments],
             stdin=subprocess.PIPE,

@@ -85,6 +85,23 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
+def test_a_fork_of_the_parent_has_a_process_of_its_own_and_leaves_the_other_alone() -> None:
+    with Expendable(MEMORY) as process:
+        first = process.call(os.getpid, seconds=60)
+        read, write = os.pipe()
+        if not (fork := os.fork()):
+            try:
+                os.write(write, str(process.call(os.getpid, seconds=60)).encode())
+                process.close()
+            finally:
+                os._exit(0)
+        os.waitpid(fork, 0)
+        assert int(os.read(read, 99)) != first
+        assert process.call(os.getpid, seconds=60) == first
+    os.close(read)
+    os.close(write)
+
+
 def test_one_process_serves_many_calls_until_it_is_worn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.isolation._CALLS_PER_PROCESS", 3)
     with Expendable(MEMORY) as process:
