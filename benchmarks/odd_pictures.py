@@ -14,31 +14,29 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.decode import open_decoder
-from pipeline.decode.decoder import Crop
 
 VIDEOS = Path(os.environ.get("TESSERA_VIDEOS", Path(__file__).parents[2] / "shared" / "videos"))
 OUT = Path(__file__).parents[1] / "docs" / "odd_pictures.png"
 HEIGHT = 200
-# file, seconds, what is odd, the crop that is looked at (of the displayed picture)
-CASES: tuple[tuple[str, float, str, Crop | None], ...] = (
-    ("interlaced_480i.mp4", 0.3, "two fields", (240, 120, 240, 160)),
-    ("portrait_4k60.mp4", 0.1, "turned by -90", None),
-    ("carphone_qcif.mp4", 1.0, "pixels 12:11", None),
+# file, seconds, what is odd
+CASES = (
+    ("portrait_4k60.mp4", 0.1, "turned by -90"),
+    ("carphone_qcif.mp4", 1.0, "pixels 12:11"),
 )
 
 
 def main() -> int:
-    missing = [name for name, *_ in CASES if not (VIDEOS / name).exists()]
+    missing = [name for name, _, _ in CASES if not (VIDEOS / name).exists()]
     if missing:
         print(f"no {missing[0]} at {VIDEOS} (TESSERA_VIDEOS names another folder)")
         return 1
-    pairs = [_pair(*case) for case in CASES]
+    pairs = [_pair(name, seconds) for name, seconds, _ in CASES]
     width = sum(max(one.shape[1], two.shape[1]) + 8 for one, two in pairs)
     sheet = Image.new("RGB", (width, 2 * (HEIGHT + 22)), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
     left = 0
-    for (name, _, what, _), pair in zip(CASES, pairs):
+    for (name, _, what), pair in zip(CASES, pairs):
         for row, (pixels, how) in enumerate(zip(pair, ("as it lies", "as it is shown"))):
             top = row * (HEIGHT + 22)
             sheet.paste(Image.fromarray(pixels), (left, top + 18))
@@ -50,15 +48,13 @@ def main() -> int:
     return 0
 
 
-def _pair(name: str, seconds: float, what: str, crop: Crop | None) -> tuple[np.ndarray, np.ndarray]:
+def _pair(name: str, seconds: float) -> tuple[np.ndarray, np.ndarray]:
     """The stored frame by plain PyAV, and the decoder's, uint8 (200, w, 3)."""
     path = VIDEOS / name
     decoder = open_decoder("pyav")
     probe = decoder.probe(path)
-    x, y, width, height = crop or (0, 0, probe.width, probe.height)
-    shown = decoder.sample(
-        path, [seconds], height=HEIGHT, width=round(HEIGHT * width / height), crop=crop
-    )
+    width = round(HEIGHT * probe.width / probe.height)
+    shown = decoder.sample(path, [seconds], height=HEIGHT, width=width)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = list(container.decode(stream))
@@ -67,9 +63,6 @@ def _pair(name: str, seconds: float, what: str, crop: Crop | None) -> tuple[np.n
         ]
         frame = frames[max(k for k, start in enumerate(starts) if start <= seconds)]
         stored = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    if crop is not None:  # the stored pixels are not square
-        scale = probe.stored_width / probe.width
-        stored = stored.crop((round(x * scale), y, round((x + width) * scale), y + height))
     size = (round(HEIGHT * stored.width / stored.height), HEIGHT)
     return np.asarray(stored.resize(size, Image.Resampling.NEAREST)), shown.pixels[0]
 
