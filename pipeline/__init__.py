@@ -11,7 +11,7 @@ Its rooms, in the order in which data passes them:
     shard_draft     a shard in the making, and what its commit says
     storage commit  a disk or an object store, and the one protocol by which work gets there
     reuse removal   what need not be made again, what may not be used any more
-    executor attempts isolation answers
+    executor attempts isolation servant answers
                     where work runs: inline, or on Ray; files in processes that may die
     shards          the format that the trainer reads
     statistics distribution codebook_use commit_sum

@@ -139,9 +139,24 @@ def test_what_is_asked_wrongly_is_said_at_once(film: tuple[Path, list[int]]) -> 
     with pytest.raises(ValueError, match="fps"):
         next(decoder.stream(film[0], fps=0, **SHAPE))
     assert decoder.sample(film[0], [], **SHAPE).pixels.shape == (0, 32, 48, 3)
+    wrong: list[dict] = [
+        {"height": 0},
+        {"width": -3},
+        {"crop": (0, 0, 0, 0)},
+        {"crop": (-1, 0, 9, 9)},
+    ]
+    for each in wrong:
+        with pytest.raises(ValueError, match="must be"):
+            decoder.sample(film[0], [0.0], **SHAPE | each)
+    for seconds in ([float("nan")], [0.0, float("inf")]):
+        with pytest.raises(ValueError, match="finite"):
+            decoder.sample(film[0], seconds, **SHAPE)
+    for wrong_time in ({"fps": float("inf")}, {"fps": float("nan")}, {"end_seconds": float("inf")}):
+        with pytest.raises(ValueError, match="finite"):
+            next(decoder.stream(film[0], **{"fps": 8.0} | SHAPE | wrong_time))
     with pytest.raises(DecodeError, match="a file of 3 bytes"):
         decoder.probe(b"abc")
-    with pytest.raises(ValueError, match="must be one of pyav, decord, torchcodec"):
+    with pytest.raises(ValueError, match="must be auto or one of pyav, decord, torchcodec"):
         open_decoder("opencv")  # type: ignore[arg-type]
 
 

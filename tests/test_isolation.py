@@ -103,7 +103,7 @@ def test_a_fork_of_the_parent_has_a_process_of_its_own_and_leaves_the_other_alon
 
 
 def test_one_process_serves_many_calls_until_it_is_worn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.isolation._CALLS_PER_PROCESS", 3)
+    monkeypatch.setattr("pipeline.servant._CALLS_PER_PROCESS", 3)
     with Expendable(MEMORY) as process:
         pids = [process.call(os.getpid, seconds=60) for _ in range(7)]
         assert [pids.index(pid) for pid in pids] == [0, 0, 0, 3, 3, 3, 6]
@@ -117,7 +117,7 @@ def test_one_process_serves_many_calls_until_it_is_worn(monkeypatch: pytest.Monk
 
 
 def test_a_process_that_has_grown_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.isolation._GROWTH_BYTES", 100 << 20)
+    monkeypatch.setattr("pipeline.servant._GROWTH_BYTES", 100 << 20)
     with Expendable(1 << 30) as process:
         first = process.call(os.getpid, seconds=60)
         assert process.call(partial(keep, 10 << 20), seconds=60) == first
@@ -173,3 +173,11 @@ def test_a_call_may_have_all_the_time_there_is() -> None:
 def test_errors_of_libraries_come_back_as_words() -> None:
     with pytest.raises(RuntimeError, match="LinAlgError: Singular matrix"):
         alone(np.linalg.inv, np.zeros((2, 2)))
+
+
+def test_one_that_is_forgotten_takes_its_process_along() -> None:
+    process = Expendable(MEMORY)
+    pid = process.call(os.getpid, seconds=60)
+    assert is_running(pid)
+    del process
+    assert not is_running(pid)

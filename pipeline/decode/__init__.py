@@ -52,13 +52,17 @@ class DecoderRecipe(NamedTuple):
 
 
 def open_decoder(
-    name: Library,
+    name: Library | Literal["auto"] = "pyav",
     limits: DecodeLimits = DecodeLimits(),  # noqa: B008 (frozen)
     settings: DecodeSettings = DecodeSettings(damage="raise"),  # noqa: B008
 ) -> Decoder:
     """The decoder of the library called `name`; images are told by content, whatever their name."""
+    if name == "auto":
+        name = resolve_library(name)
     if name not in get_args(Library):
-        raise ValueError(f"decoder ({name!r}) must be one of {', '.join(get_args(Library))}")
+        raise ValueError(
+            f"decoder ({name!r}) must be auto or one of {', '.join(get_args(Library))}"
+        )
 
     def scanner(media: Media) -> Reader[Any]:
         if _is_image(media, limits):

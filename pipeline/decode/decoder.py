@@ -108,6 +108,15 @@ class View:
     rough: bool = False
     grey: bool = False
 
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 1:
+            raise ValueError(f"height ({self.height}) and width ({self.width}) must be at least 1")
+        if self.crop is not None and (min(self.crop[:2]) < 0 or min(self.crop[2:]) < 1):
+            raise ValueError(
+                f"crop ({self.crop}) must be (x, y, width, height), the first two not below 0, the "
+                "others at least 1"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRequest:

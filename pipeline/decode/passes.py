@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from math import ceil
+from math import ceil, inf, isfinite
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -75,6 +75,8 @@ class Decoder:
             return Frames(nothing, nothing / 1.0, np.empty((0, height, width, 3), np.uint8))
         if any(late < early for early, late in zip(seconds, seconds[1:])):
             raise ValueError("seconds must not shrink; sort them")
+        if not (isfinite(seconds[0]) and isfinite(seconds[-1])):
+            raise ValueError("seconds must be finite")
         view = View(height=height, width=width, crop=crop)
         with self._open_reader(media) as reader:
             start = reader.start_pts()
@@ -106,11 +108,13 @@ class Decoder:
 
         Without an end they go on until the last frame has been shown as long as the one before it.
         """
-        if not fps > 0 or chunk_frames < 1 or start_seconds < 0:
+        if not 0 < fps < inf or chunk_frames < 1 or not 0 <= start_seconds < inf:
             raise ValueError(
                 f"fps ({fps}) must be above 0, chunk_frames ({chunk_frames}) at least 1, "
-                f"start_seconds ({start_seconds}) not below 0"
+                f"start_seconds ({start_seconds}) not below 0, and all finite"
             )
+        if end_seconds is not None and not isfinite(end_seconds):
+            raise ValueError(f"end_seconds ({end_seconds}) must be finite; None goes to the end")
         view = View(height=height, width=width, crop=crop)
         with self._open_reader(media) as reader:
             first = reader.start_pts()
