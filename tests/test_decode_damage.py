@@ -91,6 +91,38 @@ def test_without_strictness_ffmpeg_may_conceal(films: tuple[Path, Path]) -> None
     assert set(strict.pts.tolist()) < set(loose.pts.tolist())
 
 
+def test_concealed_damage_looks_the_same_wherever_one_looks(films: tuple[Path, Path]) -> None:
+    _, holed = films
+    decoder = open_decoder("pyav", LIMITS, DecodeSettings(damage="skip", strict=False))
+    times = [k / 24 + 0.001 for k in (40, 50, 70, 90)]
+    shape = {"height": 64, "width": 64}
+    together = decoder.sample(holed, [k / 24 + 0.001 for k in range(96)], **shape)
+    for time in times:
+        alone = decoder.sample(holed, [time], **shape)
+        index = together.pts.tolist().index(alone.pts[0])
+        np.testing.assert_array_equal(alone.pixels[0], together.pixels[index])
+
+
+def test_a_clock_that_stands_still_is_read_from_its_start(
+    films: tuple[Path, Path], tmp_path: Path
+) -> None:
+    content = bytearray(films[0].read_bytes())
+    at = content.index(b"stts") + 4
+    assert content[at + 4 : at + 12] == (1).to_bytes(4, "big") + (96).to_bytes(4, "big")
+    content[at + 12 : at + 16] = bytes(4)  # of 96 frames each lasts no time
+    (tmp_path / "still.mp4").write_bytes(content)
+    decoder, whole = open_decoder("pyav", LIMITS), open_decoder("pyav", LIMITS)
+    probe = decoder.probe(tmp_path / "still.mp4")
+    scan = gather_scan(decoder, tmp_path / "still.mp4")
+    assert len(scan.pts) == 96
+    shape = {"height": 64, "width": 64}
+    truth = whole.sample(films[0], [k / 24 + 0.001 for k in range(96)], **shape).pixels
+    for index in (3, 50, 95):
+        time = (scan.pts[index] - scan.pts[0]) * probe.time_base[0] / probe.time_base[1]
+        shown = decoder.sample(tmp_path / "still.mp4", [time + 1e-9], **shape)
+        np.testing.assert_array_equal(shown.pixels[0], truth[index])
+
+
 def test_a_sound_file_has_no_damage_whatever_the_settings(films: tuple[Path, Path]) -> None:
     for damage in ("raise", *KEEPING):
         for strict in (True, False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.decode import open_decoder
 from pipeline.decode.decoder import ClipRequest, DecodeLimits, DecodeSettings
 from pipeline.decode.errors import DecodeError
 from pipeline.decode.hdr import light_to_pq, pq_to_light, tone_map
+from tests.fuzz_decoding import seed_file
 
 LIMITS = DecodeLimits()
 
@@ -205,3 +208,37 @@ def test_a_crop_of_one_pixel_and_one_of_everything_are_crops(tmp_path: Path) -> 
     )
     clip = next(open_decoder("pyav").clips(path, [asked]))
     np.testing.assert_array_equal(clip[0], noise[6:26, 5:35])
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [
+        *[("gif", "gif", {}), ("avi", "mjpeg", {}), ("avi", "mpeg4", {}), ("matroska", "ffv1", {})],
+        *[("webp", "lossy", {}), ("webp", "lossless", {}), ("webp", "alpha", {})],
+    ],
+    ids=lambda seed: "-".join(seed[:2]),
+)
+def test_a_picture_over_the_limit_is_refused_by_what_its_header_says(
+    seed: tuple[str, str, dict[str, str]],
+) -> None:
+    if seed[0] == "webp":
+        target = io.BytesIO()
+        still = Image.new("RGBA" if seed[1] == "alpha" else "RGB", (64, 48))
+        still.save(target, "WEBP", lossless=seed[1] == "lossless")
+        content = target.getvalue()
+    else:
+        content = seed_file(*seed)
+    assert open_decoder("pyav").probe(content).width == 64
+    limits = DecodeLimits(max_pixels=64 * 48 - 1)
+    with pytest.raises(DecodeError, match="64x48 is over max_pixels") as caught:
+        open_decoder("pyav", limits).probe(content)
+    assert caught.value.kind == "too_large"
+
+
+def test_colours_that_are_not_converted_are_named(tmp_path: Path) -> None:
+    picture = rgb(np.full((48, 64, 3), 90, np.uint8), "yuv420p")
+    picture.colorspace = 8  # YCgCo
+    path = encode(tmp_path / "a.mp4", [picture], "libx264")
+    with pytest.raises(DecodeError, match="yuv420p, colour space 8 are not converted") as caught:
+        list(open_decoder("pyav").scan(path))
+    assert caught.value.kind == "unsupported_codec"

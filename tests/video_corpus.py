@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import csv
 import os
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation
 
 from pipeline.decode import Library, open_decoder
+from pipeline.decode.container import FORMATS
 from pipeline.decode.decoder import DecodeLimits, DecodeSettings
 from pipeline.decode.errors import DecodeError
+from pipeline.decode.images import is_image
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = DecodeLimits(timeout_seconds=60)
 AS_STORED = DecodeSettings(damage="prefix", strict=False, interlaced="weave", hdr="plain")
+SOUND_AS_STORED = replace(AS_STORED, strict=True)
 DOCS = ROOT / "docs" / "decoding.md"
 _TABLE = ("<!-- conformance -->\n", "<!-- end of conformance -->\n")
+_FINE = int(
+    Interpolation.AREA
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.ACCURATE_RND
+)
 _SAMPLED_BYTES = 24 << 20  # of pixels that are compared, a file
 
 
@@ -39,11 +50,22 @@ class ManifestRow:
     height: int | None
     frames: int | None
     rotation: int
-    notes: str
+    sha256: str
 
     @property
     def is_broken(self) -> bool:
         return self.name.startswith("broken/")
+
+    @property
+    def is_still(self) -> bool:
+        """Whether it is one of the images that are Pillow's, whatever it is called."""
+        with open(self.path, "rb") as file:
+            return is_image(file.read(16))
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether it is in a format that is opened: no playlist, no sound, no other picture."""
+        return any(name in FORMATS for name in self.container.split(","))
 
 
 def corpus_folder() -> Path:
@@ -61,46 +83,76 @@ def manifest_rows() -> list[ManifestRow]:
 
 @dataclass(frozen=True)
 class Twin:
-    """A full decode by plain PyAV: pts, some frames as they lie, upright, and how it ended."""
+    """A full decode by plain PyAV: pts, some frames upright, and how it ended.
+
+    `error` is `colours` where PyAV does not convert them, and `too_large` before a frame over the
+    limit. `clock_holds` unless pts had to be made up. Pixels are those of the frames `chosen`, as
+    they lie; where the size has changed, resized to that of the first frame.
+    """
 
     pts: list[int]
     chosen: list[int]
     pixels: list[np.ndarray]
     error: str | None
+    clock_holds: bool
     header_frames: int
 
 
-def slow_decode(path: Path) -> Twin:
-    """Every frame by `container.decode`, until it ends or raises; some of them kept."""
+def slow_decode(path: Path, num_held: int = 1) -> Twin | None:
+    """Every frame by `container.decode`, until it ends or raises; None where all is cover art.
+
+    The last frames are held, so many: where damage left pixels undecoded, FFmpeg shows what was in
+    the memory before, and that depends on how much of it is in use.
+    """
     pts: list[int] = []
     error = None
+    clock_holds = True
     header_frames = 0
     wanted: set[int] = set()
     pixels: dict[int, np.ndarray] = {}
+    size = (0, 0)
+    held: deque[av.VideoFrame] = deque(maxlen=num_held)
     for keeps in (False, True):  # first how many, then those that are compared
         pts.clear()
         try:
             with av.open(str(path), metadata_errors="replace") as container:
-                stream = container.streams.video[0]
+                films = [each for each in container.streams.video if not _is_cover(each)]
+                if not films:
+                    return None
+                stream = films[0]
                 stream.codec_context.thread_count = 1
                 header_frames = stream.frames
                 step = max(1, round(1 / ((stream.average_rate or 25) * stream.time_base)))
                 for frame in container.decode(stream):
+                    if frame.width * frame.height > LIMITS.max_pixels:
+                        error = "too_large"
+                        break
+                    held.append(frame)
                     at = frame.pts
-                    if pts and (at is None or at <= pts[-1]):
-                        at = pts[-1] + step
+                    if at is None or (pts and at <= pts[-1]):
+                        clock_holds = False
+                        at = pts[-1] + step if pts else 0
+                    size = size if pts else (frame.width, frame.height)
                     if keeps and len(pts) in wanted:
-                        pixels[len(pts)] = _upright(frame)
-                    size_bytes = 3 * frame.width * frame.height
-                    pts.append(at or 0)
+                        pixels[len(pts)] = _upright(frame, size)
+                    pts.append(at)
+        except _NoColours:
+            error = "colours"
         except (av.FFmpegError, OSError, MemoryError, ValueError, IndexError) as failure:
             error = type(failure).__name__
         if not pts:
             break
-        count = max(1, min(8, _SAMPLED_BYTES // size_bytes, len(pts)))
+        count = max(1, min(8, _SAMPLED_BYTES // (3 * size[0] * size[1]), len(pts)))
         wanted = {round(each) for each in np.linspace(0, len(pts) - 1, count)}
     chosen = sorted(pixels)
-    return Twin(pts, chosen, [pixels[index] for index in chosen], error, header_frames)
+    return Twin(
+        pts,
+        chosen,
+        [pixels[index] for index in chosen],
+        error,
+        clock_holds,
+        header_frames,
+    )
 
 
 def examine(path: Path, pts: list[int]) -> dict[str, Any]:
@@ -119,7 +171,10 @@ def examine(path: Path, pts: list[int]) -> dict[str, Any]:
     if found["loose"]:
         found["probe"] = probe = decoder.probe(path)
         shape = _shape(probe)
-        times = [(at - found["loose"][0]) * Fraction(*probe.time_base) for at in pts]
+        if found["strict"] == found["loose"] and found["strict_error"] is None:
+            decoder = open_decoder("pyav", LIMITS, SOUND_AS_STORED)  # which may jump
+        first, last = found["loose"][0], found["loose"][-1]
+        times = [(at - first) * Fraction(*probe.time_base) for at in pts if at <= last]
         found["together"] = list(decoder.sample(path, times, **shape).pixels)
         found["alone"] = [decoder.sample(path, [time], **shape).pixels[0] for time in times]
         found["key_pts"] = [
@@ -178,13 +233,27 @@ def _shape(probe: Any) -> dict[str, int]:
     )
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24")
-    if any(part.is_alpha for part in frame.format.components):
-        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
-        pixels = (rgba[..., :3] * rgba[..., 3:] // 255).astype(np.uint8)
+class _NoColours(Exception):
+    """PyAV does not convert a frame's colours."""
+
+
+def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+    how: dict[str, int] = {}
+    if size != (frame.width, frame.height):
+        how = {"width": size[0], "height": size[1], "interpolation": _FINE}
+    try:
+        pixels = frame.to_ndarray(format="rgb24", **how)
+        if any(part.is_alpha for part in frame.format.components):
+            rgba = frame.to_ndarray(format="rgba", **how).astype(np.uint16)
+            pixels = (rgba[..., :3] * rgba[..., 3:] // 255).astype(np.uint8)
+    except av.FFmpegError:
+        raise _NoColours from None
     turns = frame.rotation // 90 if frame.rotation % 90 == 0 else 0
     return np.rot90(pixels, turns % 4)
+
+
+def _is_cover(stream: Any) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def _row(folder: Path, row: dict[str, str]) -> ManifestRow:
@@ -198,7 +267,7 @@ def _row(folder: Path, row: dict[str, str]) -> ManifestRow:
         height=int(row["height"]) if row["height"] else None,
         frames=int(row["frames"]) if row["frames"] else None,
         rotation=0 if rotation % 90 else rotation % 360,
-        notes=row["notes"],
+        sha256=row["sha256"],
     )
 
 

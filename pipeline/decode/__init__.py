@@ -31,7 +31,7 @@ from tokenizer.settings import to_dict
 
 Library: TypeAlias = Literal["pyav", "decord", "torchcodec"]
 
-VERSION = 2
+VERSION = 3
 """Grows whenever the same file and settings give other frames or pixels."""
 
 

@@ -48,7 +48,8 @@ _FFMPEG_ERRORS = (av.FFmpegError, OSError, MemoryError, ValueError)
 class OpenVideo:
     """A file that is being decoded: its first real video stream, limits enforced, always closed.
 
-    `damage` is the first damage that was met, with counts so far.
+    `damage` is the first damage that was met, with counts so far. `clock_holds` until a frame had
+    no pts of its own, or one that did not grow.
     """
 
     def __init__(self, media: Media, limits: DecodeLimits, settings: DecodeSettings) -> None:
@@ -59,9 +60,11 @@ class OpenVideo:
         self.num_frames = 0
         self.damage: DecodeError | None = None
         self._key_packets_only = False
-        self._container = self._open(media)
+        self.clock_holds = True
+        self._container = self._open(media, {"max_pixels": str(limits.max_pixels)})
         try:
             self._stream = self._choose_stream()
+            self._check_size(media)
             base = self._stream.time_base
             if not base or base <= 0:
                 raise Corrupt(f"{self.name}: the video has no clock")
@@ -114,8 +117,9 @@ class OpenVideo:
         last: int | None = None
         for frame, follows_damage in self._sound():
             pts = frame.pts
-            if last is not None and (pts is None or pts <= last):
-                pts = last + self.step_pts
+            if pts is None or (last is not None and pts <= last):
+                self.clock_holds = False
+                pts = None if last is None else last + self.step_pts
             last = pts = pts or 0
             first = pts if first is None else first
             if frame.width * frame.height > limits.max_pixels:
@@ -174,8 +178,13 @@ class OpenVideo:
         )
 
     def can_jump(self) -> bool:
+        """Whether frames behind a jump are those of a pass from the start.
+
+        Where damage is concealed they are not: what conceals it is what was decoded before.
+        """
         return (
-            self._container.format.name.startswith(_SEEKABLE_FORMATS)
+            self._settings.strict
+            and self._container.format.name.startswith(_SEEKABLE_FORMATS)
             and self._stream.codec_context.codec.canonical_name in _SEEKABLE_CODECS
         )
 
@@ -192,11 +201,8 @@ class OpenVideo:
         except (av.FFmpegError, OSError):
             raise JumpMissed from None
 
-    def _open(self, media: Media) -> Any:
-        options = {
-            "max_pixels": str(self._limits.max_pixels),
-            "format_whitelist": ",".join(FORMATS),
-        }
+    def _open(self, media: Media, options: dict[str, str]) -> Any:
+        options = {**options, "format_whitelist": ",".join(FORMATS)}
         file = io.BytesIO(media) if isinstance(media, bytes) else str(media)
         try:
             return av.open(file, options=options, metadata_errors="replace")
@@ -217,13 +223,25 @@ class OpenVideo:
         context = stream.codec_context
         if context is None:
             raise UnsupportedCodec(f"{self.name}: unknown video codec")
-        if context.width * context.height > self._limits.max_pixels:
-            raise self._too_large(context.width, context.height)
         context.thread_count = 1
         context.options = {"max_pixels": str(self._limits.max_pixels)}
         if self._settings.strict:
             context.options = {**context.options, "err_detect": "explode"}
         return stream
+
+    def _check_size(self, media: Media) -> None:
+        """Raises TooLarge where the header, or the first frame, is over max_pixels.
+
+        FFmpeg forgets a size that it refuses; it is then read again, by no codec at all.
+        """
+        width, height = self._stream.width, self._stream.height
+        if not width * height:
+            with self._open(media, {"codec_whitelist": "none"}) as container:
+                for stream in container.streams.video:
+                    if stream.index == self._stream.index and stream.codec_context is not None:
+                        width, height = stream.width, stream.height
+        if width * height > self._limits.max_pixels:
+            raise self._too_large(width, height)
 
     def _sound(self) -> Iterator[tuple[av.VideoFrame, bool]]:
         """The frames that the settings let through, each with whether it follows damage."""

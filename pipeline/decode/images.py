@@ -119,6 +119,7 @@ class ImageReader:
 
         file = io.BytesIO(self._media) if isinstance(self._media, bytes) else self._media
         try:
+            self._check_size(*_webp_size(self._head()))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 opened = Image.open(file, formats=("JPEG", "PNG", "WEBP"))
@@ -127,18 +128,44 @@ class ImageReader:
         except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
             raise CannotOpen(f"{self._name}: {error}") from None
         with opened as image:
-            width, height = image.size
-            if width * height > self._limits.max_pixels:
-                raise TooLarge(
-                    f"{self._name}: {width}x{height} is over max_pixels "
-                    f"({self._limits.max_pixels})",
-                )
+            self._check_size(*image.size)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     yield image
             except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
                 raise Corrupt(f"{self._name}: {error}") from None
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self._limits.max_pixels:
+            raise TooLarge(
+                f"{self._name}: {width}x{height} is over max_pixels ({self._limits.max_pixels})",
+            )
+
+    def _head(self) -> bytes:
+        if isinstance(self._media, bytes):
+            return self._media[:30]
+        with open(self._media, "rb") as file:
+            return file.read(30)
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """Width and height that the 30 bytes which begin a webp claim; (0, 0) of anything else.
+
+    Pillow takes 8 bytes a pixel when it opens one. RFC 9649, sections 2.5 to 2.7.
+    """
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
+        return 0, 0
+    if head[12:16] == b"VP8X":
+        return (
+            1 + int.from_bytes(head[24:27], "little"),
+            1 + int.from_bytes(head[27:30], "little"),
+        )
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<2H", head, 26)
+    return width & 0x3FFF, height & 0x3FFF
 
 
 def _rgb(image: Image.Image) -> Image.Image:

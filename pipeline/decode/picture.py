@@ -21,7 +21,7 @@ from av.filter import Graph
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from pipeline.decode.decoder import Crop, DecodeSettings, Probe, View
-from pipeline.decode.errors import Corrupt
+from pipeline.decode.errors import Corrupt, UnsupportedCodec
 from pipeline.decode.hdr import TRANSFERS, tone_map
 
 _NATIVE = int(Interpolation.BILINEAR)  # of chroma, as PyAV does
@@ -110,7 +110,8 @@ def to_pixels(
 ) -> np.ndarray:
     """Colour conversion and resize in one call; a view of new memory.
 
-    `reformatter` keeps what swscale prepares: use one per source and target shape.
+    `reformatter` keeps what swscale prepares: use one per source and target shape. Raises
+    UnsupportedCodec for colours that it does not convert, such as YCgCo.
     """
     native = (frame.height, frame.width) == (height, width)
     if view.grey:
@@ -121,14 +122,20 @@ def to_pixels(
         pixel_format, depth = "rgba", 4
     else:
         pixel_format, depth = "rgb24", 3
-    made = reformatter.reformat(
-        frame,
-        width,
-        height,
-        pixel_format,
-        interpolation=_NATIVE if native else _ROUGH if view.rough else _FINE,
-        threads=1,
-    )
+    try:
+        made = reformatter.reformat(
+            frame,
+            width,
+            height,
+            pixel_format,
+            interpolation=_NATIVE if native else _ROUGH if view.rough else _FINE,
+            threads=1,
+        )
+    except av.FFmpegError as error:
+        colours = f"{frame.format.name}, colour space {int(frame.colorspace)}"
+        raise UnsupportedCodec(
+            f"pictures in {colours} are not converted: {error.strerror}"
+        ) from None
     plane: Any = made.planes[0]
     dtype = np.dtype(np.uint8 if transfer is None or view.grey else np.uint16)
     rows = np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize)

@@ -81,10 +81,12 @@ class PyAVReader:
     ) -> Iterator[Shown[av.VideoFrame]]:
         """Frames from the file's start, jumping over gaps longer than `min_jump`.
 
-        Raises JumpMissed where a jump lands late or in the middle of something undecodable.
+        Raises JumpMissed where a jump lands late, in the middle of something undecodable, or among
+        frames whose pts do not grow.
         """
         held: PlayedFrame[av.VideoFrame] | None = None
         gap = self.step_pts  # how long the last frame is known to be on display
+        has_jumped = False
         pts_wanted = jump_to = wanted()
         if pts_wanted is None or pts_wanted <= min_jump:
             jump_to = None
@@ -92,10 +94,15 @@ class PyAVReader:
             landing = jump_to
             if jump_to is not None:
                 self._video.jump(jump_to)
+                has_jumped = True
             tried, jump_to = jump_to, None
             try:
                 for played in self._video.frames():
-                    if landing is not None and played.pts > landing:
+                    if not self._video.clock_holds:
+                        min_jump = math.inf
+                    if has_jumped and (
+                        min_jump == math.inf or (landing is not None and played.pts > landing)
+                    ):
                         raise JumpMissed
                     if held is not None and landing is None:
                         gap = max(self.step_pts, played.pts - held.pts)
