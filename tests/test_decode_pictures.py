@@ -242,3 +242,11 @@ def test_colours_that_are_not_converted_are_named(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match="yuv420p, colour space 8 are not converted") as caught:
         list(open_decoder("pyav").scan(path))
     assert caught.value.kind == "unsupported_codec"
+
+
+def test_a_library_is_not_asked_for_times_that_come_twice() -> None:
+    film = seed_file("mpegts", "libx264", {"crf": "30"})
+    assert open_decoder("pyav").probe(2 * film).width == 64
+    with pytest.raises(DecodeError, match="its clock begins anew") as caught:
+        open_decoder("decord").probe(2 * film)
+    assert caught.value.kind == "unsupported_codec"

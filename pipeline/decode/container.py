@@ -132,8 +132,12 @@ class OpenVideo:
             yield PlayedFrame(pts, frame, follows_damage)
 
     def packet_pts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each packet, by pts: int64 pts, and whether it is displayed. Decodes nothing."""
+        """Of each packet, by pts: int64 pts, and whether it is displayed. Decodes nothing.
+
+        Raises UnsupportedCodec where pts are missing, or a clock that begins anew repeats them.
+        """
         pts: list[int] = []
+        last_dts: float = -math.inf
         displayed: list[bool] = []
         try:
             for packet in self._container.demux(self._stream):
@@ -141,6 +145,10 @@ class OpenVideo:
                 if packet.size and len(pts) <= self._limits.max_frames:
                     if packet.pts is None:
                         raise self._error(UnsupportedCodec, "a packet has no pts")
+                    if packet.dts is not None:
+                        if packet.dts < last_dts:
+                            raise self._error(UnsupportedCodec, "its clock begins anew")
+                        last_dts = packet.dts
                     pts.append(packet.pts)
                     displayed.append(not packet.is_discard)
         except _FFMPEG_ERRORS as error:

@@ -39,7 +39,7 @@ class FrameTable(Protocol):
 
 
 class LibraryError(Exception):
-    """A library cannot read a file: it is damaged, or (`is_refusal`) beyond what it does."""
+    """A library cannot read a file: it may be damaged, or (`is_refusal`) beyond what it does."""
 
     def __init__(self, message: str, *, is_refusal: bool = False) -> None:
         super().__init__(message)
@@ -60,7 +60,9 @@ class IndexedReader:
     ) -> None:
         self._library = library
         self._name = name_of(media)
+        self._media = media
         self._limits = limits
+        self._settings = settings
         self._deadline = time.monotonic() + limits.timeout_seconds
         self._num_frames = 0
         with PyAVReader(media, limits, settings) as reader:
@@ -151,9 +153,19 @@ class IndexedReader:
                 raise self._refused(reason)
 
     def _failed(self, error: LibraryError) -> DecodeError:
-        if error.is_refusal:
+        if error.is_refusal or not self._is_damaged():
             return self._refused(str(error))
         return Corrupt(f"{self._name}: {self._library}: {error}", self._num_frames)
+
+    def _is_damaged(self) -> bool:
+        """Whether PyAV finds the file damaged; else it is the library that fails."""
+        try:
+            with PyAVReader(self._media, self._limits, self._settings) as reader:
+                for _ in reader.frames():
+                    pass
+                return reader.damage is not None
+        except DecodeError:
+            return True
 
     def _refused(self, reason: str) -> DecodeError:
         return UnsupportedCodec(f"{self._name}: {self._library} {reason}")
