@@ -88,7 +88,7 @@ def test_nothing_is_scanned_of_a_file_that_is_screened_out(
     )
     monkeypatch.setattr("pipeline.annotate.gather_scan", None)
     source = SimpleNamespace(
-        location=str(path), source_id=content_id(str(path), DecodeLimits()), uri="a.mp4"
+        location=str(path), source_id=content_id(str(path), DecodeLimits()), uri="a.mp4", stamp=""
     )
     (row,) = AnnotateJob(config, str(tmp_path / "data")).scan(source)  # type: ignore[arg-type]
     assert row.outcome == "dropped:too_small"
