@@ -22,7 +22,7 @@ from pipeline.servant import DeathKind, Ended, Servant
 
 Value = TypeVar("Value")
 
-_TRIES_WHEN_KILLED = 5  # a process that is killed from outside so often is not a coincidence
+_TRIES_WHEN_KILLED = 7  # a process that is killed from outside so often is not a coincidence
 
 
 @dataclass(frozen=True)

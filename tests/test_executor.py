@@ -49,7 +49,7 @@ class HostileJob(AnnotateJob):
         if source.uri == "unlucky.mp4":
             with open(f"{source.location}.log", "a") as log:
                 log.write("x")
-            if os.path.getsize(f"{source.location}.log") <= 4:  # five in a row are believed
+            if os.path.getsize(f"{source.location}.log") <= 5:  # seven in a row are believed
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().scan(source)
 

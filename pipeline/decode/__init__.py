@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 from pipeline.decode.decoder import DecodeLimits, DecodeSettings, Media
 from pipeline.decode.errors import CannotOpen, TooLarge
 from pipeline.decode.passes import Decoder
-from pipeline.decode.reader import Reader, name_of
+from pipeline.decode.reader import Reader, Scanner, name_of
 from tokenizer.settings import to_dict
 
 Library: TypeAlias = Literal["pyav", "decord", "torchcodec"]
@@ -64,7 +64,7 @@ def open_decoder(
             f"decoder ({name!r}) must be auto or one of {', '.join(get_args(Library))}"
         )
 
-    def scanner(media: Media) -> Reader[Any]:
+    def scanner(media: Media) -> Scanner[Any]:
         if _is_image(media, limits):
             from pipeline.decode.images import ImageReader
 

@@ -12,7 +12,6 @@ import io
 import math
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 import av
@@ -74,17 +73,6 @@ class OpenVideo:
         except BaseException:
             self._container.close()
             raise
-
-    def __enter__(self) -> OpenVideo:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """FFmpeg's buffers of many sizes leave holes; the system gets them back, within 0.1 ms."""

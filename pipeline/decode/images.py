@@ -12,7 +12,6 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,16 +51,8 @@ class ImageReader:
         self._name = name_of(media)
         self._limits = limits
 
-    def __enter__(self) -> ImageReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return None
+    def close(self) -> None:
+        """Nothing is held open between its answers."""
 
     def probe(self) -> Probe:
         with self._opened() as image:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from contextlib import closing
 from typing import Literal, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ from pipeline.decode.decoder import DecodeLimits, DecodeSettings, Media, Probe, 
 from pipeline.decode.errors import Corrupt, DecodeError, TimedOut, UnsupportedCodec
 from pipeline.decode.picture import resize_rgb
 from pipeline.decode.pyav import PyAVReader
-from pipeline.decode.reader import PlayedFrame, name_of
+from pipeline.decode.reader import name_of
 from pipeline.decode.sampling import Shown
 
 _MAX_LEVELS = 0.5  # mean difference of the first frame
@@ -65,7 +65,7 @@ class IndexedReader:
         self._settings = settings
         self._deadline = time.monotonic() + limits.timeout_seconds
         self._num_frames = 0
-        with PyAVReader(media, limits, settings) as reader:
+        with closing(PyAVReader(media, limits, settings)) as reader:
             self._probe = reader.probe()
             self._check(self._probe, settings)
             first = next(reader.frames())
@@ -73,7 +73,7 @@ class IndexedReader:
             self.time_base, self.step_pts = reader.time_base, reader.step_pts
             view = View(height=self._probe.height, width=self._probe.width)
             truth = reader.picture(first.frame, view)
-        with OpenVideo(media, limits, settings) as video:
+        with closing(OpenVideo(media, limits, settings)) as video:
             self._pts, displayed = video.packet_pts()
             stream_index = video.stream_index
         self._shown = np.flatnonzero(displayed)
@@ -86,15 +86,7 @@ class IndexedReader:
         if levels > _MAX_LEVELS:
             raise self._refused(f"shows other pixels than PyAV, by {levels:.1f} levels in 255")
 
-    def __enter__(self) -> IndexedReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         del self._table
 
     def probe(self) -> Probe:
@@ -102,13 +94,6 @@ class IndexedReader:
 
     def start_pts(self) -> int:
         return self._start_pts
-
-    def frames(self) -> Iterator[PlayedFrame[np.ndarray]]:
-        for index in self._shown.tolist():
-            yield PlayedFrame(int(self._pts[index]), self._frame(index), False)
-
-    def key_frames(self) -> Iterator[PlayedFrame[np.ndarray]]:
-        raise NotImplementedError("key frames are PyAV's")
 
     def show(self, wanted: Callable[[], int | None]) -> Iterator[Shown[np.ndarray]]:
         pts = self._pts[self._shown]
@@ -160,7 +145,7 @@ class IndexedReader:
     def _is_damaged(self) -> bool:
         """Whether PyAV finds the file damaged; else it is the library that fails."""
         try:
-            with PyAVReader(self._media, self._limits, self._settings) as reader:
+            with closing(PyAVReader(self._media, self._limits, self._settings)) as reader:
                 for _ in reader.frames():
                     pass
                 return reader.damage is not None

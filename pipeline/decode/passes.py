@@ -10,7 +10,7 @@ for frames in decoder.keyframes("film.mp4", height=128, width=128): ...
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from math import ceil, inf, isfinite
 from typing import Any, TypeAlias
@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.decode.decoder import ClipRequest, Crop, Frames, Media, Probe, View
 from pipeline.decode.errors import DecodeError, Empty
-from pipeline.decode.reader import Reader
+from pipeline.decode.reader import Reader, Scanner
 from pipeline.decode.sampling import (
     ClipFiller,
     Shown,
@@ -31,6 +31,7 @@ from pipeline.decode.sampling import (
 from pipeline.decode.scan import ScanFrame, scan_frames
 
 OpenReader: TypeAlias = Callable[[Media], Reader[Any]]
+OpenScanner: TypeAlias = Callable[[Media], Scanner[Any]]
 
 
 class Decoder:
@@ -44,7 +45,7 @@ class Decoder:
     def __init__(
         self,
         open_reader: OpenReader,
-        open_scanner: OpenReader,
+        open_scanner: OpenScanner,
         max_seconds: float,
         *,
         keeps_damaged: bool,
@@ -57,7 +58,7 @@ class Decoder:
 
     def probe(self, media: Media) -> Probe:
         """Opens the file and decodes its first frame."""
-        with self._open_reader(media) as reader:
+        with closing(self._open_reader(media)) as reader:
             return reader.probe()
 
     def sample(
@@ -78,7 +79,7 @@ class Decoder:
         if not (isfinite(seconds[0]) and isfinite(seconds[-1])):
             raise ValueError("seconds must be finite")
         view = View(height=height, width=width, crop=crop)
-        with self._open_reader(media) as reader:
+        with closing(self._open_reader(media)) as reader:
             start = reader.start_pts()
             tick = Fraction(*reader.time_base)
             times = [
@@ -116,7 +117,7 @@ class Decoder:
         if end_seconds is not None and not isfinite(end_seconds):
             raise ValueError(f"end_seconds ({end_seconds}) must be finite; None goes to the end")
         view = View(height=height, width=width, crop=crop)
-        with self._open_reader(media) as reader:
+        with closing(self._open_reader(media)) as reader:
             first = reader.start_pts()
             tick = Fraction(*reader.time_base)
             step = ticks_per_frame(fps, reader.time_base)
@@ -148,7 +149,7 @@ class Decoder:
         Files of one key frame in minutes exist, and files of nothing else.
         """
         view = View(height=height, width=width, rough=True)
-        with self._open_scanner(media) as reader, self._noting_damage(reader):
+        with closing(self._open_scanner(media)) as reader, self._noting_damage(reader):
             first = None
             for index, played in enumerate(reader.key_frames()):
                 if index == max_frames:
@@ -168,7 +169,7 @@ class Decoder:
         """
         if not requests:
             return
-        with self._open_reader(media) as reader:
+        with closing(self._open_reader(media)) as reader:
             wanted = (Wanted(display_pts(each, reader.time_base), each.view) for each in requests)
             filler = ClipFiller(wanted, reader.picture)
             with self._noting_damage(reader):
@@ -177,7 +178,7 @@ class Decoder:
 
     def scan(self, media: Media) -> Iterator[ScanFrame]:
         """Every displayed frame in one pass, small, with strictly growing pts."""
-        with self._open_scanner(media) as reader, self._noting_damage(reader):
+        with closing(self._open_scanner(media)) as reader, self._noting_damage(reader):
             scanned = scan_frames(reader)
             if (first := next(scanned, None)) is None:
                 raise _nothing(reader)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from types import TracebackType
 
 import av
 import numpy as np
@@ -36,15 +35,7 @@ class PyAVReader:
         self.time_base = self._video.time_base
         self.step_pts = self._video.step_pts
 
-    def __enter__(self) -> PyAVReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._video.close()
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -39,26 +38,13 @@ class Reader(Protocol[Frame]):
     @property
     def damage(self) -> DecodeError | None: ...
 
-    def __enter__(self) -> Reader[Frame]: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def close(self) -> None: ...
 
     def probe(self) -> Probe:
         """Decodes the first frame."""
 
     def start_pts(self) -> int:
         """The first frame's pts."""
-
-    def frames(self) -> Iterator[PlayedFrame[Frame]]:
-        """Every frame, with strictly growing pts."""
-
-    def key_frames(self) -> Iterator[PlayedFrame[Frame]]:
-        """The frames that are coded without others."""
 
     def show(self, wanted: Callable[[], int | None]) -> Iterator[Shown[Frame]]:
         """The frame on display at `wanted()`, which is asked again after each, until it is None.
@@ -69,6 +55,16 @@ class Reader(Protocol[Frame]):
 
     def picture(self, frame: Frame, view: View) -> np.ndarray:
         """uint8 (height, width, 3) RGB; (height, width) where the view is grey."""
+
+
+class Scanner(Reader[Frame], Protocol[Frame]):
+    """A reader that goes through a whole file."""
+
+    def frames(self) -> Iterator[PlayedFrame[Frame]]:
+        """Every frame, with strictly growing pts."""
+
+    def key_frames(self) -> Iterator[PlayedFrame[Frame]]:
+        """The frames that are coded without others."""
 
 
 def name_of(media: Media) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.decode.decoder import Media, View
 from pipeline.decode.errors import DecodeError
-from pipeline.decode.reader import PlayedFrame, Reader
+from pipeline.decode.reader import PlayedFrame, Scanner
 
 if TYPE_CHECKING:
     from pipeline.decode.passes import Decoder
@@ -78,7 +78,7 @@ def gather_scan(decoder: Decoder, media: Media) -> Scan:
     return Scan(*gathered.arrays(), *greys.arrays(), np.array(after_damage, np.int64), error)
 
 
-def scan_frames(reader: Reader[Any]) -> Iterator[ScanFrame]:
+def scan_frames(reader: Scanner[Any]) -> Iterator[ScanFrame]:
     """The frames of a reader, small."""
     for played, is_grey in _mark_shown(reader.frames(), reader.time_base, reader.step_pts):
         yield ScanFrame(
