@@ -82,7 +82,7 @@ class Watch:
             self.status.leased[unit] = round(time.time(), 3)
 
     def returned(self, unit: str) -> None:
-        """A worker died over the unit; it will be leased again."""
+        """A worker died over the unit, or could not reach a file of it."""
         with self._lock:
             self.status.leased.pop(unit, None)
             self.status.num_returned += 1

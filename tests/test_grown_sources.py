@@ -27,6 +27,7 @@ from pipeline.removal import find_sources, remove_sources
 from pipeline.select import read_selection
 from pipeline.sources import patience
 from pipeline.sources.listing import list_sources
+from pipeline.sources.media import Unreachable
 from tests.conftest import moving_square, write_mp4
 from tests.test_source_tars import write_tar
 from tests.web import Web, serving
@@ -34,7 +35,7 @@ from tests.web import Web, serving
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    monkeypatch.setattr(patience, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "_PAUSE_SECONDS", 0.001)
     (tmp_path / "web").mkdir()
     with serving(tmp_path / "web") as web:
         yield web
@@ -201,11 +202,12 @@ def test_what_changes_or_fails_after_it_was_planned_is_an_error_row(
     planned = plan(tmp_path, *sources)
     write_tar(tmp_path / "web" / "a.tar", {"0.mp4": films[0][::-1]})
     (tmp_path / "web" / "1.mp4").unlink()
-    web.failures["/2.mp4"] = [503] * 9
+    web.failures["/2.mp4"] = [503] * 8
     job = AnnotateJob(config(tmp_path, *sources), str(tmp_path / "data"))
-    outcomes = [[clip.outcome for clip in job.scan(source)] for source in planned]
-    assert outcomes == [["error:open"]] * 3
-    web.failures.clear()
+    outcomes = [[clip.outcome for clip in job.scan(source)] for source in planned[:2]]
+    assert outcomes == [["error:open"]] * 2
+    with pytest.raises(Unreachable, match="503"):
+        job.scan(planned[2])
     assert job.scan(planned[2])[0].outcome == ""
 
 

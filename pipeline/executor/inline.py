@@ -5,12 +5,13 @@ No isolation: a file that crashes the decoder crashes the build. For tests and d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from pipeline.annotate import AnnotateJob, AnnotateUnit
-from pipeline.executor import ClipJob
+from pipeline.executor import ClipJob, Queue, Unit
 from pipeline.feed import clips_in_order, decode_chunk
+from pipeline.sources.media import Unreachable
 from pipeline.status import Watch
 from pipeline.tokenize import ClipUnit
 
@@ -30,14 +31,25 @@ class InlineExecutor:
     def annotate(
         self, job: AnnotateJob, units: Sequence[AnnotateUnit], watch: Watch
     ) -> Iterator[str]:
-        for unit in units:
-            watch.leased(unit.id)
-            yield job.annotate(unit)
+        return _each(units, watch, job.annotate)
 
     def run_clips(self, job: ClipJob, units: Sequence[ClipUnit], watch: Watch) -> Iterator[str]:
         model = job.load_model() if units else None
-        for unit in units:
-            watch.leased(unit.id)
+
+        def run(unit: ClipUnit) -> str:
             decoded = clips_in_order(unit.chunks, map(decode_chunk, unit.chunks))
             job.process(unit, decoded, model)()
-            yield unit.id
+            return unit.id
+
+        return _each(units, watch, run)
+
+
+def _each(units: Sequence[Unit], watch: Watch, run: Callable[[Unit], str]) -> Iterator[str]:
+    queue = Queue(units, watch)
+    while queue:
+        unit = queue.take()
+        try:
+            yield run(unit)
+        except Unreachable as error:
+            queue.put_off(unit, error)
+    queue.close()

@@ -8,7 +8,7 @@ is then replaced (`pipeline.isolation`): the file that does it is named and the 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache, partial
@@ -24,10 +24,11 @@ from pipeline.attempts import Attempts
 from pipeline.clip import Clip, failed_source
 from pipeline.cluster import connect
 from pipeline.config import AnnotateSettings
-from pipeline.executor import ClipJob
+from pipeline.executor import ClipJob, Queue
 from pipeline.executor.feeder import Feeder
 from pipeline.feed import Chunk, Decoded, decode_alone
 from pipeline.isolation import Death, Expendable
+from pipeline.sources.media import Unreachable
 from pipeline.status import Watch
 from pipeline.tokenize import ClipUnit
 from tokenizer.settings import UserError
@@ -72,26 +73,28 @@ class RayExecutor:
         shared = ray.put(job)
         attempts = Attempts(job.store)
         limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        todo = deque(units)
+        queue = Queue(units, watch)
         deaths: Counter[str] = Counter()
         running: dict[ray.ObjectRef, AnnotateUnit] = {}
-        while todo or running:
-            while todo and len(running) < limit:
-                unit = todo.popleft()
+        while queue or running:
+            while queue and len(running) < limit:
+                unit = queue.take()
                 attempts.begin(unit.id)
-                watch.leased(unit.id)
                 running[_annotate.remote(shared, unit)] = unit
             (done,), _ = ray.wait(list(running), num_returns=1)
             unit = running.pop(done)
             try:
                 yield _result(done)
                 attempts.end(unit.id)
+            except Unreachable as error:
+                attempts.end(unit.id)
+                queue.put_off(unit, error)
             except _TASK_DEATHS as error:
-                watch.returned(unit.id)
+                queue.give_back(unit)
                 deaths[unit.id] += 1
                 if deaths[unit.id] > _TASK_DEATHS_PER_UNIT:
                     raise _given_up(unit.id, deaths, error) from None
-                todo.append(unit)
+        queue.close()
 
     def run_clips(self, job: ClipJob, units: Sequence[ClipUnit], watch: Watch) -> Iterator[str]:
         """Leases units to model actors, two each; an actor that dies gives its units back."""
@@ -107,31 +110,32 @@ class RayExecutor:
             runtime_env={"env_vars": KEEP_MEMORY},
         )
         actors = [actor_class.remote(shared) for _ in range(min(settings.num_encoders, len(units)))]
-        todo = deque(units)
+        queue = Queue(units, watch)
         deaths: Counter[str] = Counter()
         running: dict[ray.ObjectRef, tuple[Any, ClipUnit]] = {}
-        while todo or running:
+        while queue or running:
             for actor in _round_robin(actors, running):
-                if todo:
-                    unit = todo.popleft()
+                if queue:
+                    unit = queue.take()
                     running[actor.run.remote(unit)] = (actor, unit)
-                    watch.leased(unit.id)
             done, _ = ray.wait(list(running), num_returns=1)
             actor, unit = running.pop(done[0])
             try:
                 yield _result(done[0])
+            except Unreachable as error:
+                queue.put_off(unit, error)
             except RayActorError as error:
                 lost = [ref for ref, (owner, _) in running.items() if owner is actor]
                 back = [unit, *(running.pop(ref)[1] for ref in lost)]
-                for each in back:
-                    watch.returned(each.id)
+                for each in reversed(back):
+                    queue.give_back(each, first=True)
                     deaths[each.id] += 1
                 if max(deaths[each.id] for each in back) > _ACTOR_DEATHS_PER_UNIT:
                     raise _given_up(unit.id, deaths, error) from None
-                todo.extendleft(reversed(back))
                 actors[actors.index(actor)] = actor_class.remote(shared)
         for actor in actors:
             ray.kill(actor)
+        queue.close()
 
 
 @ray.remote(num_cpus=1, max_retries=0)

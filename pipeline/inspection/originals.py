@@ -3,7 +3,7 @@
     wanted = [Wanted(source_id, clip.request()), ...]
     for original in read_originals("runs/demo/data", wanted, seconds=30):
         original.frames          # uint8 [t, h, w, 3], or None and ...
-        original.reason          # ... "gone", "changed", "out of time", "crashed", "corrupt"
+        original.reason          # ... "gone", "changed", "out of reach", "out of time", "corrupt"
 
 Files are looked up in `plan.parquet` and decoded in a process of their own, with the build's limits
 and for a bounded time: a file that kills the decoder costs its own clips, and never the report.
@@ -28,10 +28,11 @@ from pipeline.decode.decoder import (
     DecodeLimits,
     DecodeSettings,
 )
-from pipeline.feed import Chunk, decode_alone, request_bytes
+from pipeline.feed import Chunk, Decoded, decode_alone, request_bytes
 from pipeline.isolation import Expendable
 from pipeline.shards.table import read_table
 from pipeline.sources.location import facts_of, is_local_file
+from pipeline.sources.media import Unreachable
 from pipeline.storage import open_storage
 from tokenizer.settings import UserError, from_dict
 
@@ -79,7 +80,10 @@ def read_originals(root: str | Path, wanted: Sequence[Wanted], *, seconds: float
                 break
             requests = tuple(wanted[index].request for index in indices)
             chunk = Chunk(location, wanted[indices[0]].source_id, requests, recipe)
-            decoded = decode_alone(chunk, process, left)
+            try:
+                decoded = decode_alone(chunk, process, left)
+            except Unreachable:
+                decoded = Decoded((), "out of reach", 0)
             reason = "out of time" if decoded.error == "timeout" else decoded.error or "empty"
             frames = [*decoded.clips, *[None] * len(indices)]
             for index, clip in zip(indices, frames):

@@ -9,12 +9,17 @@ against the content that it was identified by. The path is good in this process 
 is left behind when it ends, however it ends.
 
 The file that was fetched last is kept for the next caller: a long video is decoded piece by piece.
+
+A file that is deleted or written over after it was planned is an error of that file. A store or a
+disk that is away, or refuses, says nothing about its files: `Unreachable`, and another time it may
+be there.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,8 +32,17 @@ from pipeline.decode.errors import CannotOpen, TimedOut, TooLarge
 from pipeline.sources.content import content_id
 from pipeline.sources.location import FileTooLarge, facts_of, fetched, is_local_file, path_of
 from pipeline.sources.urls import shown
+from tokenizer.settings import UserError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Unreachable(UserError):
+    """What a planned file lies on cannot be read now; the message is one line."""
+
+
+class _Changed(OSError):
+    """There is another file under this name now."""
 
 
 class _Fetched:
@@ -42,7 +56,7 @@ class _Fetched:
                 fetched(location, limits.max_file_bytes, limits.timeout_seconds)
             )
             if _sha256(file) != source_id:
-                raise OSError(f"{shown(location)}: has changed since it was planned")
+                raise _Changed(f"{shown(location)}: has changed since it was planned")
             self.path = path_of(file)
             self._stack = stack.pop_all()
 
@@ -64,6 +78,8 @@ def open_media(
     location: str, limits: DecodeLimits, source_id: str, stamp: str = ""
 ) -> Iterator[Path]:
     """The file at a location; DecodeError `open`, `too_large` or `timeout` when there is none.
+
+    Raises Unreachable when it may be there another time.
 
     A file of this machine is read for its content where its `stamp` is another one.
     """
@@ -89,7 +105,7 @@ def _check_content(location: str, limits: DecodeLimits, source_id: str, stamp: s
     with _as_decode_errors():
         now = facts_of(location).stamp
         if now != stamp and _content_id(location, now, limits) != source_id:
-            raise OSError(f"{shown(location)}: has changed since it was planned")
+            raise _Changed(f"{shown(location)}: has changed since it was planned")
 
 
 @lru_cache(maxsize=64)
@@ -114,7 +130,22 @@ def _as_decode_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in _NO_SPACE:  # no fault of the file
             raise
-        raise CannotOpen(str(error)) from None
+        if isinstance(error, _Changed) or _is_gone(error):
+            raise CannotOpen(str(error)) from None
+        raise Unreachable(f"out of reach: {error}") from None
+
+
+def _is_gone(error: OSError) -> bool:
+    """Whether a file is missing where others are: a disk that is not mounted misses them all."""
+    if not isinstance(error, FileNotFoundError):
+        return False
+    if error.filename is None:  # a store's own answer
+        return True
+    try:
+        with os.scandir(os.path.dirname(os.path.abspath(error.filename))) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def _sha256(file: IO[bytes]) -> str:
