@@ -5,8 +5,8 @@ with its reason. A unit is a fixed group of files; its rows are one parquet part
 
 A file's rows are its *scan* (decoding: clips, scores) and its *description* (sidecar: caption,
 label, licence). Scans that an earlier commit has are read from there and only described again, so
-a new caption decodes nothing. The death of a process is no scan: with more time or memory, a file
-that had too little is scanned, and it alone.
+a new caption decodes nothing. The death of a process is no scan, nor is one that ran out of time:
+with more time or memory, a file that had too little is scanned, and it alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipeline.clip import (
 from pipeline.commit import Store, fingerprint_of, unit_id
 from pipeline.config import BuildConfig, decoder_recipe
 from pipeline.decode import open_decoder
-from pipeline.decode.errors import DecodeError, Empty
+from pipeline.decode.errors import DecodeError, Empty, TimedOut
 from pipeline.decode.scan import gather_scan
 from pipeline.isolation import DeathKind
 from pipeline.plan import PlannedSource
@@ -45,7 +45,7 @@ from pipeline.sources.media import open_media
 from pipeline.statistics import Tally
 from tokenizer.settings import to_dict
 
-_DEATHS = frozenset(f"error:{kind}" for kind in get_args(DeathKind))
+DEATHS = frozenset(f"error:{kind}" for kind in get_args(DeathKind))
 ANNOTATE_VERSION = 4  # raise it when the rows of an unchanged file change
 
 
@@ -74,7 +74,11 @@ class AnnotateJob:
         self.fingerprint = fingerprint_of(
             {
                 "scan": self.scan_fingerprint,
-                "process": [config.annotate.timeout_seconds, config.annotate.memory_bytes],
+                "means": [
+                    config.annotate.timeout_seconds,
+                    config.annotate.memory_bytes,
+                    config.limits.timeout_seconds,
+                ],
                 "captions": [config.captions.label, config.captions.template],
                 "statistics": statistics.VERSION,
             }
@@ -156,6 +160,8 @@ class AnnotateJob:
             if (rule := screened_out(decoder, media, probe, config.screen)) is not None:
                 return [screened_file(source, probe, rule)]
             scan = gather_scan(decoder, media)
+        if isinstance(scan.error, TimedOut):  # how far it came is the machine's doing
+            raise scan.error
         if not len(scan.pts):
             raise scan.error or Empty(f"{source.uri}: no frames")
         template = Clip(clip_id="", source_id=source.source_id, uri=source.uri)
@@ -194,7 +200,7 @@ class AnnotateJob:
 
 def _is_death(scan: Sequence[Clip]) -> bool:
     """Whether it says only that the machine did not do: another time, or with more, it may."""
-    return [row.outcome in _DEATHS for row in scan] == [True]
+    return [row.outcome in DEATHS for row in scan] == [True]
 
 
 def _sidecar_of(source: PlannedSource) -> Sidecar | None:
@@ -216,7 +222,12 @@ class ScanPlace:
 
 
 def scan_fingerprint(config: BuildConfig) -> str:
-    """What a scan depends on besides the file: equal for scans that may be reused."""
+    """What a scan depends on besides the file: equal for scans that may be reused.
+
+    What ran out of time is no scan, so that the time is none of it.
+    """
+    limits = to_dict(config.limits)
+    del limits["timeout_seconds"]
     return fingerprint_of(
         {
             "versions": [
@@ -227,8 +238,8 @@ def scan_fingerprint(config: BuildConfig) -> str:
                 picture_hash.VERSION,
             ],
             "decoder": decoder_recipe(config).facts(),
-            "limits": to_dict(config.limits),
-            "screen": to_dict(config.screen),
+            "limits": limits,
+            "screen": to_dict(config.screen) if config.screen.drop else {},
             "shots": detector_facts(config.shots),
             "clips": to_dict(config.clips),
         }

@@ -69,8 +69,8 @@ class AnnotateSettings:
     sources_per_unit: int = setting(8, "files that are scanned and committed together")
     timeout_seconds: float = setting(
         1200.0,
-        "a process that takes longer for one file is killed, and nothing of the file is kept; more "
-        "than limits.timeout_seconds, which keeps what there is",
+        "a process that takes longer for one file, fetched, decoded and scored, is killed; more "
+        "than limits.timeout_seconds, which is for decoding",
     )
     memory_bytes: int = setting(
         4 << 30, "memory that a process may take for one file, beyond what it has at its start"

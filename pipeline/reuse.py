@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pipeline.annotate import ScanPlace
+from pipeline.annotate import DEATHS, ScanPlace
 from pipeline.clip import Clip
 from pipeline.commit import Store
 from pipeline.shards.format import ShardError, canonical_json
@@ -101,13 +101,17 @@ def find_codes(stores: Sequence[Store], keys: CodeKeys) -> dict[str, CodePlace]:
 
 
 def find_failures(stores: Sequence[Store], fingerprint: str) -> dict[str, str]:
-    """The error class of each clip that could not be decoded under this fingerprint."""
+    """The error class of each clip that could not be decoded under this fingerprint.
+
+    Without those for which a process died or time ran out: another time it may do.
+    """
     return {
         clip_id: outcome.removeprefix("error:")
         for store in stores
         for result in _results(store, "tokenize-")
         if result["fingerprint"] == fingerprint
         for clip_id, outcome in result["failed"].items()
+        if outcome not in DEATHS
     }
 
 

@@ -14,7 +14,9 @@ from pipeline.attempts import Attempts
 from pipeline.build import build, build_pixels
 from pipeline.commit import Store
 from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
-from pipeline.decode.errors import CannotOpen
+from pipeline.decode import open_decoder
+from pipeline.decode.errors import CannotOpen, TimedOut
+from pipeline.decode.scan import gather_scan
 from pipeline.executor.inline import InlineExecutor
 from pipeline.plan import make_plan, units_of
 from pipeline.select import read_selection
@@ -159,3 +161,17 @@ def test_a_deleted_file_is_gone_but_an_empty_disk_is_away(
     config = BuildConfig(sources=("x",), out="y")
     with pytest.raises(kind), open_media(str(film), config.limits, "0" * 64, stamp="1"):
         pass
+
+
+def test_what_came_before_time_ran_out_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = collection(tmp_path)
+    store = Store(config.out)
+    store.prepare()
+    source = make_plan(config, list_sources(config.sources), store)[0]
+    job = AnnotateJob(config, store.root)
+    whole = gather_scan(open_decoder(*job.recipe), source.location)
+    late = replace(whole, frames=whole.frames[:9], pts=whole.pts[:9], error=TimedOut("too slow"))
+    monkeypatch.setattr("pipeline.annotate.gather_scan", lambda *_: late)
+    assert [row.outcome for row in job.scan(source)] == ["error:timeout"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pipeline.annotate import AnnotateJob
 from pipeline.build import build
 from pipeline.clip import Clip, clips_from_parquet, failed_source
 from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
+from pipeline.feed import Chunk, Decoded, decode_chunk
 from pipeline.plan import PlannedSource
 from pipeline.shards import open_dataset
 from tokenizer.settings import UserError
@@ -237,8 +239,9 @@ def test_an_erased_source_leaves_the_shards_without_it_as_they_are(made: BuildCo
     assert parts(made.out) == after
 
 
+@pytest.mark.parametrize("section", ["annotate", "limits"])
 def test_more_time_scans_the_files_again_that_had_too_little_and_no_other(
-    made: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    section: str, made: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hanging(AnnotateJob):
         def scan(self, source: PlannedSource) -> list[Clip]:
@@ -257,11 +260,36 @@ def test_more_time_scans_the_files_again_that_had_too_little_and_no_other(
     )
     build(first, "annotate")
     assert not scanned
-    more = replace(first.annotate, timeout_seconds=first.annotate.timeout_seconds + 1)
-    build(replace(first, annotate=more), "select")
+    more = getattr(first, section)
+    more = replace(more, timeout_seconds=more.timeout_seconds + 1)
+    build(replace(first, **{section: more}), "select")
     assert len(scanned) == 1
     build(made, "select")
     now, whole = (
         clips_from_parquet(Path(each) / "selection.parquet") for each in (first.out, made.out)
     )
     assert now == whole
+
+
+@pytest.mark.parametrize(("error", "is_final"), [("corrupt", True), ("timeout", False)])
+def test_a_clip_that_time_ran_out_for_is_tried_again_in_new_shards(
+    error: str, is_final: bool, made: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(chunk: Chunk) -> Decoded:
+        if chunk.source_id == source_id:
+            return Decoded((), error, os.getpid())
+        return decode_chunk(chunk)
+
+    source_id = next(row.source_id for row in manifest(made.out).values() if row.shard)
+    first = replace(made, out=str(tmp_path / "first"))
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.executor.inline.decode_chunk", failing)
+        build(first)
+    failed = {
+        row.clip_id for row in manifest(first.out).values() if row.outcome == f"error:{error}"
+    }
+    assert failed
+    larger = replace(first.tokenize, samples_per_shard=first.tokenize.samples_per_shard - 1)
+    build(replace(first, tokenize=larger))
+    outcomes = {row.outcome for key, row in manifest(first.out).items() if key in failed}
+    assert outcomes == ({f"error:{error}"} if is_final else {"kept"})

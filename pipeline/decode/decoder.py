@@ -26,7 +26,11 @@ class DecodeLimits:
         8192 * 4608, "pixels of a frame; larger ones are refused before they are decoded"
     )
     max_seconds: float = setting(4 * 3600.0, "seconds from the first frame to the last")
-    max_frames: int = setting(200_000, "frames of a file")
+    max_frames: int = setting(
+        200_000,
+        "frames of a file; annotating takes 7 to 12 kB of memory for each: for more, raise "
+        "annotate.memory_bytes",
+    )
     max_file_bytes: int = setting(64 << 30, "bytes of a file")
     timeout_seconds: float = setting(900.0, "seconds that one pass over a file may take")
 

@@ -1,7 +1,8 @@
 """The feeder of a model: decoded clips of one unit after the other, decoded ahead within a budget.
 
 Units take turns at the model in the order in which they came; the chunks of those that wait are
-submitted as the bytes in flight allow, so that a turn begins with clips at hand.
+submitted as the bytes in flight allow, so that a turn begins with clips at hand. A chunk that goes
+on where another ends waits for that one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ class _Queue(Generic[Ticket]):
 
     coming: deque[Chunk]
     in_flight: deque[tuple[Chunk, Ticket]] = field(default_factory=deque)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the coming chunk goes on where the last in flight will end."""
+        return bool(self.in_flight and self.in_flight[-1][0].later)
 
 
 class Feeder(Generic[Ticket]):
@@ -62,9 +68,10 @@ class Feeder(Generic[Ticket]):
         while queue.coming or queue.in_flight:
             with self._lock:
                 self._fill()
-                chunk, ticket = queue.in_flight.popleft()
+                chunk, ticket = queue.in_flight[0]
             decoded = self._collect(ticket, chunk)
             with self._lock:
+                queue.in_flight.popleft()
                 self._fill()
             yield decoded
 
@@ -72,7 +79,7 @@ class Feeder(Generic[Ticket]):
         """Submits what the budget allows, first units first; the first always has one in flight."""
         used = sum(chunk.size_bytes for queue in self._queues for chunk, _ in queue.in_flight)
         for number, queue in enumerate(self._queues):
-            while queue.coming:
+            while queue.coming and not queue.goes_on:
                 needed = queue.coming[0].size_bytes
                 starving = number == 0 and not queue.in_flight
                 if used + needed > self._limit_bytes and not starving:

@@ -75,6 +75,8 @@ def detector_facts(settings: ShotSettings) -> dict[str, Any]:
         from pipeline.shots.weights import weights_sha256
 
         facts["weights_sha256"] = weights_sha256(weights)
+    else:
+        del facts["transnet_threshold"]
     if settings.detect == "pyscenedetect":
         from pipeline.shots.scenedetect import package_version
 
