@@ -69,7 +69,7 @@ def test_an_empty_folder_is_named(
         ("sources: [a]\nout: b\nclips:\n  buckets: [9x64]\n", "'9x64' must read FRAMESxHEIGHT"),
         ("sources: [a]\nout: b\ndecoder: ffmpeg\n", "must be one of pyav, decord"),
         ("sources: [a]\nout: b\nselect: 3\n", "select must be a section of keys"),
-        ("sources: a\nout: b\n", "sources must be list of text, not 'a'"),
+        ("sources: a\nout: b\n", "sources must be list of text, not 'a' (str); write [a]"),
         ("out: b\n", "'sources' is required"),
         ("- a\n- b\n", "expected keys and values, found list"),
         ("sources: [a\n", "not valid YAML"),

@@ -293,7 +293,8 @@ def _convert(annotation: Any, value: Any, where: str, key: str) -> Any:
             return value
     elif annotation is Any:
         return value
-    raise UserError(f"{where}: {key} must be {_type_text(annotation)}, not {_shown(value)}")
+    hint = f"; write [{value}]" if origin is tuple and isinstance(value, str) else ""
+    raise UserError(f"{where}: {key} must be {_type_text(annotation)}, not {_shown(value)}{hint}")
 
 
 def _number(value: Any) -> float | None:
