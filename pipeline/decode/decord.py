@@ -15,13 +15,24 @@ from pipeline.decode.indexed import LibraryError, failure
 
 
 class DecordTable:
-    """A file whose frames decord counts; `seconds` are those that its packets have, by pts."""
+    """A file whose frames decord counts; `seconds` are those that its packets have, by pts.
 
-    def __init__(self, media: Media, probe: Probe, seconds: np.ndarray) -> None:
+    `refreshes` says that a jump may land where pictures are not whole yet.
+    """
+
+    def __init__(self, media: Media, probe: Probe, seconds: np.ndarray, refreshes: bool) -> None:
         import decord
 
         if probe.codec != "h264":
             raise LibraryError(f"is used for h264 only, not {probe.codec}", is_refusal=True)
+        if refreshes:
+            raise LibraryError("jumps to pictures that are not whole yet", is_refusal=True)
+        if probe.num_frames is not None and probe.num_frames > 2 * len(seconds) + 1000:
+            raise LibraryError(
+                f"reserves memory for the {probe.num_frames} frames that the header claims, and "
+                f"there are {len(seconds)}",
+                is_refusal=True,
+            )
         decord.logging.set_level(decord.logging.QUIET)
         self._errors = (decord.DECORDError, RuntimeError, AssertionError)
         file = io.BytesIO(media) if isinstance(media, bytes) else str(media)

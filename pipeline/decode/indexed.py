@@ -74,12 +74,22 @@ class IndexedReader:
             view = View(height=self._probe.height, width=self._probe.width)
             truth = reader.picture(first.frame, view)
         with closing(OpenVideo(media, limits, settings)) as video:
-            self._pts, displayed = video.packet_pts()
+            packets = video.packets()
             stream_index = video.stream_index
-        self._shown = np.flatnonzero(displayed)
+        self._pts = packets.pts
+        self._shown = np.flatnonzero(packets.displayed)
         self._seconds = self._pts * self.time_base[0] / self.time_base[1]
         try:
-            self._table = _open_table(library, media, self._probe, self._seconds, stream_index)
+            if library == "decord":
+                from pipeline.decode.decord import DecordTable
+
+                self._table: FrameTable = DecordTable(
+                    media, self._probe, self._seconds, packets.refreshes
+                )
+            else:
+                from pipeline.decode.torchcodec import TorchCodecTable
+
+                self._table = TorchCodecTable(media, stream_index)
         except LibraryError as error:
             raise self._failed(error) from None
         levels = _distance(self._frame(int(self._shown[0])), truth)
@@ -154,22 +164,6 @@ class IndexedReader:
 
     def _refused(self, reason: str) -> DecodeError:
         return UnsupportedCodec(f"{self._name}: {self._library} {reason}")
-
-
-def _open_table(
-    library: Literal["decord", "torchcodec"],
-    media: Media,
-    probe: Probe,
-    seconds: np.ndarray,
-    stream_index: int,
-) -> FrameTable:
-    if library == "decord":
-        from pipeline.decode.decord import DecordTable
-
-        return DecordTable(media, probe, seconds)
-    from pipeline.decode.torchcodec import TorchCodecTable
-
-    return TorchCodecTable(media, stream_index)
 
 
 def failure(error: BaseException) -> LibraryError:
