@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.decode import open_decoder
-from pipeline.decode.container import OpenVideo
 from pipeline.decode.decoder import DecodeLimits, DecodeSettings
 from pipeline.decode.errors import UnsupportedCodec
 from pipeline.decode.h264 import has_idr
+from pipeline.decode.packets import read_packets
 from tests.conftest import moving_square
 
 AVCC = bytes([1, 100, 0, 12, 0xFF])
@@ -41,9 +41,7 @@ def test_pictures_that_are_refreshed_are_told_from_those_coded_alone(
     ending: str, options: dict[str, str], refreshes: bool, tmp_path: Path
 ) -> None:
     path = write(tmp_path / f"film.{ending}", options)
-    video = OpenVideo(path, DecodeLimits(), DecodeSettings())
-    packets = video.packets()
-    video.close()
+    packets = read_packets(path, DecodeLimits(), DecodeSettings())
     assert packets.refreshes == refreshes
     assert len(packets.pts) == 48
     assert bool(np.all(np.diff(packets.pts) > 0))

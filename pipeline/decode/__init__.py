@@ -9,7 +9,8 @@ reader      what a library must do: one open file and its frames
 pyav        the default: FFmpeg inside this process, one thread
 indexed     readers by index: decord and torchcodec, optional
 images      jpg, png and webp as clips of one frame, whatever the library
-container   a file as FFmpeg opens it: stream, limits, damage; h264: what it asks of that codec
+container   a file as FFmpeg opens it: stream, limits, damage
+packets     its frames' times without decoding; h264: where decoding may begin
 picture     a frame to small upright RGB; hdr: its light
 opening     the beginning of a video for one clip
 

@@ -12,10 +12,9 @@ import io
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
-import numpy as np
 
 from pipeline.decode.decoder import DecodeLimits, DecodeSettings, Media, Probe
 from pipeline.decode.errors import (
@@ -27,7 +26,6 @@ from pipeline.decode.errors import (
     TooLarge,
     UnsupportedCodec,
 )
-from pipeline.decode.h264 import has_idr
 from pipeline.decode.picture import describe_picture
 from pipeline.decode.reader import PlayedFrame, name_of
 
@@ -43,18 +41,6 @@ _SEEKABLE_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "prores")
 _MAX_FAILED_READS = 16  # in a row, with nothing read between; then the file ends
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 _FFMPEG_ERRORS = (av.FFmpegError, OSError, MemoryError, ValueError)
-
-
-class Packets(NamedTuple):
-    """Of each packet, by pts: int64 pts (n,), and whether it is displayed, bool (n,).
-
-    `refreshes`: a key packet of H.264 holds no picture that is coded alone (IDR); the pictures from
-    there on are whole only after some time.
-    """
-
-    pts: np.ndarray
-    displayed: np.ndarray
-    refreshes: bool
 
 
 class OpenVideo:
@@ -132,41 +118,15 @@ class OpenVideo:
             self.num_frames += 1
             yield PlayedFrame(pts, frame, follows_damage)
 
-    def packets(self) -> Packets:
-        """What is known of each packet, by pts. Decodes nothing.
-
-        Raises UnsupportedCodec where pts are missing, or a clock that begins anew repeats them.
-        """
-        pts: list[int] = []
-        last_dts: float = -math.inf
-        displayed: list[bool] = []
-        refreshes = False
+    def packets(self) -> Iterator[av.Packet]:
+        """The packets of the stream as they lie in the file. Decodes nothing."""
         try:
             for packet in self._container.demux(self._stream):
                 self._check_time()
-                if packet.size and len(pts) <= self._limits.max_frames:
-                    if packet.pts is None:
-                        raise self._error(UnsupportedCodec, "a packet has no pts")
-                    if packet.dts is not None:
-                        if packet.dts < last_dts:
-                            raise self._error(UnsupportedCodec, "its clock begins anew")
-                        last_dts = packet.dts
-                    pts.append(packet.pts)
-                    displayed.append(not packet.is_discard)
-                    refreshes |= self._refreshes(packet)
+                if packet.size:
+                    yield packet
         except _FFMPEG_ERRORS as error:
             raise self._error(Corrupt, _reason(error)) from None
-        seconds = (max(pts) - min(pts)) * self.time_base[0] / self.time_base[1] if pts else 0
-        if len(pts) > self._limits.max_frames or seconds > self._limits.max_seconds:
-            raise self._error(TooLarge, "over max_frames or max_seconds")
-        order = np.argsort(pts, kind="stable")
-        return Packets(np.array(pts, np.int64)[order], np.array(displayed, bool)[order], refreshes)
-
-    def _refreshes(self, packet: av.Packet) -> bool:
-        context = self._stream.codec_context
-        if not packet.is_keyframe or context.codec.canonical_name != "h264":
-            return False
-        return not has_idr(bytes(packet), bytes(context.extradata or b""))
 
     def key_frames_only(self) -> None:
         """From here on `frames` gives key frames alone: the decoder never sees the others."""

@@ -20,9 +20,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from pipeline.decode.container import OpenVideo
 from pipeline.decode.decoder import DecodeLimits, DecodeSettings, Media, Probe, View
 from pipeline.decode.errors import Corrupt, DecodeError, TimedOut, UnsupportedCodec
+from pipeline.decode.packets import read_packets
 from pipeline.decode.picture import resize_rgb
 from pipeline.decode.pyav import PyAVReader
 from pipeline.decode.reader import name_of
@@ -73,9 +73,7 @@ class IndexedReader:
             self.time_base, self.step_pts = reader.time_base, reader.step_pts
             view = View(height=self._probe.height, width=self._probe.width)
             truth = reader.picture(first.frame, view)
-        with closing(OpenVideo(media, limits, settings)) as video:
-            packets = video.packets()
-            stream_index = video.stream_index
+        packets = read_packets(media, limits, settings)
         self._pts = packets.pts
         self._shown = np.flatnonzero(packets.displayed)
         self._seconds = self._pts * self.time_base[0] / self.time_base[1]
@@ -89,7 +87,7 @@ class IndexedReader:
             else:
                 from pipeline.decode.torchcodec import TorchCodecTable
 
-                self._table = TorchCodecTable(media, stream_index)
+                self._table = TorchCodecTable(media, packets.stream_index)
         except LibraryError as error:
             raise self._failed(error) from None
         levels = _distance(self._frame(int(self._shown[0])), truth)
