@@ -54,7 +54,8 @@ unit: install
 	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not ray and not multiprocess and not gpu and not chaos and not health'
 
 integration: install
-	$(BIN)/pytest -q -m '(slow or ray or multiprocess) and not gpu and not chaos and not health'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'slow and not (ray or multiprocess or gpu or chaos or health)'
+	$(BIN)/pytest -q -m '(ray or multiprocess) and not (gpu or chaos or health)'
 
 chaos: install
 	$(BIN)/pytest -q -s -m chaos tests/test_chaos.py

@@ -80,6 +80,7 @@ def seconds_of(rows: list[Clip], outcome: str) -> float:
     return round(sum(row.duration_seconds for row in rows if row.outcome == outcome), 3)
 
 
+@pytest.mark.slow
 def test_every_second_is_accounted_for_and_transitions_are_in_no_clip() -> None:
     rows = rows_of(film())
     edges = [row.start_pts for row in rows] + [154 * 512]
@@ -130,6 +131,7 @@ def test_flow_is_measured_within_a_take() -> None:
     assert {row.scores["flow"] for row in still if row.num_frames} == {0.0}
 
 
+@pytest.mark.slow
 def test_the_digits_of_the_demo_have_no_transitions_and_no_borders(tmp_path: Path) -> None:
     from pipeline.build import build
     from pipeline.corpus import write_corpus

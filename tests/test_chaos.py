@@ -152,6 +152,7 @@ def test_a_disk_that_fills_up_at_any_byte_leaves_a_build_that_can_go_on(
         assert list((tmp_path / str(number) / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(
     undisturbed: Path,
     tmp_path: Path,
@@ -168,6 +169,7 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(
     assert "No space left on device; free some space and run the same" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_zombie_that_publishes_late_changes_nothing(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +195,7 @@ def test_a_zombie_that_publishes_late_changes_nothing(
     assert list((tmp_path / "data" / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_zombie_with_other_bytes_takes_its_part_away(undisturbed: Path, tmp_path: Path) -> None:
     from dataclasses import asdict
 

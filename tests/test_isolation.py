@@ -45,6 +45,7 @@ def test_values_and_errors_come_back_and_prints_do_not_disturb() -> None:
         alone(refuse)
 
 
+@pytest.mark.slow
 def test_an_end_is_named_with_what_was_seen_of_it() -> None:
     assert alone(die_by, signal.SIGSEGV) == Death("crashed", "signal 11 (SIGSEGV)")
     assert alone(sys.exit, 3).kind == "crashed"
@@ -53,6 +54,7 @@ def test_an_end_is_named_with_what_was_seen_of_it() -> None:
     assert alone(time.sleep, 60, seconds=2) == Death("timeout", "ran longer than 2 s")
 
 
+@pytest.mark.slow
 def test_a_kill_from_outside_is_no_evidence_until_it_repeats(tmp_path: Path) -> None:
     assert alone(die_at_first, tmp_path / "log", 4) == "done"
     assert alone(die_by, signal.SIGKILL).kind == "killed"

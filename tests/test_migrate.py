@@ -144,6 +144,7 @@ def test_a_second_migration_changes_nothing(tmp_path: Path) -> None:
     assert contents(root) == once
 
 
+@pytest.mark.slow
 def test_a_migration_killed_at_any_step_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

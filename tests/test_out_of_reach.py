@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from pipeline.annotate import AnnotateJob
 from pipeline.attempts import Attempts
 from pipeline.build import build, build_pixels
+from pipeline.cluster import connect
 from pipeline.commit import Store
 from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
 from pipeline.decode import open_decoder
@@ -37,6 +38,12 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     (tmp_path / "web").mkdir()
     with serving(tmp_path / "web") as web:
         yield web
+
+
+@pytest.fixture
+def one_ray() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
 
 
 @contextmanager
@@ -68,8 +75,10 @@ def committed(config: BuildConfig, phase: str) -> set[str]:
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_units_of_a_disk_that_is_away_are_left_and_all_others_done(
-    executor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    executor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_ray: ExitStack
 ) -> None:
+    if executor == "ray":
+        one_ray.enter_context(connect(None, 2))  # which all builds below use
     config = replace(collection(tmp_path), executor=executor)
     disk = tmp_path / "disks" / "b"
 

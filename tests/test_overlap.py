@@ -47,6 +47,7 @@ def test_neighbours_are_those_of_brute_force(seed: int, n: int, m: int, bits: in
     assert neighbours(first, second, bits, LIMIT).tolist() == brute_force(first, second, bits)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.integers(0, 25), st.sampled_from([5, 20, 40]))
 def test_bands_miss_nothing(seed: int, bits: int, spread: int) -> None:

@@ -149,6 +149,7 @@ def test_changes_do_not_depend_on_how_they_are_chunked() -> None:
     np.testing.assert_array_equal(whole[1000:][1:], frame_changes(frames[1000:])[1:])
 
 
+@pytest.mark.slow
 def test_all_cuts_between_moving_digits_are_found(tmp_path: Path) -> None:
     from pipeline.corpus import write_corpus
 

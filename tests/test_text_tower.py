@@ -52,6 +52,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_weights(MODEL, folder / "clip.safetensors")
 
 
+@pytest.mark.slow
 def test_a_caption_has_a_row_per_piece_and_a_vector_that_do_not_depend_on_its_batch(
     tmp_path: Path,
 ) -> None:

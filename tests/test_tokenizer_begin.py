@@ -31,6 +31,7 @@ def test_principal_components_are_those_of_an_exact_decomposition() -> None:
     torch.testing.assert_close(size, (vectors @ exact[:3].T).square().mean().sqrt())
 
 
+@pytest.mark.slow
 def test_before_any_step_the_latents_hold_the_clips_and_the_codes_most_of_them() -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(TokenizerConfig())
@@ -54,6 +55,7 @@ def test_the_beginning_follows_from_the_frames_and_the_generator() -> None:
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_beginning_in_chunks_and_from_fewer_blocks_is_about_as_good(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

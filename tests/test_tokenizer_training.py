@@ -181,6 +181,7 @@ def test_in_bfloat16_the_codes_and_losses_are_still_float32():
     output.loss.backward()
 
 
+@pytest.mark.slow
 def test_training_lowers_the_error_of_held_out_clips_and_uses_the_codebook():
     quantizer = QuantizerConfig(codebook_size=128, codebook_dim=8, scales=(1, 2), num_phi=1)
     model = learner(replace(SMALL, quantizer=quantizer))

@@ -93,6 +93,7 @@ def test_every_frame_has_its_own_probabilities_whatever_the_windows(num_frames: 
     np.testing.assert_allclose(change + in_change, 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_of_the_true_shapes_give_probabilities(weights: Path) -> None:
     change, in_change = probabilities(load_transnet(weights), film()[:30])
     assert change.shape == in_change.shape == (30,)
