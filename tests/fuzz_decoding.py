@@ -39,7 +39,7 @@ SEEDS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("avi", "mjpeg", {}),
     ("mpegts", "mpeg2video", {}),
     ("mpegts", "libx264", {"crf": "30"}),
-    ("mp4", "libx265", {"crf": "32", "x265-params": "log-level=none"}),
+    ("mp4", "libx265", {"crf": "32", "x265-params": "log-level=none:frame-threads=1:pools=none"}),
     ("flv", "flv1", {}),
     ("gif", "gif", {}),
     ("still", "PNG", {}),

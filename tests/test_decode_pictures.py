@@ -133,6 +133,7 @@ def hdr_film(path: Path, code: int, transfer: int) -> Path:
     frame.color_trc, frame.color_primaries, frame.colorspace = transfer, 9, 9
     frame.color_range = 1
     params = f"lossless=1:log-level=none:colorprim=9:transfer={transfer}:colormatrix=9"
+    params += ":bframes=0:frame-threads=1:pools=none"  # threads may tell no timestamp
     return encode(path, [frame] * 2, "libx265", {"x265-params": params})
 
 
