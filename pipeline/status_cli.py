@@ -64,7 +64,7 @@ def _lines(report: Report) -> list[str]:
         ago = max(time.time() - status.updated_at, 0.0)
         lines.append(
             f"{status.phase}: {status.num_done:,} of {counted(status.num_units, 'unit')}, "
-            f"{len(status.leased):,} leased, {status.num_returned:,} given back by dead workers "
+            f"{len(status.leased):,} leased, {status.num_returned:,} given back "
             f"({status.host}, process {status.pid}, {duration(ago)} ago)"
         )
         facts = [f"{status.clips_per_second:.1f} clips/s"] if status.clips else []

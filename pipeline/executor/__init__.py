@@ -57,7 +57,7 @@ class Queue(Generic[Unit]):
     def __init__(self, units: Sequence[Unit], watch: Watch) -> None:
         self._todo: deque[Unit] = deque(units)
         self._watch = watch
-        self._unreached: dict[str, str] = {}
+        self._put_off: set[str] = set()
         self._left: dict[str, str] = {}
 
     def __bool__(self) -> bool:
@@ -74,11 +74,12 @@ class Queue(Generic[Unit]):
         (self._todo.appendleft if first else self._todo.append)(unit)
 
     def put_off(self, unit: Unit, error: Unreachable) -> None:
-        if unit.id in self._unreached:
+        """Behind all others; the second time it is left for another build."""
+        if unit.id in self._put_off:
             self._watch.returned(unit.id)
             self._left[unit.id] = str(error)
         else:
-            self._unreached[unit.id] = str(error)
+            self._put_off.add(unit.id)
             self.give_back(unit)
 
     def close(self) -> None:
