@@ -41,7 +41,7 @@ from pipeline.plan import PlannedSource
 from pipeline.screen import screened_file, screened_out
 from pipeline.shots import detector_facts
 from pipeline.shots.settings import VERSION as SHOTS_VERSION
-from pipeline.sources.media import open_media
+from pipeline.sources.media import check_readable, open_media
 from pipeline.statistics import Tally
 from tokenizer.settings import to_dict
 
@@ -160,6 +160,8 @@ class AnnotateJob:
             if (rule := screened_out(decoder, media, probe, config.screen)) is not None:
                 return [screened_file(source, probe, rule)]
             scan = gather_scan(decoder, media)
+            if scan.error is not None:
+                check_readable(source.location, config.limits)
         if isinstance(scan.error, TimedOut):  # how far it came is the machine's doing
             raise scan.error
         if not len(scan.pts):

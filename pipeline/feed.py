@@ -110,18 +110,18 @@ def make_chunks(
     return chunks
 
 
-class _Kept(threading.local):
+class _OpenFile(threading.local):
     """The chunk that was decoded last, where others go on from it, and the file, open."""
 
     last: tuple[Chunk, Iterator[np.ndarray]] | None = None
 
 
-_KEPT = _Kept()
+_OPEN = _OpenFile()
 
 
 def decode_chunk(chunk: Chunk) -> Decoded:
     """Decodes a chunk in this process; clips that came before an error are kept."""
-    kept, _KEPT.last = _KEPT.last, None
+    kept, _OPEN.last = _OPEN.last, None
     if kept is not None and _follows(chunk, kept[0]):
         decoded = _decoded(chunk, kept[1])
         if decoded.error != "timeout":  # which what lay between the chunks counts for
@@ -139,7 +139,7 @@ def _decoded(chunk: Chunk, clips: Iterator[np.ndarray]) -> Decoded:
     except DecodeError as failure:
         error = failure.kind
     if chunk.later and len(frames) == len(chunk.requests):
-        _KEPT.last = chunk, clips
+        _OPEN.last = chunk, clips
     return Decoded(tuple(frames), error, os.getpid())
 
 

@@ -157,7 +157,9 @@ class Servant:
             code = self._process.wait(timeout=max(0.0, self._deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             return Ended("timeout", f"ran longer than {self._seconds:g} s")
-        while select.select([self._says], [], [], 0)[0] and self._hear():
+        poll = select.poll()
+        poll.register(self._says, select.POLLIN)
+        while poll.poll(0) and self._hear():
             continue
         if code == -signal.SIGKILL:
             return Ended("killed", "killed from outside, or by the kernel for want of memory")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -50,9 +52,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return clips(self, media, requests)
 
     monkeypatch.setattr(Decoder, "clips", counted)
-    monkeypatch.setattr(feed._KEPT, "last", None)
+    monkeypatch.setattr(feed._OPEN, "last", None)
     yield asked
-    feed._KEPT.last = None
+    feed._OPEN.last = None
 
 
 def chunks_of(films: dict[str, PlannedSource], *names: str, size: int = 4) -> list[Chunk]:
@@ -101,7 +103,7 @@ def test_chunks_that_follow_each_other_are_one_pass(
     assert [len(chunk.later) for chunk in chunks] == [8, 4, 0, 8, 4, 0, 0, 0, 0]
     found = [_frames(decode_chunk(chunk)) for chunk in chunks]
     assert passes == [12, 12, 4, 4, 4]
-    assert feed._KEPT.last is None
+    assert feed._OPEN.last is None
     for clips, chunk in zip(found, chunks):
         assert_equal(clips, alone(chunk))
     shown = [frames for clips in found for frames in clips]
@@ -127,6 +129,49 @@ def test_a_file_that_was_open_too_long_is_opened_anew(
     clock[0] += 2 * RECIPE.limits.timeout_seconds  # the encoder was busy
     assert_equal(_frames(decode_chunk(second)), alone(second))
     assert passes[:2] == [12, 8]
+
+
+def test_no_frame_is_guessed_where_time_ran_out(
+    tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of frames at 0, 100, 110, 120, ... ms the second does not last as long as the first."""
+    clock = [0.0]
+    monkeypatch.setattr("pipeline.decode.container.time.monotonic", lambda: clock[0])
+    times = [0, *range(100, 200, 10)]
+    with av.open(str(tmp_path / "a.ts"), "w") as container:
+        stream = container.add_stream("libx264", rate=100, options={"tune": "zerolatency"})
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        for number, time in enumerate(times):
+            pixels = np.full((32, 32, 3), 40 + 8 * number, np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    first = next(open_decoder(*RECIPE).scan(tmp_path / "a.ts")).pts
+    chunk = Chunk(str(tmp_path / "a.ts"), "a", tuple(tiny(first, ms) for ms in (0, 105)), RECIPE)
+    one, two = (
+        replace(each, later=chunk.requests[n:]) for n, each in enumerate(chunk.singles(), 1)
+    )
+    right = alone(two)
+    assert len({int(frame.mean()) for frame in right[0]}) == 3
+    assert_equal(_frames(decode_chunk(one)), alone(one))
+    decode_chunk(one)
+    clock[0] += 2 * RECIPE.limits.timeout_seconds
+    assert_equal(_frames(decode_chunk(two)), right)
+
+
+def tiny(first: int, milliseconds: int) -> ClipRequest:
+    """Three frames, 10 ms apart."""
+    start = first + 90 * milliseconds
+    return ClipRequest(
+        start_pts=start,
+        end_pts=start + 90 * 30,
+        fps=100.0,
+        num_frames=3,
+        crop=(0, 0, 32, 32),
+        height=8,
+        width=8,
+    )
 
 
 def test_clips_behind_a_deadly_one_are_not_decoded_from_the_start_each(
@@ -155,10 +200,12 @@ def test_a_chunk_that_goes_on_waits_for_the_one_before(
     chunks = chunks_of(films, "a.ts", "c.mp4", "b.ts", size=3)
     in_flight: Counter[str] = Counter()
     most: Counter[str] = Counter()
+    together: list[int] = []
 
     def submit(chunk: Chunk) -> Chunk:
         in_flight[chunk.source_id] += 1
         most[chunk.source_id] = max(most[chunk.source_id], in_flight[chunk.source_id])
+        together.append(in_flight.total())
         return chunk
 
     def collect(ticket: Chunk, chunk: Chunk) -> Decoded:
@@ -169,6 +216,28 @@ def test_a_chunk_that_goes_on_waits_for_the_one_before(
     with feeder.turn(ClipUnit("unit", (), tuple(chunks))) as clips:
         assert len(list(clips)) == 3 * NUM_CLIPS
     assert most == {"a.ts": 1, "c.mp4": NUM_CLIPS // 3, "b.ts": 1}
+    assert max(together) == 1 + NUM_CLIPS // 3 + 1  # files do not wait for each other
+
+
+def test_a_unit_whose_chunks_cannot_be_submitted_keeps_no_other_waiting(
+    films: dict[str, PlannedSource],
+) -> None:
+    def submit(chunk: Chunk) -> Chunk:
+        if chunk.source_id == "a.ts":
+            raise ConnectionError("no workers")
+        return chunk
+
+    def collect(ticket: Chunk, chunk: Chunk) -> Decoded:
+        return Decoded(tuple(np.zeros(1) for _ in chunk.requests), None, 0)
+
+    feeder: Feeder[Chunk] = Feeder(submit, collect, limit_bytes=1 << 30)
+    with (
+        pytest.raises(ConnectionError),
+        feeder.turn(ClipUnit("bad", (), tuple(chunks_of(films, "a.ts")))),
+    ):
+        pass
+    with feeder.turn(ClipUnit("good", (), tuple(chunks_of(films, "b.ts")))) as clips:
+        assert len(list(clips)) == NUM_CLIPS
 
 
 def test_an_error_ends_the_clips_of_its_chunk_and_no_stream_is_kept(
@@ -177,4 +246,4 @@ def test_an_error_ends_the_clips_of_its_chunk_and_no_stream_is_kept(
     chunks = [replace(chunk, location="gone.ts") for chunk in chunks_of(films, "a.ts")]
     outcomes = [error for _, error, _ in clips_in_order(chunks, map(decode_chunk, chunks))]
     assert outcomes == ["open"] * NUM_CLIPS
-    assert feed._KEPT.last is None
+    assert feed._OPEN.last is None

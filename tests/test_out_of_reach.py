@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +18,15 @@ from pipeline.commit import Store
 from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
 from pipeline.decode import open_decoder
 from pipeline.decode.errors import CannotOpen, TimedOut
-from pipeline.decode.scan import gather_scan
+from pipeline.decode.passes import Decoder
+from pipeline.decode.scan import Scan, gather_scan
 from pipeline.executor.inline import InlineExecutor
+from pipeline.feed import decode_chunk, make_chunks
 from pipeline.plan import make_plan, units_of
 from pipeline.select import read_selection
 from pipeline.sources import patience
 from pipeline.sources.listing import list_sources
+from pipeline.sources.location import Member
 from pipeline.sources.media import Unreachable, open_media
 from pipeline.status import Status, Watch
 from tests.conftest import moving_square, write_mp4
@@ -184,3 +188,44 @@ def test_what_came_before_time_ran_out_is_not_kept(
     late = replace(whole, frames=whole.frames[:9], pts=whole.pts[:9], error=TimedOut("too slow"))
     monkeypatch.setattr("pipeline.annotate.gather_scan", lambda *_: late)
     assert [row.outcome for row in job.scan(source)] == ["error:timeout"]
+
+
+def test_a_disk_that_goes_away_while_a_film_is_decoded_says_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = collection(tmp_path)
+    store = Store(config.out)
+    store.prepare()
+    source = make_plan(config, list_sources(config.sources), store)[0]
+    job = AnnotateJob(config, store.root)
+    disk = Path(source.location).parent
+
+    def scan_of_a_lost_disk(*arguments: Any) -> Scan:
+        disk.rename(tmp_path / "elsewhere")
+        return gather_scan(*arguments)
+
+    monkeypatch.setattr("pipeline.annotate.gather_scan", scan_of_a_lost_disk)
+    with pytest.raises(Unreachable, match="out of reach"):
+        job.scan(source)
+    monkeypatch.undo()
+    (tmp_path / "elsewhere").rename(disk)
+    clip = next(row for row in job.scan(source) if not row.outcome)
+    (chunk,) = make_chunks([clip], [clip.request()], {source.source_id: source}, job.recipe, 1)
+    probe = Decoder.clips
+
+    def clips_of_a_lost_disk(*arguments: Any) -> Iterator[Any]:
+        disk.rename(tmp_path / "elsewhere")
+        return probe(*arguments)
+
+    monkeypatch.setattr(Decoder, "clips", clips_of_a_lost_disk)
+    with pytest.raises(Unreachable, match="out of reach"):
+        decode_chunk(chunk)
+
+
+def test_a_tar_that_was_written_anew_is_another_file(tmp_path: Path) -> None:
+    tar = tmp_path / "0.tar"
+    tar.write_bytes(bytes(100))
+    member = Member(str(tar), 50, 100, ".mp4").location
+    config = BuildConfig(sources=("x",), out="y")
+    with pytest.raises(CannotOpen, match="shorter"), open_media(member, config.limits, "0" * 64):
+        pass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import time
 from collections import deque
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -21,10 +22,11 @@ from pipeline.decode import Library, open_decoder
 from pipeline.decode.container import FORMATS
 from pipeline.decode.decoder import DecodeLimits, DecodeSettings
 from pipeline.decode.errors import DecodeError
-from pipeline.decode.images import is_image
+from pipeline.decode.scan import SCAN_HEIGHT, SCAN_WIDTH
+from pipeline.decode.stills import is_still
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMITS = DecodeLimits(timeout_seconds=60)
+LIMITS = DecodeLimits()
 AS_STORED = DecodeSettings(damage="prefix", strict=False, interlaced="weave", hdr="plain")
 SOUND_AS_STORED = replace(AS_STORED, strict=True)
 DOCS = ROOT / "docs" / "decoding.md"
@@ -60,7 +62,7 @@ class ManifestRow:
     def is_still(self) -> bool:
         """Whether it is one of the images that are Pillow's, whatever it is called."""
         with open(self.path, "rb") as file:
-            return is_image(file.read(16))
+            return is_still(file)
 
     @property
     def is_allowed(self) -> bool:
@@ -83,11 +85,12 @@ def manifest_rows() -> list[ManifestRow]:
 
 @dataclass(frozen=True)
 class Twin:
-    """A full decode by plain PyAV: pts, some frames upright, and how it ended.
+    """A full decode by plain PyAV: pts, some frames upright, how it ended, and its CPU seconds.
 
-    `error` is `colours` where PyAV does not convert them, and `too_large` before a frame over the
-    limit. `clock_holds` unless pts had to be made up. Pixels are those of the frames `chosen`, as
-    they lie; where the size has changed, resized to that of the first frame.
+    `error` is `colours` where PyAV does not convert them, and `too_large` before a frame over a
+    limit. `key_pts` are those of frames that the decoder calls key frames. `clock_holds` unless pts
+    had to be made up. Pixels are those of the frames `chosen`, as they lie; where the size has
+    changed, resized to that of the first frame. `step` is a nominal frame's length in ticks.
     """
 
     pts: list[int]
@@ -96,6 +99,9 @@ class Twin:
     error: str | None
     clock_holds: bool
     header_frames: int
+    key_pts: list[int]
+    step: int
+    seconds: float
 
 
 def slow_decode(path: Path, num_held: int = 1) -> Twin | None:
@@ -108,12 +114,16 @@ def slow_decode(path: Path, num_held: int = 1) -> Twin | None:
     error = None
     clock_holds = True
     header_frames = 0
+    key_pts: list[int] = []
+    step = 1
+    started = time.process_time()
     wanted: set[int] = set()
     pixels: dict[int, np.ndarray] = {}
     size = (0, 0)
     held: deque[av.VideoFrame] = deque(maxlen=num_held)
     for keeps in (False, True):  # first how many, then those that are compared
         pts.clear()
+        key_pts.clear()
         try:
             with av.open(str(path), metadata_errors="replace") as container:
                 films = [each for each in container.streams.video if not _is_cover(each)]
@@ -132,18 +142,26 @@ def slow_decode(path: Path, num_held: int = 1) -> Twin | None:
                     if at is None or (pts and at <= pts[-1]):
                         clock_holds = False
                         at = pts[-1] + step if pts else 0
+                    seconds = (at - pts[0]) * stream.time_base if pts else 0
+                    if seconds > LIMITS.max_seconds or len(pts) == LIMITS.max_frames:
+                        error = "too_large"
+                        break
                     size = size if pts else (frame.width, frame.height)
                     if keeps and len(pts) in wanted:
                         pixels[len(pts)] = _upright(frame, size)
                     pts.append(at)
+                    key_pts += [at] if frame.key_frame else []
         except _NoColours:
             error = "colours"
         except (av.FFmpegError, OSError, MemoryError, ValueError, IndexError) as failure:
             error = type(failure).__name__
         if not pts:
             break
-        count = max(1, min(8, _SAMPLED_BYTES // (3 * size[0] * size[1]), len(pts)))
-        wanted = {round(each) for each in np.linspace(0, len(pts) - 1, count)}
+        count = min(8, _SAMPLED_BYTES // (3 * size[0] * size[1]))
+        if size[0] * size[1] <= 4096 * 2304:
+            count = max(3, count)
+        places = np.linspace(0, len(pts) - 1, count) if count > 1 else [len(pts) // 2]
+        wanted = {round(each) for each in places}
     chosen = sorted(pixels)
     return Twin(
         pts,
@@ -152,33 +170,47 @@ def slow_decode(path: Path, num_held: int = 1) -> Twin | None:
         error,
         clock_holds,
         header_frames,
+        key_pts,
+        step,
+        time.process_time() - started,
     )
 
 
-def examine(path: Path, pts: list[int]) -> dict[str, Any]:
-    """What our decoder makes of a file: how its passes end, and its frames at those pts."""
+def examine(path: Path, pts: list[int], seconds: float) -> dict[str, Any]:
+    """What our decoder makes of a file: how its passes end, and its frames at those pts.
+
+    A pass may take so many seconds.
+    """
     _forget_peak()
+    limits = replace(LIMITS, timeout_seconds=seconds)
     found: dict[str, Any] = {}
+    small: dict[int, np.ndarray] = {}
     for name, settings in (("strict", DecodeSettings()), ("loose", AS_STORED)):
-        decoder = open_decoder("pyav", LIMITS, settings)
+        decoder = open_decoder("pyav", limits, settings)
+        found[name] = []
         try:
-            found[name] = [each.pts for each in decoder.scan(path)]
+            for each in decoder.scan(path):
+                found[name].append(each.pts)
+                small[each.pts] = each.frame
             found[f"{name}_error"] = decoder.damage and decoder.damage.kind
         except DecodeError as error:
-            found[name] = []
             found[f"{name}_error"] = error.kind
-    decoder = open_decoder("pyav", LIMITS, AS_STORED)
-    if found["loose"]:
+    decoder = open_decoder("pyav", limits, AS_STORED)
+    if found["loose"] and found["loose_error"] != "too_large":
         found["probe"] = probe = decoder.probe(path)
         shape = _shape(probe)
         if found["strict"] == found["loose"] and found["strict_error"] is None:
-            decoder = open_decoder("pyav", LIMITS, SOUND_AS_STORED)  # which may jump
+            decoder = open_decoder("pyav", limits, SOUND_AS_STORED)  # which may jump
         first, last = found["loose"][0], found["loose"][-1]
         times = [(at - first) * Fraction(*probe.time_base) for at in pts if at <= last]
         found["together"] = list(decoder.sample(path, times, **shape).pixels)
         found["alone"] = [decoder.sample(path, [time], **shape).pixels[0] for time in times]
-        found["key_pts"] = [
-            int(each.pts[0]) for each in decoder.keyframes(path, height=36, width=64)
+        keys = list(decoder.keyframes(path, height=SCAN_HEIGHT, width=SCAN_WIDTH))
+        found["key_pts"] = [int(each.pts[0]) for each in keys]
+        found["key_levels"] = [
+            float(np.abs(each.pixels[0].astype(np.int16) - small[int(each.pts[0])]).mean())
+            for each in keys
+            if int(each.pts[0]) in small
         ]
         found["streamed"] = [
             int(each)

@@ -8,7 +8,7 @@ sampling    which frame shows at which time, and clips filled from frames in ord
 reader      what a library must do: one open file and its frames
 pyav        the default: FFmpeg inside this process, one thread
 indexed     readers by index: decord and torchcodec, optional
-images      jpg, png and webp as clips of one frame, whatever the library
+images      jpg, png and webp as clips of one frame, whatever the library; stills tells them
 container   a file as FFmpeg opens it: stream, limits, damage
 packets     its frames' times without decoding; h264: where decoding may begin
 picture     a frame to small upright RGB; hdr: its light
@@ -21,6 +21,7 @@ for frames in decoder.stream("film.mp4", fps=8, height=128, width=128): ...
 
 from __future__ import annotations
 
+import io
 import os
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -28,11 +29,12 @@ from pipeline.decode.decoder import DecodeLimits, DecodeSettings, Media
 from pipeline.decode.errors import CannotOpen, TooLarge
 from pipeline.decode.passes import Decoder
 from pipeline.decode.reader import Reader, Scanner, name_of
+from pipeline.decode.stills import is_still
 from tokenizer.settings import to_dict
 
 Library: TypeAlias = Literal["pyav", "decord", "torchcodec"]
 
-VERSION = 3
+VERSION = 4
 """Grows whenever the same file and settings give other frames or pixels."""
 
 
@@ -102,21 +104,17 @@ def resolve_library(name: Literal["pyav", "decord", "torchcodec", "auto"]) -> Li
 
 
 def _is_image(media: Media, limits: DecodeLimits) -> bool:
-    """Whether the first bytes are an image's; raises what is wrong with the file itself."""
-    from pipeline.decode.images import is_image
-
-    if isinstance(media, bytes):
-        size_bytes, head = len(media), media[:16]
-    else:
-        try:
-            size_bytes = os.path.getsize(media)
-            with open(media, "rb") as file:
-                head = file.read(16)
-        except OSError as error:
-            raise CannotOpen(f"{media}: cannot be read ({error.strerror})") from None
+    """Whether it is a still image by its content; raises what is wrong with the file itself."""
+    try:
+        with io.BytesIO(media) if isinstance(media, bytes) else open(media, "rb") as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            found = is_still(file)
+    except OSError as error:
+        raise CannotOpen(f"{name_of(media)}: cannot be read ({error.strerror})") from None
     if size_bytes > limits.max_file_bytes:
         raise TooLarge(
             f"{name_of(media)}: {size_bytes} bytes, more than max_file_bytes "
             f"({limits.max_file_bytes})",
         )
-    return is_image(head)
+    return found

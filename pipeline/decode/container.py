@@ -69,6 +69,8 @@ class OpenVideo:
             self.time_base = (base.numerator, base.denominator)
             rate = self._stream.average_rate or self._stream.guessed_rate or 25
             self.step_pts = max(1, round(1 / (rate * base)))
+            if self.step_pts * base > limits.max_seconds:
+                raise TooLarge(f"{self.name}: a frame lasts {float(self.step_pts * base):.3g} s")
         except BaseException:
             self._container.close()
             raise

@@ -29,13 +29,6 @@ _ORIENTATION = 0x0112
 _ROTATIONS = {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}  # EXIF: anticlockwise degrees
 
 
-def is_image(head: bytes) -> bool:
-    """Whether a file that begins with `head` (12 bytes or more) is a jpg, png or webp."""
-    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (
-        head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    )
-
-
 class ImageReader:
     """One still image, open: a `Reader` of a single frame at pts 0.
 

@@ -157,8 +157,8 @@ class Decoder:
                 first = played.pts if first is None else first
                 pixels = reader.picture(played.frame, view)[None]
                 yield self._frames(np.array([played.pts]), pixels, first, reader)
-            if first is None:
-                raise _nothing(reader)
+            if first is None and reader.damage is not None:
+                raise reader.damage
 
     def clips(self, media: Media, requests: Sequence[ClipRequest]) -> Iterator[np.ndarray]:
         """A uint8 array (num_frames, height, width, 3) RGB per request, in the order given.

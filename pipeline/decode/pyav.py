@@ -110,9 +110,10 @@ class PyAVReader:
                             jump_to = pts_wanted
                             break
             except DecodeError as error:
-                if landing is not None and error.kind == "corrupt":
+                is_damage = error.kind == "corrupt"  # else the next frame may well be there
+                if is_damage and landing is not None:
                     raise JumpMissed from None
-                if held is not None and pts_wanted < held.pts + gap:
+                if is_damage and held is not None and pts_wanted < held.pts + gap:
                     yield Shown(held.frame, held.pts, held.pts + gap)
                 raise
             if landing is not None:

@@ -51,7 +51,7 @@ class Executor(AbstractContextManager, Protocol):
     def run_clips(self, job: ClipJob, units: Sequence[ClipUnit], watch: Watch) -> Iterator[str]: ...
 
 
-class Queue(Generic[Unit]):
+class UnitQueue(Generic[Unit]):
     """The units to be done. One with a file that is out of reach goes behind all others, once."""
 
     def __init__(self, units: Sequence[Unit], watch: Watch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -20,17 +20,23 @@ from pipeline.tokenize import ClipUnit, DecodedClips
 Ticket = TypeVar("Ticket")
 
 
-@dataclass
-class _Queue(Generic[Ticket]):
-    """The chunks of one unit: to be submitted, and in flight with their tickets."""
+@dataclass(eq=False)
+class _Chunks(Generic[Ticket]):
+    """The chunks of one unit: those collected, in order, and the tickets of those in flight."""
 
-    coming: deque[Chunk]
-    in_flight: deque[tuple[Chunk, Ticket]] = field(default_factory=deque)
+    chunks: Sequence[Chunk]
+    num_collected: int = 0
+    tickets: dict[int, Ticket] = field(default_factory=dict)
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether the coming chunk goes on where the last in flight will end."""
-        return bool(self.in_flight and self.in_flight[-1][0].later)
+    def ready(self) -> Iterator[int]:
+        """The places of chunks that may be submitted: none that goes on where another still is."""
+        for place in range(self.num_collected, len(self.chunks)):
+            goes_on = place > self.num_collected and self.chunks[place - 1].later
+            if place not in self.tickets and not goes_on:
+                yield place
+
+    def bytes_in_flight(self) -> int:
+        return sum(self.chunks[place].size_bytes for place in self.tickets)
 
 
 class Feeder(Generic[Ticket]):
@@ -45,45 +51,46 @@ class Feeder(Generic[Ticket]):
         self._submit = submit
         self._collect = collect
         self._limit_bytes = limit_bytes
-        self._queues: deque[_Queue[Ticket]] = deque()
+        self._units: deque[_Chunks[Ticket]] = deque()
         self._lock = threading.Condition()
 
     @contextmanager
     def turn(self, unit: ClipUnit) -> Iterator[DecodedClips]:
         """Waits until the unit is first, and yields its clips in order; then the next is first."""
-        queue: _Queue[Ticket] = _Queue(deque(unit.chunks))
+        mine: _Chunks[Ticket] = _Chunks(unit.chunks)
         with self._lock:
-            self._queues.append(queue)
-            self._fill()
-            self._lock.wait_for(lambda: self._queues[0] is queue)
+            self._units.append(mine)
         try:
-            yield clips_in_order(unit.chunks, self._results(queue))
+            with self._lock:
+                self._fill()
+                self._lock.wait_for(lambda: self._units[0] is mine)
+            yield clips_in_order(unit.chunks, self._results(mine))
         finally:
             with self._lock:
-                self._queues.remove(queue)
-                self._fill()
+                self._units.remove(mine)
                 self._lock.notify_all()
+                self._fill()
 
-    def _results(self, queue: _Queue[Ticket]) -> Iterator[Decoded]:
-        while queue.coming or queue.in_flight:
+    def _results(self, mine: _Chunks[Ticket]) -> Iterator[Decoded]:
+        for place, chunk in enumerate(mine.chunks):
             with self._lock:
                 self._fill()
-                chunk, ticket = queue.in_flight[0]
+                ticket = mine.tickets[place]
             decoded = self._collect(ticket, chunk)
             with self._lock:
-                queue.in_flight.popleft()
+                del mine.tickets[place]
+                mine.num_collected += 1
                 self._fill()
             yield decoded
 
     def _fill(self) -> None:
-        """Submits what the budget allows, first units first; the first always has one in flight."""
-        used = sum(chunk.size_bytes for queue in self._queues for chunk, _ in queue.in_flight)
-        for number, queue in enumerate(self._queues):
-            while queue.coming and not queue.goes_on:
-                needed = queue.coming[0].size_bytes
-                starving = number == 0 and not queue.in_flight
-                if used + needed > self._limit_bytes and not starving:
+        """Submits what the budget allows, first units first; what is collected next in any case."""
+        used = sum(unit.bytes_in_flight() for unit in self._units)
+        for number, unit in enumerate(self._units):
+            for place in list(unit.ready()):
+                needed = unit.chunks[place].size_bytes
+                is_next = number == 0 and place == unit.num_collected
+                if used + needed > self._limit_bytes and not is_next:
                     return
-                chunk = queue.coming.popleft()
-                queue.in_flight.append((chunk, self._submit(chunk)))
+                unit.tickets[place] = self._submit(unit.chunks[place])
                 used += needed

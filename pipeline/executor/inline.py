@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from pipeline.annotate import AnnotateJob, AnnotateUnit
-from pipeline.executor import ClipJob, Queue, Unit
+from pipeline.executor import ClipJob, Unit, UnitQueue
 from pipeline.feed import clips_in_order, decode_chunk
 from pipeline.sources.media import Unreachable
 from pipeline.status import Watch
@@ -45,7 +45,7 @@ class InlineExecutor:
 
 
 def _each(units: Sequence[Unit], watch: Watch, run: Callable[[Unit], str]) -> Iterator[str]:
-    queue = Queue(units, watch)
+    queue = UnitQueue(units, watch)
     while queue:
         unit = queue.take()
         try:

@@ -24,7 +24,7 @@ from pipeline.attempts import Attempts
 from pipeline.clip import Clip, failed_source
 from pipeline.cluster import connect
 from pipeline.config import AnnotateSettings
-from pipeline.executor import ClipJob, Queue
+from pipeline.executor import ClipJob, UnitQueue
 from pipeline.executor.feeder import Feeder
 from pipeline.feed import Chunk, Decoded, decode_alone
 from pipeline.isolation import Death, Expendable
@@ -73,7 +73,7 @@ class RayExecutor:
         shared = ray.put(job)
         attempts = Attempts(job.store)
         limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        queue = Queue(units, watch)
+        queue = UnitQueue(units, watch)
         deaths: Counter[str] = Counter()
         running: dict[ray.ObjectRef, AnnotateUnit] = {}
         while queue or running:
@@ -110,7 +110,7 @@ class RayExecutor:
             runtime_env={"env_vars": KEEP_MEMORY},
         )
         actors = [actor_class.remote(shared) for _ in range(min(settings.num_encoders, len(units)))]
-        queue = Queue(units, watch)
+        queue = UnitQueue(units, watch)
         deaths: Counter[str] = Counter()
         running: dict[ray.ObjectRef, tuple[Any, ClipUnit]] = {}
         while queue or running:

@@ -49,6 +49,10 @@ class FileTooLarge(OSError):
     """A file of more bytes than it may have."""
 
 
+class TarChanged(OSError):
+    """A tar that is not the one that was listed."""
+
+
 def member_of(location: str) -> Member | None:
     """What a location says when it is that of a member of a tar."""
     match = _MEMBER.fullmatch(location)
@@ -111,7 +115,7 @@ def pieces_of(location: str, max_bytes: int, seconds: float) -> Iterator[bytes]:
             raise TimeoutError(f"{shown(location)}: reading it takes longer than {seconds:g} s")
     member = member_of(location)
     if member is not None and num_bytes != member.size_bytes:
-        raise OSError(f"{shown(member.tar)}: shorter than when it was listed")
+        raise TarChanged(f"{shown(member.tar)}: shorter than when it was listed")
 
 
 @contextmanager

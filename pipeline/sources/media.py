@@ -28,9 +28,17 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.decode.decoder import DecodeLimits
-from pipeline.decode.errors import CannotOpen, TimedOut, TooLarge
+from pipeline.decode.errors import CannotOpen, DecodeError, TimedOut, TooLarge
 from pipeline.sources.content import content_id
-from pipeline.sources.location import FileTooLarge, facts_of, fetched, is_local_file, path_of
+from pipeline.sources.location import (
+    FileTooLarge,
+    TarChanged,
+    facts_of,
+    fetched,
+    is_local_file,
+    path_of,
+    pieces_of,
+)
 from pipeline.sources.urls import shown
 from tokenizer.settings import UserError
 
@@ -86,7 +94,11 @@ def open_media(
     if is_local_file(location):
         if stamp:
             _check_content(location, limits, source_id, stamp)
-        yield Path(location)
+        try:
+            yield Path(location)
+        except DecodeError:
+            check_readable(location, limits)
+            raise
         return
     last = _KEPT.last
     if last is None or last.source_id != source_id:
@@ -99,6 +111,17 @@ def open_media(
         yield last.path
     finally:
         last.release()
+
+
+def check_readable(location: str, limits: DecodeLimits) -> None:
+    """Tells a bad file from a bad disk: Unreachable where a decoder failed on what cannot be read.
+
+    DecodeError `open` where the file is no more. What was fetched has been read.
+    """
+    if is_local_file(location):
+        with _as_decode_errors():
+            for _ in pieces_of(location, limits.max_file_bytes, limits.timeout_seconds):
+                pass
 
 
 def _check_content(location: str, limits: DecodeLimits, source_id: str, stamp: str) -> None:
@@ -130,7 +153,7 @@ def _as_decode_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in _NO_SPACE:  # no fault of the file
             raise
-        if isinstance(error, _Changed) or _is_gone(error):
+        if isinstance(error, (_Changed, TarChanged)) or _is_gone(error):
             raise CannotOpen(str(error)) from None
         raise Unreachable(f"out of reach: {error}") from None
 
