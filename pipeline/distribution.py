@@ -93,11 +93,16 @@ def mean(distribution: Mapping[str, Any]) -> float | None:
 
 
 def deviation(distribution: Mapping[str, Any]) -> float | None:
-    """The standard deviation (of the population), None of nothing."""
+    """The standard deviation (of the population), within 0.001, None of nothing.
+
+    The sum of x^2 is in millionths, so that less is not known; that it is at most half of the range
+    is known as well.
+    """
     if not distribution["count"]:
         return None
     square = distribution["sumsq_millionths"] / MILLION / distribution["count"]
-    return math.sqrt(max(square - (mean(distribution) or 0.0) ** 2, 0.0))
+    spread = math.sqrt(max(square - (mean(distribution) or 0.0) ** 2, 0.0))
+    return min(spread, (distribution["max"] - distribution["min"]) / 2)
 
 
 def quantile(distribution: Mapping[str, Any], share: float) -> float | None:

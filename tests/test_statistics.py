@@ -96,7 +96,16 @@ def test_a_distribution_agrees_with_numpy(values: list[float]) -> None:
     assert mean(distribution) == pytest.approx(np.mean(values), rel=1e-6, abs=2e-6)
     assert sum(count for _, _, count in bins(distribution)) == len(values)
     spread = deviation(distribution)
-    assert spread == pytest.approx(np.std(values), rel=1e-3, abs=1e-2 * max(map(abs, values)))
+    within = max(1e-3, 1e-2 * max(map(abs, values)))  # squares are summed in millionths
+    assert spread == pytest.approx(np.std(values), rel=1e-3, abs=within)
+
+
+@given(st.floats(-1e6, 1e6), st.integers(1, 50))
+def test_equal_numbers_deviate_by_nothing(value: float, count: int) -> None:
+    distribution = empty_distribution()
+    for _ in range(count):
+        add_number(distribution, value)
+    assert deviation(distribution) == 0
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan)))
