@@ -151,6 +151,7 @@ def test_a_second_build_does_nothing_and_changes_nothing(
     assert dataset_hashes(built) == before
 
 
+@pytest.mark.slow
 def test_a_build_that_dies_at_each_commit_ends_in_the_same_bytes(
     built: Path, small_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def test_a_sample_is_the_frame_on_display_wherever_one_looks(
     assert np.allclose(frames.seconds, [(pts[i] - pts[0]) * float(CLOCK) for i in expected])
 
 
+@pytest.mark.slow
 @given(
     fps=st.sampled_from([1.0, 8.0, 23.976, 24.0, 60.0]),
     chunk_frames=st.integers(1, 40),

@@ -213,6 +213,7 @@ class Counted:
         return call
 
 
+@pytest.mark.slow
 def test_opening_ten_thousand_remote_shards_reads_the_lists_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Path
 ) -> None:

@@ -224,6 +224,7 @@ def test_codes_and_shapes_that_do_not_fit_are_refused(folder: Path, tmp_path: Pa
         evaluate_tokenizer(folder, tmp_path / "odd")
 
 
+@pytest.mark.slow
 def test_an_image_tokenizer_is_judged_by_the_same_command(pixels: Path, tmp_path: Path) -> None:
     made_of = TokenizerConfig(
         architecture="image",

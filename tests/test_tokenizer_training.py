@@ -204,6 +204,7 @@ def test_images_train_with_the_same_weights_as_clips():
     assert output.terms["psnr"] > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, ADVERSARIAL])
 def test_a_training_that_is_resumed_twice_is_the_undisturbed_one(config):
     states = []
