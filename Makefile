@@ -53,6 +53,7 @@ unit integration: export OMP_NUM_THREADS = 1
 unit: install
 	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not ray and not multiprocess and not gpu and not chaos and not health'
 
+# What starts Ray or several processes takes both cores; the rest goes side by side.
 integration: install
 	$(BIN)/pytest -q -n 2 --dist loadfile -m 'slow and not (ray or multiprocess or gpu or chaos or health)'
 	$(BIN)/pytest -q -m '(ray or multiprocess) and not (gpu or chaos or health)'

@@ -161,7 +161,7 @@ class AnnotateJob:
                 return [screened_file(source, probe, rule)]
             scan = gather_scan(decoder, media)
             if scan.error is not None:
-                check_readable(source.location, config.limits)
+                check_readable(source.location, config.limits, scan.error)
         if isinstance(scan.error, TimedOut):  # how far it came is the machine's doing
             raise scan.error
         if not len(scan.pts):

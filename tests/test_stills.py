@@ -15,9 +15,9 @@ from pipeline.decode.errors import TooLarge
 from pipeline.decode.stills import is_still
 
 
-def jpeg(level: int, **more: object) -> bytes:
+def jpeg(level: int, size: int = 16, **more: object) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (16, 16), (level, level, level)).save(file, "JPEG", **more)
+    Image.new("RGB", (size, size), (level, level, level)).save(file, "JPEG", **more)
     return file.getvalue()
 
 
@@ -35,6 +35,7 @@ def test_jpegs_one_behind_the_other_are_a_film(progressive: bool, tmp_path: Path
     frames = [jpeg(level, progressive=progressive) for level in (10, 90, 170)]
     assert [still(each) for each in frames] == [True] * 3
     assert not still(b"".join(frames))
+    assert not still(b"\xff\xd8\xff\xff" + frames[0][3:] + frames[1])  # padded
     path = tmp_path / "film.mjpeg"
     path.write_bytes(b"".join(frames))
     assert len(list(open_decoder("pyav").scan(path))) == 3
@@ -45,6 +46,7 @@ def test_a_photo_with_other_pictures_in_it_is_a_still() -> None:
     assert still(with_segment(jpeg(9), 0xE1, b"Exif\0\0" + jpeg(8) + jpeg(7)))  # thumbnails
     assert still(with_segment(jpeg(9), 0xE2, b"MPF\0II*\0") + jpeg(8))  # of two lenses
     assert still(jpeg(9) + b"\0\0\0\x18ftypmp42")  # with a film behind it
+    assert still(jpeg(9) + jpeg(9, size=8))  # with a preview behind it
 
 
 @pytest.mark.parametrize("cut", [2, 3, 5, 20, 200])

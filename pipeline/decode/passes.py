@@ -146,7 +146,8 @@ class Decoder:
     ) -> Iterator[Frames]:
         """The key frames, one by one: cheap, a few per cent of the cost of all, but of any number.
 
-        Files of one key frame in minutes exist, and files of nothing else.
+        Files of one key frame in minutes exist, files of nothing else, and trimmed ones that show
+        none.
         """
         view = View(height=height, width=width, rough=True)
         with closing(self._open_scanner(media)) as reader, self._noting_damage(reader):

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from pipeline.annotate import AnnotateJob, AnnotateUnit
-from pipeline.executor import ClipJob, Unit, UnitQueue
+from pipeline.executor import ClipJob
+from pipeline.executor.unit_queue import Unit, UnitQueue
 from pipeline.feed import clips_in_order, decode_chunk
 from pipeline.sources.media import Unreachable
 from pipeline.status import Watch

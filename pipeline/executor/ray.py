@@ -24,8 +24,9 @@ from pipeline.attempts import Attempts
 from pipeline.clip import Clip, failed_source
 from pipeline.cluster import connect
 from pipeline.config import AnnotateSettings
-from pipeline.executor import ClipJob, UnitQueue
+from pipeline.executor import ClipJob
 from pipeline.executor.feeder import Feeder
+from pipeline.executor.unit_queue import UnitQueue
 from pipeline.feed import Chunk, Decoded, decode_alone
 from pipeline.isolation import Death, Expendable
 from pipeline.sources.media import Unreachable

@@ -45,12 +45,16 @@ class Member:
         return f"tar+{self.offset}+{self.size_bytes}{self.ending}:{self.tar}"
 
 
+class TookTooLong(TimeoutError):
+    """A file that takes longer to read than it may; a disk's own time-outs are another thing."""
+
+
 class FileTooLarge(OSError):
     """A file of more bytes than it may have."""
 
 
-class TarChanged(OSError):
-    """A tar that is not the one that was listed."""
+class Changed(OSError):
+    """What lies at a location is not what was listed there."""
 
 
 def member_of(location: str) -> Member | None:
@@ -112,10 +116,10 @@ def pieces_of(location: str, max_bytes: int, seconds: float) -> Iterator[bytes]:
             raise FileTooLarge(f"{shown(location)}: more than {max_bytes} bytes")
         yield piece
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{shown(location)}: reading it takes longer than {seconds:g} s")
+            raise TookTooLong(f"{shown(location)}: reading it takes longer than {seconds:g} s")
     member = member_of(location)
     if member is not None and num_bytes != member.size_bytes:
-        raise TarChanged(f"{shown(member.tar)}: shorter than when it was listed")
+        raise Changed(f"{shown(member.tar)}: shorter than when it was listed")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
@@ -31,8 +31,9 @@ from pipeline.decode.decoder import DecodeLimits
 from pipeline.decode.errors import CannotOpen, DecodeError, TimedOut, TooLarge
 from pipeline.sources.content import content_id
 from pipeline.sources.location import (
+    Changed,
     FileTooLarge,
-    TarChanged,
+    TookTooLong,
     facts_of,
     fetched,
     is_local_file,
@@ -49,10 +50,6 @@ class Unreachable(UserError):
     """What a planned file lies on cannot be read now; the message is one line."""
 
 
-class _Changed(OSError):
-    """There is another file under this name now."""
-
-
 class _Fetched:
     """A fetched file, closed when it is neither kept nor in use."""
 
@@ -64,7 +61,7 @@ class _Fetched:
                 fetched(location, limits.max_file_bytes, limits.timeout_seconds)
             )
             if _sha256(file) != source_id:
-                raise _Changed(f"{shown(location)}: has changed since it was planned")
+                raise Changed(f"{shown(location)}: has changed since it was planned")
             self.path = path_of(file)
             self._stack = stack.pop_all()
 
@@ -96,8 +93,8 @@ def open_media(
             _check_content(location, limits, source_id, stamp)
         try:
             yield Path(location)
-        except DecodeError:
-            check_readable(location, limits)
+        except DecodeError as error:
+            check_readable(location, limits, error)
             raise
         return
     last = _KEPT.last
@@ -113,13 +110,14 @@ def open_media(
         last.release()
 
 
-def check_readable(location: str, limits: DecodeLimits) -> None:
-    """Tells a bad file from a bad disk: Unreachable where a decoder failed on what cannot be read.
+def check_readable(location: str, limits: DecodeLimits, error: DecodeError) -> None:
+    """Tells a bad file from a bad disk, when a decoder has failed on what may not be readable.
 
-    DecodeError `open` where the file is no more. What was fetched has been read.
+    Raises Unreachable when the disk fails, DecodeError `open` when the file is no more. What was
+    fetched has been read; what is too large, or takes too long, is no matter of the disk.
     """
-    if is_local_file(location):
-        with _as_decode_errors():
+    if is_local_file(location) and not isinstance(error, (TooLarge, TimedOut)):
+        with _as_decode_errors(), suppress(FileTooLarge, TookTooLong):
             for _ in pieces_of(location, limits.max_file_bytes, limits.timeout_seconds):
                 pass
 
@@ -128,7 +126,7 @@ def _check_content(location: str, limits: DecodeLimits, source_id: str, stamp: s
     with _as_decode_errors():
         now = facts_of(location).stamp
         if now != stamp and _content_id(location, now, limits) != source_id:
-            raise _Changed(f"{shown(location)}: has changed since it was planned")
+            raise Changed(f"{shown(location)}: has changed since it was planned")
 
 
 @lru_cache(maxsize=64)
@@ -148,12 +146,12 @@ def _as_decode_errors() -> Iterator[None]:
         yield
     except FileTooLarge as error:
         raise TooLarge(str(error)) from None
-    except TimeoutError as error:
+    except TookTooLong as error:
         raise TimedOut(str(error)) from None
     except OSError as error:
         if error.errno in _NO_SPACE:  # no fault of the file
             raise
-        if isinstance(error, (_Changed, TarChanged)) or _is_gone(error):
+        if isinstance(error, Changed) or _is_gone(error):
             raise CannotOpen(str(error)) from None
         raise Unreachable(f"out of reach: {error}") from None
 
