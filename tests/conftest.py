@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from pipeline.sources import patience
+from tests.web import Web, serving
+
 if TYPE_CHECKING:
     from tokenizer.model import Tokenizer
 
@@ -317,3 +320,12 @@ def s3() -> Iterator[str]:
         boto3.client("s3").create_bucket(Bucket="lab")
         yield "s3://lab"
     server.stop()
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A server of the empty folder tmp_path/web; what it refuses is asked for again at once."""
+    monkeypatch.setattr(patience, "_PAUSE_SECONDS", 0.001)
+    (tmp_path / "web").mkdir()
+    with serving(tmp_path / "web") as web:
+        yield web

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,20 +24,11 @@ from pipeline.inspection.originals import Wanted, read_originals
 from pipeline.plan import PlannedSource, make_plan, read_plan
 from pipeline.removal import find_sources, remove_sources
 from pipeline.select import read_selection
-from pipeline.sources import patience
 from pipeline.sources.listing import list_sources
 from pipeline.sources.media import Unreachable
 from tests.conftest import moving_square, write_mp4
 from tests.test_source_tars import write_tar
-from tests.web import Web, serving
-
-
-@pytest.fixture
-def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    monkeypatch.setattr(patience, "_PAUSE_SECONDS", 0.001)
-    (tmp_path / "web").mkdir()
-    with serving(tmp_path / "web") as web:
-        yield web
+from tests.web import Web
 
 
 @pytest.fixture(scope="module")

@@ -22,26 +22,17 @@ from pipeline.decode.passes import Decoder
 from pipeline.decode.scan import Scan, gather_scan
 from pipeline.executor.inline import InlineExecutor
 from pipeline.feed import decode_chunk, make_chunks
-from pipeline.plan import make_plan, units_of
+from pipeline.plan import PlannedSource, make_plan, units_of
 from pipeline.select import read_selection
-from pipeline.sources import patience
 from pipeline.sources.listing import list_sources
 from pipeline.sources.location import Member
 from pipeline.sources.media import Unreachable, open_media
 from pipeline.status import Status, Watch
 from tests.conftest import moving_square, write_mp4
-from tests.web import Web, serving
+from tests.web import Web
 from tokenizer.settings import UserError
 
 EXECUTORS = ["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
-
-
-@pytest.fixture
-def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    monkeypatch.setattr(patience, "_PAUSE_SECONDS", 0.001)
-    (tmp_path / "web").mkdir()
-    with serving(tmp_path / "web") as web:
-        yield web
 
 
 @pytest.fixture
@@ -71,6 +62,14 @@ def collection(tmp_path: Path) -> BuildConfig:
         select=SelectSettings(drop={}, val_share=0.0),
         tokenize=TokenizeSettings(samples_per_shard=1),
     )
+
+
+def first_film(tmp_path: Path) -> tuple[PlannedSource, AnnotateJob]:
+    config = collection(tmp_path)
+    store = Store(config.out)
+    store.prepare()
+    plan = make_plan(config, list_sources(config.sources), store)
+    return plan[0], AnnotateJob(config, store.root)
 
 
 def committed(config: BuildConfig, phase: str) -> set[str]:
@@ -179,11 +178,7 @@ def test_a_deleted_file_is_gone_but_an_empty_disk_is_away(
 def test_what_came_before_time_ran_out_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = collection(tmp_path)
-    store = Store(config.out)
-    store.prepare()
-    source = make_plan(config, list_sources(config.sources), store)[0]
-    job = AnnotateJob(config, store.root)
+    source, job = first_film(tmp_path)
     whole = gather_scan(open_decoder(*job.recipe), source.location)
     late = replace(whole, frames=whole.frames[:9], pts=whole.pts[:9], error=TimedOut("too slow"))
     monkeypatch.setattr("pipeline.annotate.gather_scan", lambda *_: late)
@@ -193,11 +188,7 @@ def test_what_came_before_time_ran_out_is_not_kept(
 def test_a_disk_that_goes_away_while_a_film_is_decoded_says_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = collection(tmp_path)
-    store = Store(config.out)
-    store.prepare()
-    source = make_plan(config, list_sources(config.sources), store)[0]
-    job = AnnotateJob(config, store.root)
+    source, job = first_film(tmp_path)
     disk = Path(source.location).parent
 
     def scan_of_a_lost_disk(*arguments: Any) -> Scan:
