@@ -266,6 +266,9 @@ class OpenVideo:
                 continue
             try:
                 yield from packet.decode()
+                if self._key_packets_only and packet.size:  # alone: FFmpeg may sort them wrongly
+                    yield from self._stream.codec_context.decode(None)
+                    self._stream.codec_context.flush_buffers()
             except _FFMPEG_ERRORS as error:
                 yield error
 
