@@ -27,6 +27,7 @@ Its rooms:
     data draws tasks            batches and draws as functions of the step; what is learned
     optimizer schedule average guard checkpoint metrics trainer
                                 the loop and its parts
+    flops                       the operations that a clip costs it, and those of a GPU
     launch                      one process, torchrun, Ray
     run config presets cli      run folders, settings, commands
     teacher_forcing             the loss of clips' codes, and how many bits they are
