@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from pipeline.corpus import steady_x264
 from pipeline.sources import patience
 from tests.web import Web, serving
 
@@ -138,7 +139,8 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int = 24) -> Path:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "14"})
+        options = {"crf": "14", **steady_x264()}
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1

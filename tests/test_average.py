@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tokenizer.lookups.lookup import Renewal
 from training.average import WeightAverage
 
 
@@ -28,7 +29,7 @@ def test_it_is_a_running_mean_whose_decay_begins_small() -> None:
         average.update()
         decay = min(0.3, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * model[0].weight.detach()  # type: ignore[union-attr,operator]
-    torch.testing.assert_close(average.state()["0.weight"], expected)
+    torch.testing.assert_close(average.averages["0.weight"], expected)
 
 
 def test_applied_it_is_the_module_for_a_while_and_buffers_are_the_modules_own() -> None:
@@ -40,7 +41,7 @@ def test_applied_it_is_the_module_for_a_while_and_buffers_are_the_modules_own() 
     before = {name: each.clone() for name, each in model.state_dict().items()}
     with average.applied():
         inside = {name: each.clone() for name, each in model.state_dict().items()}
-    assert all(torch.equal(inside[name], each) for name, each in average.state().items())
+    assert all(torch.equal(inside[name], each) for name, each in average.averages.items())
     assert not torch.equal(inside["0.weight"], before["0.weight"])
     assert torch.equal(inside["1.running_mean"], before["1.running_mean"])
     assert all(torch.equal(model.state_dict()[name], each) for name, each in before.items())
@@ -54,26 +55,9 @@ def test_rows_that_were_put_somewhere_new_begin_there() -> None:
     weight = model[0].weight
     assert isinstance(weight, nn.Parameter)
     rows = torch.tensor([False, True, False, True])
-    average.update({weight: rows})
+    average.update({weight: Renewal(rows, weight.detach())})
     other.update()
-    found, usual = (each.state()["0.weight"] for each in (average, other))
+    found, usual = (each.averages["0.weight"] for each in (average, other))
     assert torch.equal(found[rows], weight.detach()[rows])
     assert torch.equal(found[~rows], usual[~rows])
-    assert torch.equal(average.state()["0.bias"], other.state()["0.bias"])
-
-
-def test_going_on_from_a_state_is_going_on() -> None:
-    states = []
-    for stops in (False, True):
-        model = module()
-        average = WeightAverage(model, decay=0.9)
-        for update in range(6):
-            if stops and update == 3:
-                kept, count = dict(average.state()), average.num_updates
-                average = WeightAverage(model, decay=0.9)
-                average.load(kept, count)
-            torch.manual_seed(update)
-            move(model)
-            average.update()
-        states.append(average.state())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert torch.equal(average.averages["0.bias"], other.averages["0.bias"])

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from tests.checkpoints import checkpoint_tensors
 from tokenizer.settings import UserError
 from training.__main__ import main
 from training.config import (
@@ -70,7 +70,6 @@ def test_videos_and_images_train_as_in_one_process_where_images_leave_parameters
         optimizer=OptimizerConfig(learning_rate=0.01, weight_decay=0.1),
     )
     task = GeneratorTask(one, "cpu")
-    assert task.skips_parameters
     assert {task.loader.batch(step).bucket.name for step in range(4)} == set(buckets)
     trained = [
         local.launch(one),
@@ -78,7 +77,7 @@ def test_videos_and_images_train_as_in_one_process_where_images_leave_parameters
             replace(one, out=str(tmp_path / "two"), launch=LaunchConfig(kind="torchrun")), "train"
         ),
     ]
-    weights = [load_file(each.checkpoint / "model.safetensors") for each in trained]
+    weights = [checkpoint_tensors(each.checkpoint, "model/") for each in trained]
     for name, expected in weights[0].items():
         torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=1e-4, msg=name)
 
@@ -121,6 +120,7 @@ def test_training_and_sampling_run_where_ray_av_and_webdataset_are_absent(
     run = tmp_path / "run"
     train = ["train", "--data", str(code_shards), "--out", str(run), "--trainer.num_steps", "2"]
     small = ["--model.width", "16", "--model.heads", "2", "--trainer.device", "cpu"]
+    small += ["--trainer.global_batch_size", "6"]
     for command in ([*train, *small], ["sample", str(run), "--max_prompts", "1"]):
         finished = subprocess.run(
             [sys.executable, "-c", program, *command],
@@ -179,6 +179,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
 def test_a_run_without_a_config_continues_with_its_own(code_shards: Path, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "run")]
     small = ["--model.width", "16", "--model.heads", "2", "--trainer.device", "cpu"]
+    small += ["--trainer.global_batch_size", "6"]
     start = ["train", "--data", str(code_shards), *out, *small, "--trainer.num_steps", "2"]
     assert main(start) == 0
     assert main(["train", *out, "--trainer.num_steps", "3"]) == 0

@@ -363,10 +363,10 @@ def test_the_slots_of_steps_cover_every_epoch_as_the_tail_says(
     streams: Any = {"a": [(0, 1.0, Endless(length))]}
     if tail == "drop" and length < size:
         with pytest.raises(UserError, match="tail drop would drop all"):
-            Steps(streams, {"a": "drop"}, size, seed=0)
+            Steps(streams, {"a": "drop"}, {"a": size}, {"a": 1.0}, seed=0)
         return
     tails: Any = {"a": tail}
-    steps = Steps(streams, tails, size, seed=0)
+    steps = Steps(streams, tails, {"a": size}, {"a": 1.0}, seed=0)
     batches = [steps.at(step) for step in range(first, first + 2 * length + 2)]
     assert all(len(batch.positions) == size for batch in batches)
     positions = np.concatenate([batch.positions[~batch.is_padding] for batch in batches])

@@ -78,9 +78,8 @@ def test_there_is_one_training_loop() -> None:
     # The judge of samples fits a classifier of its own; all else is trained by the trainer.
     assert set(calls("backward")) == {"training/judge.py", "training/trainer.py"}
     assert calls("backward").count("training/trainer.py") == 1
-    # A task is asked through the module that the trainer wraps; a lookup's losses are no task's.
-    assert calls("losses") == ["tokenizer/quantizer.py"]
-    assert calls("_losses") == ["training/trainer.py"]
+    # A task is asked for what is learned and for what is held out; a lookup's losses are no task's.
+    assert calls("losses") == ["tokenizer/quantizer.py", *["training/trainer.py"] * 2]
 
 
 def test_there_is_one_sampling_loop() -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.shards import Loader
+from tests.checkpoints import checkpoint_tensors
 from tests.conftest import tiny_tokenizer
 from tokenizer.learner import Learner
+from tokenizer.lookups.lookup import Renewal
 from tokenizer.losses import LossOutput
 from training.config import DataConfig, OptimizerConfig, TokenizerRun, TrainerConfig
 from training.launch import local
@@ -32,7 +33,7 @@ def test_forgotten_rows_stay_where_they_are_and_the_others_go_on() -> None:
             module(torch.randn(8, 4)).square().mean().backward()
             before = module.weight.detach().clone()
             if forgets:
-                forget(optimizers, {module.weight: chosen})
+                forget(optimizers, {module.weight: Renewal(chosen, module.weight.detach())})
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -50,7 +51,8 @@ def test_momentum_of_matrices_is_forgotten_by_rows() -> None:
     module(torch.randn(8, 4)).square().mean().backward()
     for optimizer in optimizers:
         optimizer.step()
-    forget(optimizers, {module.weight: torch.tensor([True] + [False] * 5)})
+    rows = torch.tensor([True] + [False] * 5)
+    forget(optimizers, {module.weight: Renewal(rows, module.weight.detach())})
     momentum = optimizers[0].state[module.weight]["momentum"]
     assert momentum.any(dim=1).tolist() == [False] + [True] * 5
 
@@ -79,15 +81,6 @@ def run(data: Path, out: Path, **changes: Any) -> TokenizerRun:
     )
 
 
-def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    names = ("model", "optimizer", "average")
-    return {
-        f"{name}:{key}": value
-        for name in names
-        for key, value in load_file(checkpoint / f"{name}.safetensors").items()
-    }
-
-
 def test_in_the_loop_a_restarted_code_is_where_it_was_put_and_has_no_moments(
     pixel_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,22 +89,23 @@ def test_in_the_loop_a_restarted_code_is_where_it_was_put_and_has_no_moments(
 
     def remember(self: Learner, *given: Any) -> LossOutput:
         output = real(self, *given)
-        ((codes, rows),) = self.tokenizer.quantizer.codebook.renewed().items()
-        placed.append((rows.clone(), codes.detach().clone()))
+        lookup = self.tokenizer.quantizer.codebook
+        assert lookup._renewal is not None
+        placed.append((lookup._renewal.rows.clone(), lookup._renewal.values.clone()))
         return output
 
     monkeypatch.setattr(Learner, "forward", remember)
     local.launch(run(pixel_shards, tmp_path))
     assert sum(int(rows.sum()) for rows, _ in placed) > 10
     for step, (rows, codes) in enumerate(placed, start=1):
-        state = tensors(tmp_path / "checkpoints" / f"step_{step:08d}")
-        assert torch.equal(state[f"model:{CODES}"][rows], codes[rows])
-        assert torch.equal(state["average:quantizer.codebook.weight"][rows], codes[rows])
+        state = checkpoint_tensors(tmp_path / "checkpoints" / f"step_{step:08d}")
+        assert torch.equal(state[f"model/{CODES}"][rows], codes[rows])
+        assert torch.equal(state[f"average/{CODES}"][rows], codes[rows])
         for moment in ("exp_avg", "exp_avg_sq"):
-            value = state[f"optimizer:{CODES}/{moment}"]
+            value = state[f"optimizer/{CODES}/{moment}"]
             assert not value[rows].any()
             assert value[~rows].any()
-        assert not torch.equal(state[f"model:{CODES}"][~rows], codes[~rows])
+        assert not torch.equal(state[f"model/{CODES}"][~rows], codes[~rows])
 
 
 def test_a_killed_run_with_restarts_ends_where_the_undisturbed_one_does(
@@ -130,6 +124,9 @@ def test_a_killed_run_with_restarts_ends_where_the_undisturbed_one_does(
         patch.setattr(Loader, "batch", dies_at_step_3)
         with pytest.raises(KeyboardInterrupt):
             local.launch(killed)
-    expected, found = tensors(whole.checkpoint), tensors(local.launch(killed).checkpoint)
+    expected, found = (
+        checkpoint_tensors(whole.checkpoint),
+        checkpoint_tensors(local.launch(killed).checkpoint),
+    )
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)

@@ -29,7 +29,8 @@ from training.launch.local import launch
 from training.method_config import MethodConfig
 from training.run import OpenedRun, open_run
 from training.tasks.generator import GeneratorTask
-from training.teacher_forcing import bits_of, code_loss
+from training.tasks.task import Moment
+from training.teacher_forcing import bits_of, code_losses
 from training.vocabulary import Vocabulary
 
 BUCKET = "t5_h16_w16"
@@ -63,10 +64,12 @@ def test_a_model_that_knows_nothing_needs_all_bits_of_its_codebook(variant: Vari
         parameter.zero_()
     codes = random_codes(variant.schedule)
     sequence = known_of(generator, codes).sequence
-    loss = code_loss(
+    loss = code_losses(
         generator, make_quantizer(), codes, encoded("class"), sequence, variant.schedule
     )
-    assert float(loss) / math.log(2) == pytest.approx(codes.numel() * math.log2(CODEBOOK_SIZE))
+    assert float(loss.sum()) / math.log(2) == pytest.approx(
+        codes.numel() * math.log2(CODEBOOK_SIZE)
+    )
 
 
 def test_bits_of_clips_are_the_loss_of_a_batch_of_them(
@@ -90,7 +93,7 @@ def test_bits_of_clips_are_the_loss_of_a_batch_of_them(
         drawn = [order.drawn(numpy_generator(0, "bits", number)) for number in numbers]
         sequence = torch.from_numpy(np.stack(drawn))
         monkeypatch.setattr(GeneratorTask, "_sequence", lambda *_: sequence)
-    loss = float(task.losses(batch, 0).loss.detach())
+    loss = float(task.losses(batch, Moment(0, 0.0)).loss.detach())
     assert bits.per_clip == pytest.approx(loss / 20 / math.log(2), rel=1e-5)
 
 

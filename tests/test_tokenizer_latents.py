@@ -64,7 +64,8 @@ def test_training_measures_what_the_command_does(pixel_shards: Path, tmp_path: P
         tokenizer=tiny_tokenizer().config,
         trainer=TrainerConfig(num_steps=1, global_batch_size=2, device="cpu"),
     )
-    TokenizerTask(run, "cpu").finish(tmp_path)
+    task = TokenizerTask(run, "cpu")
+    task.finish(task.module, tmp_path)
     at_the_end = read_statistics(tmp_path / "tokenizer")
     assert measure_folder(tmp_path, pixel_shards, LatentsConfig(device="cpu")) == at_the_end
 

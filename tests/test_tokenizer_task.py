@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from safetensors.torch import load_file
 
 from pipeline.shards import Loader
+from tests.checkpoints import checkpoint_tensors
 from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer
@@ -35,6 +35,7 @@ from training.config import (
 from training.launch import local
 from training.launch.job import run_job
 from training.metrics import read_metrics
+from training.parallel import whole
 from training.reconstructions import side_by_side
 from training.tasks.tokenizer import TokenizerTask
 
@@ -82,15 +83,6 @@ def everything(data: Path, out: Path, num_steps: int = 6, **changes: Any) -> Tok
         discriminator_optimizer=DiscriminatorOptimizerConfig(learning_rate=1e-3),
         trainer=TrainerConfig(**(trainer | changes)),
     )
-
-
-def checkpoint_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    names = ("model.safetensors", "optimizer.safetensors", "average.safetensors")
-    return {
-        f"{name}:{key}": value
-        for name in names
-        for key, value in load_file(checkpoint / name).items()
-    }
 
 
 def test_a_killed_run_with_everything_on_ends_where_the_undisturbed_one_does(
@@ -156,7 +148,7 @@ def test_only_its_own_part_changes_when_the_other_has_no_learning_rate(
         task.begin()
         before = {key: each.clone() for key, each in task.module.named_parameters()}
         checkpoint = local.launch(run).checkpoint
-        after = load_file(checkpoint / "model.safetensors")
+        after = checkpoint_tensors(checkpoint, "model/")
         changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
         assert changed == {"tokenizer", "discriminator"} - {name}
 
@@ -164,8 +156,8 @@ def test_only_its_own_part_changes_when_the_other_has_no_learning_rate(
 def test_the_result_has_the_averaged_weights(pixel_shards: Path, tmp_path: Path) -> None:
     run = everything(pixel_shards, tmp_path)
     trained = local.launch(run)
-    average = load_file(trained.checkpoint / "average.safetensors")
-    raw = load_file(trained.checkpoint / "model.safetensors")
+    average = checkpoint_tensors(trained.checkpoint, "average/tokenizer.")
+    raw = checkpoint_tensors(trained.checkpoint, "model/")
     result = load_tokenizer(tmp_path / "tokenizer")
     differs = 0
     for name, value in result.named_parameters():
@@ -249,7 +241,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_clips(
         UserError, match="step 5: the loss is not a number, with clips 0 of the batch"
     ):
         local.launch(everything(pixel_shards, tmp_path))
-    state = load_file(tmp_path / "checkpoints" / "step_00000004" / "model.safetensors")
+    state = checkpoint_tensors(tmp_path / "checkpoints" / "step_00000004", "model/")
     assert all(torch.isfinite(each).all() for each in state.values())
 
 
@@ -272,7 +264,7 @@ def test_bfloat16_trains_too(pixel_shards: Path, tmp_path: Path) -> None:
     half, full = (read_metrics(tmp_path / name) for name in ("half", "full"))
     assert half[0]["loss"] != full[0]["loss"]
     assert half[0]["loss"] == pytest.approx(full[0]["loss"], rel=0.02)
-    state = load_file(tmp_path / "half" / "checkpoints" / "step_00000006" / "model.safetensors")
+    state = checkpoint_tensors(tmp_path / "half" / "checkpoints" / "step_00000006", "model/")
     assert all(each.dtype != torch.bfloat16 for each in state.values())
 
 
@@ -310,5 +302,6 @@ def _train_as_rank(rank: int, run: TokenizerRun, folder: str) -> None:
 
     TokenizerTask.begin = remember  # type: ignore[method-assign]
     run_job(run)
-    torch.save(tasks[0].module.state_dict(), f"{folder}/rank{rank}.pt")
+    state = {name: whole(each) for name, each in tasks[0].module.state_dict().items()}
+    torch.save(state, f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.shards import Loader
+from tests.checkpoints import checkpoint_tensors
 from tests.generators import BLOCKS, VARIANTS, make_generator
 from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.config import TokenizerConfig
@@ -39,7 +39,7 @@ from training.data import open_loader, open_sources
 from training.launch import local
 from training.methods import METHODS
 from training.metrics import read_metrics
-from training.optimizer import orthogonalized
+from training.muon import orthogonalized
 from training.run import open_run
 from training.samples import default_prompts, generate
 from training.schedule import learning_rate_factor
@@ -121,10 +121,9 @@ def test_a_run_that_is_killed_and_started_again_ends_where_the_undisturbed_one_d
             local.launch(killed)
     assert latest_checkpoint(tmp_path / "killed").name == "step_00000004"  # type: ignore[union-attr]
     continued = local.launch(killed)
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        expected, found = load_file(whole.checkpoint / name), load_file(continued.checkpoint / name)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    expected, found = checkpoint_tensors(whole.checkpoint), checkpoint_tensors(continued.checkpoint)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
     losses = [
         [line["loss"] for line in read_metrics(tmp_path / name)] for name in ("whole", "killed")
     ]
@@ -144,7 +143,7 @@ def test_the_trainers_batches_are_those_of_its_settings(code_shards: Path) -> No
         assert np.array_equal(np.concatenate([each.arrays for each in parts]), whole.arrays)
     assert buckets == set(BUCKETS)
     with pytest.raises(
-        UserError, match=r"trainer.global_batch_size \(7\) must be at least one clip"
+        UserError, match=r"the global batch of bucket t5_h16_w16 \(7\) must be at least one sample"
     ):
         open_loader(sources, data, trainer, 0, 8)
 

@@ -20,6 +20,7 @@ from training.block_config import BlockConfig
 from training.config import ConditionConfig, MethodConfig, ModelConfig
 from training.launch import local
 from training.tasks.generator import GeneratorTask
+from training.tasks.task import Moment
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def place(grid_shards: Path, code_shards: Path, tmp_path_factory: pytest.TempPat
         local.launch(generator_run(grid_shards, place / name, 1, **changes))
     for name in ("truncated", "unfinished"):
         shutil.copytree(place / "arpg", place / name)
-    (weights,) = (place / "truncated" / "checkpoints").rglob("model.safetensors")
+    (weights,) = (place / "truncated" / "checkpoints").rglob("rank_00000.safetensors")
     os.truncate(weights, weights.stat().st_size // 2)
     shutil.rmtree(place / "unfinished" / "checkpoints")
     for name, shape in (("photo", (16, 16)), ("wide", (30, 90)), ("white", (16, 16))):
@@ -54,7 +55,7 @@ SAMPLE = [
     ("sample nowhere", "nowhere: not a run folder (no run.json); `tessera train` makes one"),
     ("sample photo.png", "photo.png: not a run folder"),
     ("sample unfinished", "no finished checkpoint yet; run `tessera train` on it first"),
-    ("sample truncated", "model.safetensors: damaged checkpoint"),
+    ("sample truncated", "rank_00000.safetensors: damaged checkpoint"),
     ("sample arpg --prompts [elephant]", "class 'elephant' was not in the training data; known"),
     ("sample raster --prompts ['a red elephant']", "prompt word 'elephant'"),
     ("sample raster --prompts ['a red seven moving left a red seven']", "this run takes"),
@@ -171,7 +172,7 @@ def test_codes_outside_of_the_codebook_are_refused(grid_shards: Path, tmp_path: 
     task = GeneratorTask(generator_run(grid_shards, tmp_path / "run"), "cpu")
     batch = task.loader.batch(0)
     with pytest.raises(UserError, match=r"must lie in \[0, 16\): they are another tokenizer's"):
-        task.losses(replace(batch, arrays=batch.arrays + 16), 0)
+        task.losses(replace(batch, arrays=batch.arrays + 16), Moment(0, 0.0))
 
 
 def exit_code(command: Callable[[list[str]], int], arguments: list[str]) -> int:

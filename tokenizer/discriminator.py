@@ -59,7 +59,8 @@ class Discriminator(nn.Module):
         }
         if not self.config.lecam:
             return hinge, terms
-        self._follow(real, fake)
+        if self.training:
+            self._follow(real, fake)
         lecam = _mean(
             [
                 functional.relu(a - fake_mean).square().mean()

@@ -45,9 +45,8 @@ class Learner(nn.Module):
     ) -> LossOutput:
         """The loss of a batch in [-1, 1] at `progress` (0 to 1) of the training.
 
-        The codebook follows the data in every step; `generator` draws the vectors that replace dead
-        codes. All parameters always get a gradient. Under torch.distributed every rank must call
-        it in every step.
+        In training the codebook follows the data in every step; `generator` draws the vectors that
+        replace dead codes. Under torch.distributed every rank must call it in every step.
         """
         tokenizer = self.tokenizer
         latents = tokenizer.autoencoder.encode(frames)
@@ -62,10 +61,11 @@ class Learner(nn.Module):
                 self.discriminator, frames, reconstruction, losses, progress
             )
             loss, terms = loss + adversarial.loss, terms | adversarial.terms
-        restarted = tokenizer.quantizer.codebook.update(
-            quantized.vectors, quantized.codes, generator
-        )
-        terms["restarted_codes"] = restarted.to(torch.float32)
+        if self.training:
+            restarted = tokenizer.quantizer.codebook.update(
+                quantized.vectors, quantized.codes, generator
+            )
+            terms["restarted_codes"] = restarted.to(torch.float32)
         return LossOutput(loss, terms)
 
     def _adversarial(
@@ -79,9 +79,7 @@ class Learner(nn.Module):
         """What deceiving the critics adds to the tokenizer's loss, and the critics' own loss."""
         config = discriminator.config
         if progress < config.start_share:
-            # DistributedDataParallel waits for a gradient of every parameter.
-            idle = [each.sum() for each in discriminator.parameters()]
-            return LossOutput(0 * torch.stack(idle).sum(), {})
+            return LossOutput(reconstruction.new_zeros(()), {})
         reconstruction = reconstruction.float()
         deception = discriminator.deception(reconstruction)
         weight = torch.tensor(config.weight_at(progress), device=frames.device)

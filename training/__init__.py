@@ -23,10 +23,16 @@ Its rooms:
                                 clips by number, as files, by several processes
     edit_config edit_source known_region editing edit_files edit_cli
                                 a clip of which a part is made anew
-    reconstructions             what a tokenizer in training makes of some clips
-    data draws tasks            batches and draws as functions of the step; what is learned
-    optimizer schedule average guard checkpoint metrics trainer
+    reconstructions generator_preview
+                                what a tokenizer or generator in training makes
+    data held_out draws tasks   batches and draws as functions of the step; what is learned
+    ranks parallel signals      processes that train together, a model over them, a polite end
+    optimizer muon schedule average guard trainer
                                 the loop and its parts
+    checkpoint training_state tensor_parts weights warm_start
+                                what a run goes on from, and what others begin with
+    metrics sums loss_parts profiling
+                                what there is to see of it
     flops                       the operations that a clip costs it, and those of a GPU
     launch                      one process, torchrun, Ray
     run config presets cli      run folders, settings, commands

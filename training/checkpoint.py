@@ -1,13 +1,15 @@
-"""Checkpoints of a run: weights and optimizer state as safetensors, the rest as JSON; no pickle.
+"""Checkpoints of a run: what training needs to go on exactly, on any number of ranks.
 
-    RUN/checkpoints/step_00000400/model.safetensors      the module's parameters and buffers
-                                  optimizer.safetensors  `parameter name/state name`
-                                  average.safetensors    the trained part with averaged weights
-                                  state.json             step, identity of the run
-    RUN/checkpoints/latest                               the name of the newest whole one
+    RUN/checkpoints/step_00000400/index.json, rank_*.safetensors    see `tensor_parts`; tensors are
+                                      model/NAME            parameters and buffers
+                                      optimizer/NAME/STATE  what the optimizers remember
+                                      average/NAME          averaged parameters
+                                  state.json      step, position in the data, identity of the run
+    RUN/checkpoints/latest                        the name of the newest whole one
 
 A folder is written under a temporary name and renamed; `latest` is replaced last. So a run that is
-killed at any moment opens at its last whole checkpoint.
+killed at any moment opens at its last whole checkpoint. Tensors are copied and then written by a
+thread, with a process group of its own, while training goes on: one checkpoint at a time.
 """
 
 from __future__ import annotations
@@ -15,55 +17,99 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
 
 from tokenizer.settings import UserError
-from training.average import WeightAverage
+from training.config import TrainerConfig
+from training.ranks import rank_and_world_size
+from training.tensor_parts import Stored, write_tensors
 
 FOLDER = "checkpoints"
+STATE = "state.json"
+MODEL, OPTIMIZER, AVERAGE = "model/", "optimizer/", "average/"
+_FORMAT = 2
 _LATEST = "latest"
-_AVERAGE = "average.safetensors"
+_MOST_NAMED = 3
 
 
-def save_checkpoint(
-    run: Path,
-    step: int,
-    module: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    identity: dict[str, Any],
-    keep: int,
-    average: WeightAverage | None = None,
-) -> Path:
-    """Writes the state after `step` steps, makes it the latest, and removes all but `keep`."""
-    folder = run / FOLDER
-    name = f"step_{step:08d}"
-    temporary = folder / f".{name}.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    weights = {key: value.contiguous() for key, value in module.state_dict().items()}
-    save_file(weights, temporary / "model.safetensors")
-    save_file(_optimizer_state(module, optimizers), temporary / "optimizer.safetensors")
-    state = {"step": step, "identity": identity}
-    if average is not None:
-        averaged = {key: value.contiguous() for key, value in average.state().items()}
-        save_file(averaged, temporary / _AVERAGE)
-        state["averaged_steps"] = average.num_updates
-    (temporary / "state.json").write_text(json.dumps(state, indent=1) + "\n")
-    for file in temporary.iterdir():
-        _sync(file)
-    shutil.rmtree(folder / name, ignore_errors=True)
-    temporary.rename(folder / name)
-    _replace(folder / _LATEST, name + "\n")
-    for old in sorted(folder.glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
-    return folder / name
+class Checkpoints:
+    """Writes the checkpoints of a run. Every rank has one and calls it alike."""
+
+    def __init__(self, run: Path, config: TrainerConfig) -> None:
+        self._folder = run / FOLDER
+        self._config = config
+        self._is_first = rank_and_world_size()[0] == 0
+        # Its own group: a checkpoint's messages must not come between those of training.
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        if self._is_first:
+            for left in self._folder.glob(".*.writing"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Begins to write the state after `step` steps, which becomes the latest.
+
+        Waits for the one before. UserError when that could not be written.
+        """
+        self.wait()
+        copied = {name: each.detach().cpu().clone() for name, each in tensors.items()}
+        self._pending = self._thread.submit(self._write, step, copied, dict(state))
+        if not self._config.save_aside:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was begun is written; UserError on every rank when it could not be."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except dcp.CheckpointException as error:
+            rank, reason = next(iter(error.failures.items()))
+            raise UserError(
+                f"{self._folder}: a checkpoint could not be written ({reason[0]}; rank {rank})"
+            ) from None
+
+    def close(self) -> None:
+        """Waits; nothing can be saved any more."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+        dist.destroy_process_group(self._group)
+
+    def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        name = f"step_{step:08d}"
+        temporary = self._folder / f".{name}.writing"
+        if self._is_first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        dist.barrier(self._group)
+        write_tensors(temporary, tensors, self._group)
+        if self._is_first:
+            _write_synced(temporary / STATE, json.dumps({"format": _FORMAT, **state}, indent=1))
+            self._publish(temporary, name)
+        dist.barrier(self._group)
+
+    def _publish(self, temporary: Path, name: str) -> None:
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+        temporary.rename(self._folder / name)
+        pointer = self._folder / f".{_LATEST}.writing"
+        _write_synced(pointer, name)
+        os.replace(pointer, self._folder / _LATEST)
+        names = sorted(each.name for each in self._folder.glob("step_*"))
+        every = self._config.keep_every
+        for old in names[: -self._config.keep_checkpoints]:
+            if old != name and not (every and int(old.removeprefix("step_")) % every == 0):
+                shutil.rmtree(self._folder / old)
 
 
 def latest_checkpoint(run: Path) -> Path | None:
@@ -71,15 +117,18 @@ def latest_checkpoint(run: Path) -> Path | None:
     pointer = run / FOLDER / _LATEST
     if not pointer.exists():
         return None
-    folder = run / FOLDER / pointer.read_text().strip()
-    return folder if (folder / "state.json").exists() else None
+    folder = run / FOLDER / Path(pointer.read_text().strip()).name
+    return folder if (folder / STATE).exists() else None
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """`step` and `identity`; UserError when damaged."""
+    """What is in `state.json`; UserError when damaged."""
     try:
-        return json.loads((checkpoint / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        state = json.loads((checkpoint / STATE).read_text())
+        if state["format"] != _FORMAT:
+            raise UserError(f"{checkpoint}: written by another version of this program")
+        return state
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{checkpoint}: damaged checkpoint ({error})") from None
 
 
@@ -95,91 +144,35 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
             )
 
 
-def load_weights(checkpoint: Path, module: nn.Module, averaged: bool = False) -> None:
-    """Fills the module; UserError when the checkpoint is of another model.
-
-    With `averaged` the module is the trained part, and its weights are the averaged ones if the run
-    has them.
-    """
-    path = checkpoint / _AVERAGE
-    if not averaged or not path.exists():
-        path = checkpoint / "model.safetensors"
-    module.load_state_dict(_fitting(path, module))
-
-
-def load_average(checkpoint: Path, average: WeightAverage) -> None:
-    """Goes on averaging where the checkpoint was written, or begins with its weights."""
-    path = checkpoint / _AVERAGE
-    if path.exists():
-        average.load(_fitting(path, average.module), read_state(checkpoint)["averaged_steps"])
-
-
-def _fitting(path: Path, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a file; UserError unless they are those of the module."""
-    tensors = _read(path)
-    wanted = module.state_dict()
-    problems = [f"missing {key}" for key in sorted(wanted.keys() - tensors.keys())]
-    problems += [f"unexpected {key}" for key in sorted(tensors.keys() - wanted.keys())]
+def check_fit(
+    checkpoint: Path,
+    stored: Mapping[str, Stored],
+    wanted: Mapping[str, Tensor],
+    unexpected: Iterable[str] = (),
+) -> None:
+    """UserError when a wanted tensor is not there or of another shape, and for unexpected ones."""
+    problems = [f"missing {_name(name)}" for name in wanted if name not in stored]
+    problems += [f"unexpected {_name(name)}" for name in sorted(unexpected)]
     problems += [
-        f"{key} is {list(tensors[key].shape)}, not {list(wanted[key].shape)}"
-        for key in sorted(wanted.keys() & tensors.keys())
-        if tensors[key].shape != wanted[key].shape
+        f"{_name(name)} is {list(stored[name].shape)} {stored[name].dtype}, not "
+        f"{list(value.shape)} {value.dtype}"
+        for name, value in wanted.items()
+        if name in stored and (stored[name].shape, stored[name].dtype) != (value.shape, value.dtype)
     ]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        more = f" and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
         raise UserError(
-            f"{path.parent}: a checkpoint of another model: {'; '.join(problems[:3])}{more}"
+            f"{checkpoint}: a checkpoint of another model: "
+            f"{'; '.join(problems[:_MOST_NAMED])}{more}"
         )
-    return tensors
 
 
-def load_optimizers(
-    checkpoint: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> None:
-    """Fills the optimizers' state, by parameter name."""
-    parameters = dict(module.named_parameters())
-    owner = {
-        each: optimizer
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for each in group["params"]
-    }
-    for key, tensor in _read(checkpoint / "optimizer.safetensors").items():
-        name, entry = key.rsplit("/", 1)
-        if name not in parameters or parameters[name] not in owner:
-            raise UserError(f"{checkpoint}: optimizer state of unknown parameter {name}")
-        parameter = parameters[name]
-        owner[parameter].state[parameter][entry] = tensor.to(parameter.device)
+def _name(name: str) -> str:
+    return name.removeprefix(MODEL).replace("torch.", "")
 
 
-def _optimizer_state(
-    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    return {
-        f"{names[parameter]}/{entry}": value.contiguous()
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        for entry, value in optimizer.state[parameter].items()
-    }
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged checkpoint ({error})") from None
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text)
-    _sync(temporary)
-    os.replace(temporary, path)
-
-
-def _sync(path: Path) -> None:
+def _write_synced(path: Path, text: str) -> None:
+    path.write_text(text + "\n")
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

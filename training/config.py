@@ -30,7 +30,18 @@ class DataConfig:
     buckets: tuple[str, ...] = setting(
         (), "shapes to train on; several take turns by their number of clips (empty: the longest)"
     )
+    batch_sizes: dict[str, int] = setting(
+        help="clips in a batch of some shapes, like {t1_h256_w256: 256} (default: as many of each "
+        "as trainer.global_batch_size)",
+        default_factory=dict,
+    )
+    bucket_weights: dict[str, float] = setting(
+        help="how often clips of a shape are shown beside the others', like {t1_h256_w256: 0.5} "
+        "(default: 1, every clip as often as any other)",
+        default_factory=dict,
+    )
     split: str = setting("train", "split to train on")
+    validation_split: str = setting("val", "split of the clips that are held out")
     where: str | None = setting(
         None, "train on the clips for which this holds, like \"motion > 1.5 and label == 'cat'\""
     )
@@ -53,8 +64,11 @@ class DataConfig:
     threads: int = setting(1, "threads that read the next batches ahead; 0 reads when asked")
 
     def __post_init__(self) -> None:
-        if any(weight <= 0 for weight in self.mixture.values()):
-            raise ValueError("mixture: weights must be positive")
+        for name in ("mixture", "bucket_weights"):
+            if any(weight <= 0 for weight in getattr(self, name).values()):
+                raise ValueError(f"{name}: weights must be positive")
+        if any(size < 1 for size in self.batch_sizes.values()):
+            raise ValueError("batch_sizes: sizes must be at least 1")
         if self.window_shards < 1 or not 0 <= self.threads <= 16:
             raise ValueError("window_shards must be at least 1, threads between 0 and 16")
 
@@ -152,35 +166,131 @@ class ScheduleConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     num_steps: int = setting(400, "optimizer steps")
-    global_batch_size: int = setting(24, "clips per step, over all ranks")
+    global_batch_size: int = setting(
+        24, "clips in a batch, over all ranks; data.batch_sizes says others for some shapes"
+    )
+    batches_per_step: int = setting(
+        1, "batches whose gradients are added up for a step; each of them has one shape"
+    )
+    micro_batch_size: int | None = setting(
+        None,
+        "most clips that a rank computes at once, a matter of memory alone (default: all it has)",
+    )
     seed: int = setting(0, "everything drawn in training follows from it")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to train")
     log_every: int = setting(10, "steps between lines of metrics")
     checkpoint_every: int = setting(200, "steps between checkpoints; the last step always has one")
-    keep_checkpoints: int = setting(2, "checkpoints to keep")
+    keep_checkpoints: int = setting(2, "newest checkpoints to keep")
+    keep_every: int = setting(
+        0, "checkpoints after a multiple of so many steps are kept for good; 0: none"
+    )
+    save_aside: bool = setting(
+        True, "checkpoints are copied and written while training goes on, one at a time"
+    )
     tensorboard: bool = setting(True, "also write the metrics for TensorBoard")
+    wandb: str | None = setting(
+        None, "also send the metrics to this project of Weights & Biases (pip install wandb)"
+    )
     preview_every: int = setting(
         300,
-        "tokenizers: steps between previews (pictures for TensorBoard, health of the codes); 0: "
-        "none",
+        "steps between previews: samples of a generator, reconstructions of a tokenizer and the "
+        "health of its codes; 0: none",
+    )
+    preview_clips: int = setting(8, "generators: clips that a preview samples")
+    validate_every: int = setting(
+        0, "steps between losses of held-out clips; 0: none (see validation_clips)"
+    )
+    validation_clips: int = setting(512, "most clips of data.validation_split, of each shape")
+    profile_steps: tuple[int, ...] = setting(
+        (), "first and last of the steps whose trace is written to OUT/profile, like [20, 23]"
     )
     precision: Literal["float32", "bfloat16"] = setting(
-        "float32", "bfloat16: automatic mixed precision; quantizer and losses stay in float32"
+        "float32",
+        "bfloat16: a generator computes with weights of that type, the weights that are trained, "
+        "the sums of gradients and logits stay float32; a tokenizer computes in automatic mixed "
+        "precision, its quantizer and losses in float32",
     )
     ema_decay: float = setting(
         0.0, "decay of the averaged weights, which are then the result; 0 keeps no average"
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "global_batch_size", "log_every", "checkpoint_every"):
+        for name in (
+            "num_steps",
+            "global_batch_size",
+            "batches_per_step",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "preview_clips",
+            "validation_clips",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
-        if self.keep_checkpoints < 1:
-            raise ValueError(f"keep_checkpoints ({self.keep_checkpoints}) must be at least 1")
-        if self.preview_every < 0:
-            raise ValueError(f"preview_every ({self.preview_every}) must not be negative")
+        for name in ("keep_every", "preview_every", "validate_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size ({self.micro_batch_size}) must be at least 1")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay ({self.ema_decay}) must lie in [0, 1)")
+        steps = self.profile_steps
+        if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
+            raise ValueError(
+                f"profile_steps ({list(steps)}) must be a first step, at least 1, and a last one"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the ranks share a model: replicate x shard ranks in all."""
+
+    replicate: int = setting(1, "groups of ranks that each hold the whole model (HSDP)")
+    shard: int | None = setting(
+        None, "ranks of a group, which share weights and optimizer state (default: all there are)"
+    )
+    gather_twice: bool = setting(
+        True,
+        "drop the gathered weights of a block after its forward pass and gather them again for the "
+        "backward pass: less memory, half as much communication again",
+    )
+    recompute: Literal["none", "selective", "full"] = setting(
+        "none",
+        "activations of a block that are computed again in the backward pass, to save memory: "
+        "none; all but those of matrix products and attention; or all",
+    )
+    compile: bool = setting(False, "compile the blocks: a minute at first, faster steps after it")
+
+    def __post_init__(self) -> None:
+        if self.replicate < 1 or (self.shard is not None and self.shard < 1):
+            raise ValueError("replicate: replicate and shard must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What to do in a step whose loss or gradient is no number, or whose loss is far too high."""
+
+    action: Literal["stop", "skip", "roll_back"] = setting(
+        "stop",
+        "in a bad step: stop; leave the weights as they are and go on with the next data; or "
+        "return to the last checkpoint and go on with the data behind the bad step's",
+    )
+    spike: float = setting(
+        0.0,
+        "a loss is bad if it is so many (robust) standard deviations above the median of the last "
+        "steps of its shapes; 0: only what is no number is bad",
+    )
+    window: int = setting(200, "spike: how many of the last steps are compared with")
+    warmup: int = setting(50, "spike: how many steps there must be before a loss is compared")
+    budget: int = setting(10, "skip, roll_back: bad steps of a run before it stops")
+
+    def __post_init__(self) -> None:
+        if self.spike < 0 or self.budget < 0:
+            raise ValueError("spike: spike and budget must not be negative")
+        if not 2 <= self.warmup <= self.window:
+            raise ValueError(
+                f"warmup ({self.warmup}) must lie between 2 and window ({self.window})"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +359,36 @@ class DrawConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorRun:
+class WarmStartConfig:
+    """Weights of another run that a run begins with, before its first step."""
+
+    run: str | None = setting(
+        None, "folder of a run, or of one that was exported: its latest (averaged) weights"
+    )
+    fresh: tuple[str, ...] = setting(
+        (),
+        "patterns of parameters that begin at random because that run has none such, like "
+        "'heads.1.*'; any other that is missing there is an error",
+    )
+    left_out: tuple[str, ...] = setting(
+        (), "patterns of that run's parameters that this one has no use for; any other is an error"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """What the loop needs to know of a run, whatever it trains."""
+
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    schedule: ScheduleConfig = section(ScheduleConfig)
+    trainer: TrainerConfig = section(TrainerConfig)
+    parallel: ParallelConfig = section(ParallelConfig)
+    guard: GuardConfig = section(GuardConfig)
+    launch: LaunchConfig = section(LaunchConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRun(TrainingRun):
     """Training of a generator on code shards: `tessera train`."""
 
     out: str | None = setting(None, "folder of the run")
@@ -257,10 +396,7 @@ class GeneratorRun:
     method: MethodConfig = section(MethodConfig)
     model: ModelConfig = section(ModelConfig)
     condition: ConditionConfig = section(ConditionConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
-    schedule: ScheduleConfig = section(ScheduleConfig)
-    trainer: TrainerConfig = section(TrainerConfig)
-    launch: LaunchConfig = section(LaunchConfig)
+    begin: WarmStartConfig = section(WarmStartConfig)
     sampling: DrawConfig = section(
         DrawConfig, "how samples of this run are drawn when nothing else is said"
     )
@@ -283,7 +419,7 @@ class BeginConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerRun:
+class TokenizerRun(TrainingRun):
     """Training of a tokenizer on pixel shards: `tessera tokenizer train`."""
 
     out: str | None = setting(
@@ -299,11 +435,7 @@ class TokenizerRun:
     tokenizer: TokenizerConfig = section(TokenizerConfig)
     begin: BeginConfig = section(BeginConfig)
     lpips: LpipsFiles = section(LpipsFiles)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
     discriminator_optimizer: DiscriminatorOptimizerConfig = section(DiscriminatorOptimizerConfig)
-    schedule: ScheduleConfig = section(ScheduleConfig)
-    trainer: TrainerConfig = section(TrainerConfig)
-    launch: LaunchConfig = section(LaunchConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.reversed_share <= 1:

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.shards import Bucket, Dataset, Loader, LoaderConfig, Source, open_dataset
+from pipeline.shards import (
+    Bucket,
+    BucketPlan,
+    Dataset,
+    Loader,
+    LoaderConfig,
+    Source,
+    open_dataset,
+)
 from tokenizer.settings import UserError
 from training.config import DataConfig, TrainerConfig
 from training.vocabulary import FIELDS
@@ -43,14 +51,15 @@ def open_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
-    """The batches of one rank; UserError when there are fewer clips in a batch than ranks."""
-    if trainer.global_batch_size < world_size:
-        raise UserError(
-            f"trainer.global_batch_size ({trainer.global_batch_size}) must be at least one clip "
-            f"for each of {world_size} ranks"
-        )
+    """The batches of one rank.
+
+    UserError when a batch has fewer clips than there are ranks, or a bucket fewer than its batch;
+    then with a table of all buckets.
+    """
     settings = LoaderConfig(
         global_batch_size=trainer.global_batch_size,
+        batch_sizes=config.batch_sizes,
+        bucket_weights=config.bucket_weights,
         seed=trainer.seed,
         order=config.order,
         window_shards=config.window_shards,
@@ -59,7 +68,72 @@ def open_loader(
         damaged=config.damaged,
         threads=config.threads,
     )
-    return Loader(sources, settings, rank, world_size)
+    for name, sizes in (
+        ("batch_sizes", config.batch_sizes),
+        ("bucket_weights", config.bucket_weights),
+    ):
+        _check_names(name, sizes, sources)
+    loader = Loader(sources, settings, rank, world_size)
+    plans = loader.plan()
+    small = [each for each in plans if each.num_samples < each.batch_size]
+    if small:
+        first = small[0]
+        raise UserError(
+            f"bucket {first.bucket.name} has {first.num_samples} clips, too few for a batch of "
+            f"{first.batch_size}: give it a smaller one with data.batch_sizes, or name the buckets "
+            f"to train on with data.buckets\n{bucket_table(plans)}"
+        )
+    if trainer.micro_batch_size is not None:
+        _check_micro_batches(plans, trainer.micro_batch_size, world_size)
+    return loader
+
+
+def bucket_table(plans: Sequence[BucketPlan]) -> str:
+    """Each bucket with its clips, its batch and its share of batches and of codes."""
+    rows = [("bucket", "clips", "batch", "batches an epoch", "of batches", "of codes")]
+    codes = [each.share * each.batch_size * _num_codes(each.bucket) for each in plans]
+    for each, own in zip(plans, codes):
+        epoch = each.num_samples / each.batch_size
+        rows.append(
+            (
+                each.bucket.name,
+                f"{each.num_samples:,}",
+                f"{each.batch_size:,}",
+                f"{epoch:.1f}" if epoch >= 1 else f"{epoch:.1f}  <- too few clips",
+                f"{each.share:.0%}",
+                f"{own / sum(codes):.0%}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
+    return "\n".join(f"  {line.rstrip()}" for line in lines)
+
+
+def _num_codes(bucket: Bucket) -> int:
+    if bucket.schedule is not None:
+        return bucket.schedule.num_tokens
+    return bucket.num_frames * bucket.height * bucket.width
+
+
+def _check_names(setting: str, given: Mapping[str, float], sources: Sequence[Source]) -> None:
+    known = {name: None for source in sources for name in source.samples}
+    for name in given:
+        if name not in known:
+            raise UserError(
+                f"data.{setting}: {name} is not trained on; data.buckets are {', '.join(known)}"
+            )
+
+
+def _check_micro_batches(plans: Sequence[BucketPlan], most: int, world_size: int) -> None:
+    """UserError when a rank would have fewer clips than another one has micro-batches."""
+    for each in plans:
+        largest, smallest = -(-each.batch_size // world_size), each.batch_size // world_size
+        if -(-largest // most) > smallest:
+            raise UserError(
+                f"trainer.micro_batch_size ({most}): the batch of {each.bucket.name} "
+                f"({each.batch_size}) leaves some of {world_size} ranks without a clip in the last "
+                f"micro-batch; take a batch that {world_size} divides"
+            )
 
 
 def prompts_in(sources: Sequence[Source], kind: str, skip_damaged: bool) -> Iterator[str | None]:

@@ -1,7 +1,9 @@
-"""Metrics of a run: JSON lines, TensorBoard if wanted, a bar on a terminal or lines elsewhere."""
+"""Metrics of a run: JSON lines; TensorBoard and Weights & Biases if wanted; a bar on a terminal, or
+lines elsewhere."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ from typing import Any
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from tokenizer.settings import UserError
 from training.config import TrainerConfig
 
 
@@ -18,25 +21,41 @@ class Metrics:
     """Writes the metrics of one run; only the first rank has one."""
 
     def __init__(self, run: Path, config: TrainerConfig, first_step: int) -> None:
-        self._path = run / "metrics.jsonl"
-        self._num_steps = config.num_steps
-        _forget_after(self._path, first_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._writer: Any = None
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step or None)
+        self._run = run
+        self._config = config
+        self._open(first_step)
+        self._wandb = _wandb(run, config)
         if first_step:
             print(f"continuing after step {first_step}", file=sys.stderr)
         self._bar = _bar(first_step, config.num_steps) if sys.stderr.isatty() else None
 
     def close(self) -> None:
+        self._shut()
+        if self._wandb is not None:
+            self._wandb.finish()
+        if self._bar is not None:
+            self._bar[0].stop()
+
+    def forget_after(self, step: int) -> None:
+        """The steps behind this one will be written again."""
+        self._shut()
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        path = self._run / "metrics.jsonl"
+        _forget_after(path, step)
+        self._file = path.open("a", encoding="utf-8")
+        self._writer: Any = None
+        if self._config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = str(self._run / "tensorboard")
+            self._writer = SummaryWriter(folder, purge_step=step + 1 if step else None)
+
+    def _shut(self) -> None:
         self._file.close()
         if self._writer is not None:
             self._writer.close()
-        if self._bar is not None:
-            self._bar[0].stop()
 
     def write(
         self,
@@ -56,13 +75,15 @@ class Metrics:
                 self._writer.add_scalar(name, value, step)
             for name, picture in (pictures or {}).items():
                 self._writer.add_image(name, picture, step, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.log(rounded, step=step)
         if self._bar is not None:
             progress, task = self._bar
-            progress.update(task, completed=step, loss=rounded["loss"])
+            progress.update(task, completed=step, loss=rounded["loss"], speed=_speed(rounded))
         else:
             short = {name: value for name, value in rounded.items() if "/" not in name}
             shown = "  ".join(f"{name} {value:.4g}" for name, value in short.items())
-            print(f"step {step}/{self._num_steps}  {shown}", file=sys.stderr, flush=True)
+            print(f"step {step}/{self._config.num_steps}  {shown}", file=sys.stderr, flush=True)
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -76,6 +97,29 @@ def _forget_after(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+
+
+def _wandb(run: Path, config: TrainerConfig) -> Any:
+    """A run of Weights & Biases, of the same name each time; UserError where it is missing."""
+    if config.wandb is None:
+        return None
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise UserError(
+            "trainer.wandb: Weights & Biases is not installed: pip install wandb"
+        ) from None
+    return wandb.init(
+        project=config.wandb, name=run.name, dir=str(run), resume="allow", id=run.name
+    )
+
+
+def _speed(values: Mapping[str, float]) -> str:
+    """How fast it goes, as a terminal shows it."""
+    named = {name.removesuffix("_per_second"): each for name, each in values.items()}
+    told = [f"{named[name]:,.0f} {name}/s" for name in ("tokens", "clips") if name in named]
+    told += [f"MFU {values['mfu']:.1%}"] if "mfu" in values else []
+    return "  ".join(told)
 
 
 def _bar(first_step: int, num_steps: int) -> Any:
@@ -92,9 +136,11 @@ def _bar(first_step: int, num_steps: int) -> Any:
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
     progress.start()
-    return progress, progress.add_task("", total=num_steps, completed=first_step, loss=float("nan"))
+    return progress, progress.add_task(
+        "", total=num_steps, completed=first_step, loss=float("nan"), speed=""
+    )

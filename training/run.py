@@ -5,13 +5,12 @@ run.json          what made it: dataset, tokenizer, method, shapes; see `RunReco
 vocabulary.json   the classes, word pieces or captions of its condition
 captions.safetensors   with a frozen text tower: what it says of the captions
 tokenizer/        the tokenizer of its codes, so that the folder suffices to make videos
-checkpoints/      weights and optimizer state
+checkpoints/      weights and optimizer state; of an exported run, model.safetensors instead
 metrics.jsonl, tensorboard/
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,11 +26,12 @@ from tokenizer.model import Tokenizer
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError, read_settings, save_settings, to_dict
 from training.caption_features import FEATURES_FILE, load_features
-from training.checkpoint import latest_checkpoint, load_weights, read_state
+from training.checkpoint import read_state
 from training.config import GeneratorRun
 from training.generator import Generator
 from training.telling import with_new_captions
 from training.vocabulary import Vocabulary, load_vocabulary, save_vocabulary
+from training.weights import find_weights, load_weights, weights_hash
 
 Settings = TypeVar("Settings")
 _FORMAT = 1
@@ -61,6 +61,8 @@ class RunRecord:
     shapes: dict[str, Shape]
     source: dict[str, str] = field(default_factory=dict)
     """Of a published checkpoint: file, sha256, layout and part."""
+    exported_step: int = 0
+    """Of exported weights: after how many steps."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ def open_run(
     run, has no checkpoint yet, or the checkpoint or tokenizer is another one's.
     """
     record, config, vocabulary = read_run(run)
-    checkpoint = checkpoint or latest_checkpoint(run)
-    if checkpoint is None:
+    source = checkpoint or find_weights(run)
+    if source is None:
         raise UserError(f"{run}: no finished checkpoint yet; run `tessera train` on it first")
     tokenizer = load_tokenizer(run / "tokenizer", device=device)
     if tokenizer.fingerprint != record.tokenizer:
@@ -135,7 +137,7 @@ def open_run(
     order = generator.layout_for(generator.schedule).order
     if order.fingerprint != record.order:
         raise UserError(f"{run}: the order {record.method} has changed since this run was trained")
-    load_weights(checkpoint, generator, averaged=True)
+    load_weights(source, generator)
     if vocabulary.tower is not None:
         told = load_features(run / FEATURES_FILE)
         weights = text_weights or config.condition.weights
@@ -146,8 +148,8 @@ def open_run(
         vocabulary=vocabulary,
         generator=generator.to(device).eval().requires_grad_(False),
         tokenizer=tokenizer,
-        step=read_state(checkpoint)["step"],
-        fingerprint=_file_hash(checkpoint / "model.safetensors"),
+        step=record.exported_step if source == run else read_state(source)["step"],
+        fingerprint=weights_hash(generator),
     )
 
 
@@ -204,11 +206,3 @@ def pick_device(name: str) -> str:
     if name == "cuda" and not available:
         raise UserError("device is cuda, but this machine has no usable GPU; use cpu or auto")
     return ("cuda" if available else "cpu") if name == "auto" else name
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

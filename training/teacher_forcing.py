@@ -1,6 +1,6 @@
 """Cross-entropy of clips' codes under teacher forcing: the loss of training, and bits of clips.
 
-    code_loss(generator, quantizer, codes, prompts, sequence, schedule)       # nats, of all codes
+    code_losses(generator, quantizer, codes, prompts, sequence, schedule)     # nats, of each code
     bits_of(run, open_dataset(DATA).samples("val"))        # Bits(per_clip=412.3, ...)
 
 Where the order is random its cells come in one order a clip, drawn by the clip's number, so that
@@ -50,17 +50,18 @@ def code_logits(
     return generator(Known(sequence, codes, features), prompts, schedule).float()
 
 
-def code_loss(
+def code_losses(
     generator: Generator,
     quantizer: MultiScaleQuantizer,
     codes: Int[Tensor, "b l"],
     prompts: Int[Tensor, "b n"],
     sequence: Int[Tensor, "#b l"],
     schedule: Schedule,
-) -> Float[Tensor, ""]:
-    """The cross-entropy of all codes together, in nats; arguments are those of `code_logits`."""
+) -> Float[Tensor, "b l"]:
+    """The cross-entropy of each code, in nats; arguments are those of `code_logits`."""
     logits = code_logits(generator, quantizer, codes, prompts, sequence, schedule)
-    return F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum")
+    losses = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
+    return losses.view_as(codes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def bits_of(run: OpenedRun, samples: Samples, most: int | None = None) -> Bits:
         codes = torch.from_numpy(samples.gather(part).astype(np.int64))
         check_codes(codes, schedule, run.generator.codebook_size)
         sequence = [order.drawn(numpy_generator(0, "bits", int(number))) for number in part]
-        loss = code_loss(
+        losses = code_losses(
             run.generator,
             run.tokenizer.quantizer,
             codes.to(device),
@@ -106,7 +107,7 @@ def bits_of(run: OpenedRun, samples: Samples, most: int | None = None) -> Bits:
             torch.from_numpy(np.stack(sequence)).to(device),
             schedule,
         )
-        nats += float(loss)
+        nats += float(losses.double().sum())
         num_clips += len(part)
     if not num_clips:
         raise UserError(f"none of the {count} clips has a prompt that this run takes")

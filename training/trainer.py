@@ -1,244 +1,330 @@
 """The one training loop. It knows neither what it trains nor who launched it.
 
-A task brings a module, batches and a loss; a launcher may have initialised `torch.distributed`, in
-which case gradients are averaged by DistributedDataParallel. The loss of a rank is its sum times
-the number of ranks over the *global* count, so that unequal parts weigh as they should. A module
-may have several parts, each with optimizers of its own, and one loss whose terms keep to their
-part. Everything that a step draws is a function of the step: an interrupted run, started again,
-ends bit for bit where the undisturbed one does.
+A task brings a module, batches and a loss; a launcher has brought the ranks together. The module is
+sharded over them (`parallel`), and the loss of a rank is its sum times the number of ranks over the
+*global* count, so that unequal parts weigh as they should. A step may add up the gradients of
+several batches, each of one shape on all ranks. A module may have several parts, each with
+optimizers of its own, and one loss whose terms keep to their part.
+
+Everything that a step draws is a function of its position in the data: an interrupted run, started
+again, ends bit for bit where the undisturbed one does, and on another number of ranks it sees the
+same clips in every step.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.shards import Batch
+from tokenizer.settings import UserError
 from training.average import WeightAverage
-from training.checkpoint import (
-    check_identity,
-    latest_checkpoint,
-    load_average,
-    load_optimizers,
-    load_weights,
-    read_state,
-    save_checkpoint,
-)
-from training.config import ScheduleConfig, TrainerConfig
+from training.checkpoint import Checkpoints, check_identity, latest_checkpoint, read_state
+from training.config import TrainingRun
 from training.draws import seed_step
-from training.guard import refuse_nonfinite
+from training.guard import REPORT, Guard
 from training.metrics import Metrics
-from training.optimizer import forget, make_optimizers
+from training.optimizer import forget, make_optimizers, put
+from training.parallel import Skeleton, add_up_gradients, distribute, make_mesh, whole
+from training.profiling import Profile
+from training.ranks import barrier, rank_and_world_size, summed, together
 from training.schedule import learning_rate_factor
-from training.tasks.task import Losses, Part, Preview, Task
+from training.signals import Stopping
+from training.sums import Sums
+from training.tasks.task import Mean, Moment, Part, Preview, Task
+from training.training_state import TrainingState
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The end of a run."""
+    """The end of a run, or where it was asked to stop."""
 
     step: int
     checkpoint: Path
+    is_finished: bool = True
 
 
-def train(task: Task, run: Path, schedule: ScheduleConfig, trainer: TrainerConfig) -> Trained:
+def train(task: Task, run: Path, config: TrainingRun) -> Trained:
     """Trains `task` in the folder `run` up to `trainer.num_steps`, from its latest checkpoint.
 
-    Raises UserError when that checkpoint is of another model, data set or seed, and when a loss is
-    no number.
+    Every rank of a process group calls it. Asked to stop by a signal, all finish the step and save.
+    Raises UserError, on every rank, when that checkpoint is of another model, data set or seed or
+    damaged, when the ranks do not fit the mesh, and when a step is bad and the guard stops there.
     """
-    rank, world_size = rank_and_world_size()
-    is_first = rank == 0
-    device = next(task.module.parameters()).device
-    optimizers = [
-        each
-        for part in task.parts
-        for each in make_optimizers(part.module, part.is_matrix, part.optimizer)
-    ]
-    first_step, average = _restored(task, run, optimizers, trainer.ema_decay)
-    step_module = _wrapped(task, world_size, trainer.precision)
-    if is_first:
-        task.prepare(run)
-    metrics = Metrics(run, trainer, first_step) if is_first else None
-    sums = _Sums(device)
-    task.module.train()
-    with task.loader.batches(first_step, trainer.num_steps) as batches:
-        for step in range(first_step, trainer.num_steps):
-            rate = learning_rate_factor(schedule, step, trainer.num_steps)
-            seed_step(trainer.seed, step, rank)
-            started = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - started
-            losses: Losses = step_module(batch, step)
-            count = _summed(torch.tensor(float(losses.num_units), device=device))
-            (losses.loss * (world_size / count)).backward()
-            renewed = {key: rows for part in task.parts for key, rows in part.renewed().items()}
-            forget(optimizers, renewed)
-            norms = [_clipped(part) for part in task.parts]
-            refuse_nonfinite(norms, losses.loss, batch, step)
-            _apply(optimizers, rate)
-            if average is not None:
-                average.update(renewed)
-            sums.add(losses, waited, time.perf_counter() - started)
-            done = step + 1
-            is_last = done == trainer.num_steps
-            is_shown = trainer.preview_every > 0 and (done % trainer.preview_every == 0 or is_last)
-            if done % trainer.log_every == 0 or is_last or is_shown:
-                values = sums.take(task.unit)
-                if metrics is not None:
-                    values["learning_rate"] = optimizers[0].param_groups[0]["lr"]
-                    values |= _named(task.parts, norms)
-                    shown = _preview(task, average) if is_shown else Preview()
-                    metrics.write(done, values | dict(shown.values), shown.pictures)
-            if is_first and (done % trainer.checkpoint_every == 0 or is_last):
-                keep = trainer.keep_checkpoints
-                save_checkpoint(run, done, task.module, optimizers, task.identity, keep, average)
-    if metrics is not None:
-        metrics.close()
-        with _averaged(average):
-            task.finish(run)
-    barrier()
-    checkpoint = latest_checkpoint(run)
-    assert checkpoint is not None
-    return Trained(trainer.num_steps, checkpoint)
+    with _Loop(task, run, config) as loop:
+        return loop.run()
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of ranks; (0, 1) without `torch.distributed`."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+class _Loop:
+    """A run on one rank: what it needs, and how far it is."""
 
+    def __init__(self, task: Task, run: Path, config: TrainingRun) -> None:
+        self.task, self.run_folder, self.config = task, run, config
+        self.rank, self.world_size = rank_and_world_size()
+        self.is_first = self.rank == 0
+        self.device = next(task.module.parameters()).device
+        self.step = self.position = 0
+        mesh = together(lambda: make_mesh(config.parallel, self.device))
+        checkpoint = together(self._checkpoint)
+        if checkpoint is None:
+            together(task.begin)
+        self.skeleton = Skeleton(task.module) if self.world_size > 1 or task.weight_dtype else None
+        distribute(task.module, task.blocks, mesh, config.parallel, task.weight_dtype)
+        optimizers = [
+            each
+            for part in task.parts
+            for each in make_optimizers(part.module, part.is_matrix, part.optimizer)
+        ]
+        decay = config.trainer.ema_decay
+        average = WeightAverage(task.parts[0].module, decay) if decay else None
+        self.state = TrainingState(task.module, optimizers, average)
+        self.guard = Guard(config.guard)
+        if checkpoint is not None:
+            together(lambda: self._restore(checkpoint))
+        if self.is_first:
+            task.prepare(run)
+        self.checkpoints = Checkpoints(run, config.trainer)
+        self.metrics = Metrics(run, config.trainer, self.step) if self.is_first else None
+        self.profile = Profile(run, config.trainer, self.is_first)
+        self.sums = Sums(self.device)
 
-def barrier() -> None:
-    """Waits for all ranks."""
-    if rank_and_world_size()[1] > 1:
-        dist.barrier()
+    def run(self) -> Trained:
+        trainer = self.config.trainer
+        self.task.module.train()
+        with Stopping() as stopping, self.task.loader.batches(self.position) as batches:
+            is_stopped = False
+            while self.step < trainer.num_steps and not is_stopped:
+                with self.profile.step(self.step + 1):
+                    is_stopped = self._step(batches, stopping)
+                is_last = self.step == trainer.num_steps or is_stopped
+                if self.step % trainer.checkpoint_every == 0 or is_last:
+                    self._save()
+            self.checkpoints.wait()
+        is_finished = self.step == trainer.num_steps
+        if is_finished:
+            with self._whole() as module:
+                if module is not None:
+                    self.task.finish(module, self.run_folder)
+        barrier()
+        checkpoint = latest_checkpoint(self.run_folder)
+        assert checkpoint is not None
+        return Trained(self.step, checkpoint, is_finished)
 
+    def __enter__(self) -> _Loop:
+        return self
 
-def _restored(
-    task: Task, run: Path, optimizers: list[torch.optim.Optimizer], ema_decay: float
-) -> tuple[int, WeightAverage | None]:
-    """Begins, or loads the latest checkpoint: how many steps are done, and the averaged weights."""
-    checkpoint = latest_checkpoint(run)
-    if checkpoint is None:
-        task.begin()
-    else:
-        check_identity(checkpoint, task.identity)
-        load_weights(checkpoint, task.module)
-        load_optimizers(checkpoint, task.module, optimizers)
-    average = WeightAverage(task.parts[0].module, ema_decay) if ema_decay else None
-    if checkpoint is None:
-        return 0, average
-    if average is not None:
-        load_average(checkpoint, average)
-    return int(read_state(checkpoint)["step"]), average
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """However it ends: a checkpoint that was begun is written."""
+        if self.metrics is not None:
+            self.metrics.close()
+        self.profile.close()
+        with nullcontext() if kind is None else suppress(UserError):
+            self.checkpoints.close()
 
+    def _step(self, stream: Iterator[Batch], stopping: Stopping) -> bool:
+        """One step, which may turn out bad; whether a rank was asked to stop."""
+        trainer, task, state = self.config.trainer, self.task, self.state
+        started = time.perf_counter()
+        batches = [next(stream) for _ in range(trainer.batches_per_step)]
+        waited = time.perf_counter() - started
+        seed_step(trainer.seed, self.position, self.rank)
+        count = sum(task.count(each) for each in batches)
+        total = summed(torch.tensor(float(count), device=self.device))
+        loss, metrics = self._gradients(batches, total)
+        renewed = {key: each for part in task.parts for key, each in part.renewed().items()}
+        forget(state.optimizers, renewed)
+        norms = [_clipped(part) for part in task.parts]
+        own = torch.stack([loss, torch.tensor(float(stopping.is_asked), device=self.device)])
+        of_all, is_asked, *told = torch.cat(
+            [summed(own.double()), total.double()[None], *(each.double()[None] for each in norms)]
+        ).tolist()
+        mean, told = of_all / told[0], told[1:]
+        shapes = " ".join(sorted({each.bucket.name for each in batches}))
+        reason = self.guard.verdict(mean, told, shapes)
+        position, self.position = self.position, self.position + len(batches)
+        if reason is not None:
+            is_blamed = not bool(torch.isfinite(loss))
+            self.guard.act(self.run_folder, self.step, position, reason, batches, is_blamed)
+            self._pass_over()
+            return is_asked > 0
+        rate = learning_rate_factor(self.config.schedule, self.step, trainer.num_steps)
+        _apply(state.optimizers, rate)
+        put(renewed)
+        if state.average is not None:
+            state.average.update(renewed)
+        self.step += 1
+        flops = sum(task.flops(each) for each in batches)
+        for each in metrics:
+            self.sums.add(each)
+        self.sums.add_loss(loss)
+        self.sums.spent(count, flops, waited, time.perf_counter() - started)
+        self._tell(dict(zip(_norm_names(task.parts), told)))
+        return is_asked > 0
 
-class _Step(nn.Module):
-    """The loss of a task as the forward pass of a module, which is what DDP wraps."""
+    def _gradients(
+        self, batches: Sequence[Batch], total: Tensor
+    ) -> tuple[Tensor, list[Mapping[str, Mean]]]:
+        """Adds up the gradients of a step; this rank's sum of the loss, and its metrics."""
+        trainer = self.config.trainer
+        progress = self.step / trainer.num_steps
+        parts = [
+            (part, Moment(self.position + number, progress))
+            for number, batch in enumerate(batches)
+            for part in _micro_batches(batch, trainer.micro_batch_size, self.world_size)
+        ]
+        loss, metrics = torch.zeros((), device=self.device), []
+        for number, (part, moment) in enumerate(parts):
+            add_up_gradients(self.task.module, is_last=number == len(parts) - 1)
+            losses = self.task.losses(part, moment)
+            # Gradients are averaged over the ranks, and wanted as a sum over the global count.
+            (losses.loss * (self.world_size / total)).backward()
+            loss = loss + losses.loss.detach().float()
+            metrics.append(losses.metrics)
+        return loss, metrics
 
-    def __init__(self, task: Task, precision: str) -> None:
-        super().__init__()
-        self.module = task.module
-        self._losses = task.losses
-        self._precision = precision
-        self._device = next(task.module.parameters()).device.type
+    def _tell(self, norms: dict[str, float]) -> None:
+        """Metrics, previews and losses of held-out clips, when it is time for them."""
+        trainer, done = self.config.trainer, self.step
+        is_last = done == trainer.num_steps
 
-    def forward(self, batch: Batch, step: int) -> Losses:
-        with torch.autocast(
-            self._device, dtype=torch.bfloat16, enabled=self._precision == "bfloat16"
-        ):
-            return self._losses(batch, step)
+        def is_time(every: int) -> bool:
+            return every > 0 and (done % every == 0 or is_last)
 
+        is_shown, is_checked = is_time(trainer.preview_every), is_time(trainer.validate_every)
+        if not (is_time(trainer.log_every) or is_shown or is_checked):
+            return
+        values = self.sums.take(self.task.unit)
+        values["learning_rate"] = self.state.optimizers[0].param_groups[0]["lr"]
+        values |= norms
+        if self.guard.num_bad:
+            values["bad_steps"] = self.guard.num_bad
+        if is_checked:
+            values |= self._held_out()
+        shown = self._preview() if is_shown else Preview()
+        if self.metrics is not None:
+            self.metrics.write(done, values | dict(shown.values), shown.pictures)
 
-def _wrapped(task: Task, world_size: int, precision: str) -> nn.Module:
-    step_module = _Step(task, precision)
-    if world_size == 1:
-        return step_module
-    # Buffers are the same on every rank because every rank computes the same ones.
-    with warnings.catch_warnings():  # torch 2.15 renames the setting; 2.11 knows this name only
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return DistributedDataParallel(
-            step_module, broadcast_buffers=False, find_unused_parameters=task.skips_parameters
+    def _held_out(self) -> dict[str, float]:
+        """The mean loss of held-out clips with the weights that the run would end with."""
+        sums, progress = Sums(self.device), self.step / self.config.trainer.num_steps
+        self.task.module.eval()
+        with self._averaged(), torch.no_grad():
+            for number, batch in enumerate(self.task.held_out()):
+                losses = self.task.losses(batch, Moment(number, progress))
+                sums.add(losses.metrics)
+                sums.add_loss(losses.loss)
+                sums.spent(self.task.count(batch), 0.0, 0.0, 0.0)
+        self.task.module.train()
+        return {f"held_out/{name}": value for name, value in sums.means().items()}
+
+    def _preview(self) -> Preview:
+        """What would be seen if the run ended now; only on the first rank."""
+        with self._whole() as module:
+            shown = Preview()
+            if module is not None:
+                shown = self.task.preview(module, self.run_folder, self.step)
+        barrier()
+        return shown
+
+    @contextmanager
+    def _whole(self) -> Iterator[nn.Module | None]:
+        """The module in one piece with its averaged weights on the first rank, None on others."""
+        module = self.task.module
+        with self._averaged(), torch.no_grad():
+            if self.skeleton is not None:
+                yield self.skeleton.filled(module.state_dict())
+            else:
+                module.eval()
+                yield module
+                module.train()
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.state.average is None else self.state.average.applied()
+
+    def _save(self) -> None:
+        average = self.state.average
+        self.checkpoints.save(
+            self.step,
+            self.state.tensors(),
+            {
+                "step": self.step,
+                "position": self.position,
+                "identity": self.task.identity,
+                "averaged_steps": 0 if average is None else average.num_updates,
+                "guard": self.guard.state(),
+                "ranks": self.world_size,
+            },
         )
+
+    def _checkpoint(self) -> Path | None:
+        """The checkpoint to go on from; UserError when it is another run's."""
+        checkpoint = latest_checkpoint(self.run_folder)
+        if checkpoint is not None:
+            check_identity(checkpoint, self.task.identity)
+        return checkpoint
+
+    def _restore(self, checkpoint: Path) -> bool:
+        saved = read_state(checkpoint)
+        try:
+            self.step, self.position = int(saved["step"]), int(saved["position"])
+            self.guard.remember(saved["guard"])
+            averaged_steps = int(saved["averaged_steps"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{checkpoint}: damaged checkpoint ({error})") from None
+        if self.state.restore(checkpoint) and self.state.average is not None:
+            self.state.average.num_updates = averaged_steps
+        return True
+
+    def _pass_over(self) -> None:
+        """After a bad step: its data is not seen again, and nothing of it is left."""
+        for optimizer in self.state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self.config.guard.action != "roll_back":
+            return
+        self.checkpoints.wait()
+        barrier()
+        checkpoint = latest_checkpoint(self.run_folder)
+        if checkpoint is None:
+            raise UserError(
+                f"{self.run_folder}: nothing to roll back to, the first checkpoint comes after "
+                f"step {self.config.trainer.checkpoint_every}; see {self.run_folder / REPORT}"
+            )
+        position = self.position
+        together(lambda: self._restore(checkpoint))
+        self.position = position
+        self.sums.clear()
+        if self.metrics is not None:
+            self.metrics.forget_after(self.step)
+
+
+def _micro_batches(batch: Batch, most: int | None, world_size: int) -> list[Batch]:
+    """Equal parts of at most `most` clips, as many as on any other rank."""
+    largest = -(-batch.global_size // world_size)
+    count = -(-largest // (most or largest))
+    bounds = [len(batch) * number // count for number in range(count + 1)]
+    return [batch.part(*each) for each in zip(bounds, bounds[1:])]
 
 
 def _clipped(part: Part) -> Tensor:
     """The norm of a part's gradient, which is scaled down to `clip_norm` if longer (0: left)."""
     parameters = [each for each in part.module.parameters() if each.grad is not None]
-    return nn.utils.clip_grad_norm_(parameters, part.optimizer.clip_norm or float("inf"))
+    norm = nn.utils.clip_grad_norm_(parameters, part.optimizer.clip_norm or float("inf"))
+    return whole(norm)
 
 
-def _named(parts: Sequence[Part], norms: Sequence[Tensor]) -> dict[str, float]:
-    """The norms for the log: the first part's is `gradient_norm`."""
-    names = ["gradient_norm", *(f"{part.name}_gradient_norm" for part in parts[1:])]
-    return {name: float(norm) for name, norm in zip(names, norms)}
+def _norm_names(parts: Sequence[Part]) -> list[str]:
+    return ["gradient_norm", *(f"{part.name}_gradient_norm" for part in parts[1:])]
 
 
-def _averaged(average: WeightAverage | None) -> AbstractContextManager[None]:
-    return nullcontext() if average is None else average.applied()
-
-
-def _preview(task: Task, average: WeightAverage | None) -> Preview:
-    """The first part as it would be if the run ended now."""
-    task.module.eval()
-    with _averaged(average), torch.no_grad():
-        preview = task.preview()
-    task.module.train()
-    return preview
-
-
-def _apply(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+def _apply(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-
-class _Sums:
-    """Sums over the steps since the last line of metrics, reduced over ranks when taken."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._clear()
-
-    def _clear(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._waited = 0.0
-        self._seconds = 0.0
-
-    def add(self, losses: Losses, waited: float, seconds: float) -> None:
-        for name, value in {"loss": losses.loss, **losses.metrics}.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()
-            self._counts[name] = self._counts.get(name, 0) + losses.num_units
-        self._waited += waited
-        self._seconds += seconds
-
-    def take(self, unit: str) -> dict[str, float]:
-        """Means over the global counts, and speed; starts anew."""
-        counts = torch.tensor(list(self._counts.values()), device=self._device)
-        totals = _summed(torch.stack([torch.stack(list(self._sums.values())), counts]).double())
-        values = dict(zip(self._sums, (totals[0] / totals[1]).tolist()))
-        values[f"{unit}_per_second"] = float(totals[1, 0]) / self._seconds
-        values["data_wait_share"] = self._waited / self._seconds
-        self._clear()
-        return values
-
-
-def _summed(value: Tensor) -> Tensor:
-    """The sum over all ranks."""
-    if rank_and_world_size()[1] > 1:
-        dist.all_reduce(value)
-    return value

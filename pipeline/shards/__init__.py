@@ -40,7 +40,7 @@ Its rooms:
 
 from pipeline.shards.batch import Batch
 from pipeline.shards.format import Bucket, ShardEntry, ShardError, TokenSet
-from pipeline.shards.loader import Loader, LoaderConfig, Source
+from pipeline.shards.loader import BucketPlan, Loader, LoaderConfig, Source
 from pipeline.shards.reader import Dataset, open_dataset
 from pipeline.shards.samples import Samples
 from pipeline.shards.shard import DamagedSample
@@ -48,6 +48,7 @@ from pipeline.shards.shard import DamagedSample
 __all__ = [
     "Batch",
     "Bucket",
+    "BucketPlan",
     "DamagedSample",
     "Dataset",
     "Loader",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,22 @@ class Batch:
     stop: int
     global_size: int
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The places [start, stop) of this part."""
+        chosen = slice(start, stop)
+        return replace(
+            self,
+            arrays=self.arrays[chosen],
+            metadata=self.metadata[chosen],
+            is_padding=self.is_padding[chosen],
+            start=self.start + start,
+            stop=self.start + stop,
+            others={name: each[chosen] for name, each in self.others.items()},
+        )
 
 
 class BatchReader:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -31,18 +31,23 @@ from pipeline.shards.windows import WindowFetcher
 from tokenizer.settings import UserError
 
 STATE_VERSION = 1
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
     """What decides which samples a step sees, and how they are read.
 
+    A batch has `global_batch_size` samples, or as many as `batch_sizes` says of its bucket.
+    `bucket_weights` say how often a sample of a bucket comes beside others (1 where they do not).
     `tail` is a policy (see `steps`) for all buckets or one by name; `views` "one" shows each clip
     once an epoch; `damaged` "skip" puts the next sound sample of the order in a damaged one's
     place. `token_sets` are read beside the primary one. `threads` read `depth` batches ahead.
     """
 
     global_batch_size: int
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    bucket_weights: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     order: OrderKind = "global"
     window_shards: int = 8
@@ -66,6 +71,7 @@ class LoaderConfig:
                 raise UserError(f"{name} ({value!r}) must be one of {', '.join(allowed)}")
         for name, number, least in (
             ("global_batch_size", self.global_batch_size, 1),
+            *((f"batch_sizes[{name}]", size, 1) for name, size in self.batch_sizes.items()),
             ("window_shards", self.window_shards, 1),
             ("threads", self.threads, 0),
             ("depth", self.depth, 1),
@@ -82,6 +88,16 @@ class Source:
     weight: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class BucketPlan:
+    """A bucket as a loader shows it; `share` is that of its batches among all."""
+
+    bucket: Bucket
+    num_samples: int
+    batch_size: int
+    share: float
+
+
 class Loader:
     """The batches of one rank; UserError when settings and samples do not fit together."""
 
@@ -94,11 +110,6 @@ class Loader:
     ) -> None:
         if not 0 <= rank < world_size:
             raise UserError(f"rank ({rank}) must be in [0, {world_size}), the number of ranks")
-        if config.global_batch_size < world_size:
-            raise UserError(
-                f"global_batch_size ({config.global_batch_size}) must be at least one sample for "
-                f"each of {world_size} ranks"
-            )
         self.config = config
         self._rank, self._world_size = rank, world_size
         if isinstance(sources, Mapping):
@@ -120,12 +131,24 @@ class Loader:
             if config.order == "window" and any(each.is_remote for each in stream.samples.shards)
         }
         self._buckets = {bucket: each.samples.bucket for (_, bucket), each in self._streams.items()}
-        self._steps = Steps(
-            _by_bucket(sources, self._streams),
-            _tails(config.tail, self._buckets),
-            config.global_batch_size,
-            config.seed,
+        self._sizes = _of_buckets(
+            "batch_sizes", config.batch_sizes, self._buckets, config.global_batch_size
         )
+        for name, size in self._sizes.items():
+            if size < world_size:
+                raise UserError(
+                    f"the global batch of bucket {name} ({size}) must be at least one sample for "
+                    f"each of {world_size} ranks"
+                )
+        by_bucket = _by_bucket(sources, self._streams)
+        weights = _of_buckets("bucket_weights", config.bucket_weights, self._buckets, 1.0)
+        turns = {
+            name: sum(weight for _, weight, _ in each)
+            * (weights[name] * config.global_batch_size / self._sizes[name])
+            for name, each in by_bucket.items()
+        }
+        tails = _tails(config.tail, self._buckets)
+        self._steps = Steps(by_bucket, tails, self._sizes, turns, config.seed)
         self._identity = _identity(sources, config)
 
     @property
@@ -138,7 +161,7 @@ class Loader:
         whole = self._steps.at(step)
         if self._fetchers:
             self._fetch_ahead(whole)
-        start, stop = share(self.config.global_batch_size, self._rank, self._world_size)
+        start, stop = share(len(whole.positions), self._rank, self._world_size)
         part = whole if self._world_size == 1 else whole.part(start, stop)
         arrays, metadata, others = self._reader.read(part)
         return Batch(
@@ -148,7 +171,7 @@ class Loader:
             is_padding=part.is_padding,
             start=start,
             stop=stop,
-            global_size=self.config.global_batch_size,
+            global_size=len(whole.positions),
             others=others,
         )
 
@@ -167,6 +190,24 @@ class Loader:
         """(bucket, source [n], sample of that source [n]) of the whole batch of `step`."""
         whole = self._steps.at(step)
         return whole.bucket, whole.sources, self._reader.items(whole)
+
+    def plan(self) -> list[BucketPlan]:
+        """What becomes of each bucket, those first whose batches come most often."""
+        total = sum(self._steps.turns.values())
+        plans = [
+            BucketPlan(
+                bucket=self._buckets[name],
+                num_samples=sum(
+                    stream.epoch_length
+                    for (_, bucket), stream in self._streams.items()
+                    if bucket == name
+                ),
+                batch_size=self._sizes[name],
+                share=turns / total,
+            )
+            for name, turns in self._steps.turns.items()
+        ]
+        return sorted(plans, key=lambda each: -each.share)
 
     def state(self, step: int) -> dict[str, Any]:
         """What to keep to go on at `step`: some integers and short texts, the same on every rank.
@@ -220,13 +261,20 @@ def _by_bucket(
     return found
 
 
+def _of_buckets(
+    name: str, given: Mapping[str, Value], buckets: Mapping[str, Bucket], default: Value
+) -> dict[str, Value]:
+    """A value for each bucket; UserError for one that there is not."""
+    unknown = sorted(set(given) - set(buckets))
+    if unknown:
+        raise UserError(f"{name}: no bucket {unknown[0]}; there are {', '.join(buckets)}")
+    return {bucket: given.get(bucket, default) for bucket in buckets}
+
+
 def _tails(tail: Tail | Mapping[str, Tail], buckets: Mapping[str, Bucket]) -> dict[str, Tail]:
     if isinstance(tail, str):
         return dict.fromkeys(buckets, tail)
-    unknown = set(tail) - set(buckets)
-    if unknown:
-        raise UserError(f"tail: no bucket {sorted(unknown)[0]}; there are {', '.join(buckets)}")
-    return {name: tail.get(name, "wrap") for name in buckets}
+    return _of_buckets("tail", tail, buckets, "wrap")
 
 
 def _identity(sources: Sequence[Source], config: LoaderConfig) -> dict[str, Any]:
@@ -238,6 +286,7 @@ def _identity(sources: Sequence[Source], config: LoaderConfig) -> dict[str, Any]
     settings = asdict(config)
     names = ["global_batch_size", "seed", "order", "tail", "views"]
     names += ["window_shards"] if config.order == "window" else []
+    names += [name for name in ("batch_sizes", "bucket_weights") if settings[name]]
     return {
         "data": hashlib.sha256(canonical_json(content)).hexdigest()[:32],
         **{name: settings[name] for name in names},

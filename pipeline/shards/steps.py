@@ -1,7 +1,7 @@
 """Which samples a step sees: a pure function of the step, whatever ran before.
 
-    step -> bucket      buckets take turns by their number of samples; one a step, on all ranks
-    step -> slots       the next `global_batch_size` slots of that bucket
+    step -> bucket      buckets take turns by their number of batches; one a step, on all ranks
+    step -> slots       the next slots of that bucket, as many as its batch has
     slot -> source      sources take turns by weight
     slot -> position    the source's next position in its endless epochs
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -47,27 +48,26 @@ class GlobalBatch:
 
 
 class Steps:
-    """`streams` by bucket are (source, its weight in this bucket, stream); `tail` by bucket."""
+    """`streams` by bucket are (source, its weight in this bucket, stream); `tails`, `sizes` of a
+    batch and `turns`, how often one comes beside the others', are by bucket."""
 
     def __init__(
         self,
         streams: Mapping[str, Sequence[tuple[int, float, Stream]]],
         tails: Mapping[str, Tail],
-        global_batch_size: int,
+        sizes: Mapping[str, int],
+        turns: Mapping[str, float],
         seed: int,
     ) -> None:
         self._names = list(streams)
-        self._size = global_batch_size
-        self._offsets = np.arange(global_batch_size)
-        self._no_padding = np.zeros(global_batch_size, dtype=bool)
-        self._no_padding.flags.writeable = False
+        self._sizes = sizes
         self._tails = tails
         self._sources = {
             name: np.array([source for source, _, _ in each]) for name, each in streams.items()
         }
         self._epoch_length = {name: each[0][2].epoch_length for name, each in streams.items()}
-        shares = [sum(weight for _, weight, _ in each) for each in streams.values()]
-        self._bucket_turns = Turns(shares, _BUCKET_BLOCK, (seed, "bucket"))
+        self.turns = turns
+        self._bucket_turns = Turns(list(turns.values()), _BUCKET_BLOCK, (seed, "bucket"))
         self._source_turns = {
             name: Turns([weight for _, weight, _ in each], _SOURCE_BLOCK, (seed, "source", name))
             for name, each in streams.items()
@@ -84,20 +84,21 @@ class Steps:
         slots, is_padding = self._slots(bucket, turn)
         sources = self._sources[bucket]
         if len(sources) == 1:
-            return GlobalBatch(bucket, sources.repeat(self._size), slots, is_padding)
+            return GlobalBatch(bucket, sources.repeat(len(slots)), slots, is_padding)
         takers, positions = self._source_turns[bucket].at(slots)
         return GlobalBatch(bucket, sources[takers], positions, is_padding)
 
     def _slots(self, bucket: str, turn: int) -> tuple[np.ndarray, np.ndarray]:
         """The slots of a bucket's turn, and which of them only fill the batch up."""
-        tail, length = self._tails[bucket], self._epoch_length[bucket]
+        tail, length, size = self._tails[bucket], self._epoch_length[bucket], self._sizes[bucket]
+        offsets, no_padding = _batch_of(size)
         if tail == "wrap":
-            return turn * self._size + self._offsets, self._no_padding
-        batches = length // self._size if tail == "drop" else -(-length // self._size)
+            return turn * size + offsets, no_padding
+        batches = length // size if tail == "drop" else -(-length // size)
         epoch, number = divmod(turn, batches)
-        places = number * self._size + self._offsets
-        if tail == "drop" or (number + 1) * self._size <= length:
-            return epoch * length + places, self._no_padding
+        places = number * size + offsets
+        if tail == "drop" or (number + 1) * size <= length:
+            return epoch * length + places, no_padding
         return epoch * length + places % length, places >= length
 
     def _check_tail(self, name: str, streams: Sequence[tuple[int, float, Stream]]) -> None:
@@ -107,8 +108,16 @@ class Steps:
                 f"tail of bucket {name} ({tail}) must be wrap: the sources of a mixture end their "
                 "epochs at different steps"
             )
-        if tail == "drop" and self._epoch_length[name] < self._size:
+        if tail == "drop" and self._epoch_length[name] < self._sizes[name]:
             raise UserError(
                 f"bucket {name} has {self._epoch_length[name]} samples an epoch, fewer than a "
-                f"global batch of {self._size}: tail drop would drop all; use wrap or pad"
+                f"global batch of {self._sizes[name]}: tail drop would drop all; use wrap or pad"
             )
+
+
+@cache
+def _batch_of(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places of a batch, and that none of them is padding."""
+    no_padding = np.zeros(size, dtype=bool)
+    no_padding.flags.writeable = False
+    return np.arange(size), no_padding

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+
+class Renewal(NamedTuple):
+    """Rows of a parameter that begin anew, and where."""
+
+    rows: Bool[Tensor, " k"]
+    values: Float[Tensor, "k c"]
 
 
 class Lookup(nn.Module):
@@ -59,10 +68,11 @@ class Lookup(nn.Module):
         """
         return torch.zeros((), dtype=torch.int64, device=ids.device)
 
-    def renewed(self) -> dict[nn.Parameter, Bool[Tensor, " k"]]:
-        """By parameter, which rows the last `update` put somewhere new.
+    def renewed(self) -> dict[nn.Parameter, Renewal]:
+        """By parameter, the rows that begin anew since this was asked before.
 
-        Their gradients, and what an optimizer remembers of them, are of another place.
+        Whoever trains puts them there after the step; gradients, and what an optimizer remembers
+        of them, are of another place.
         """
         return {}
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenizer.lookups.entropy import entropy_over_codes
-from tokenizer.lookups.lookup import Lookup
+from tokenizer.lookups.lookup import Lookup, Renewal
 from tokenizer.lookups.ranks import add_over_ranks, from_first_rank
 
 OBSERVED_PER_CODE = 16
@@ -75,7 +75,7 @@ class VectorLookup(Lookup):
         self.register_buffer("observed", torch.zeros(self.capacity * size, dim))
         self.register_buffer("num_observed", torch.zeros((), dtype=torch.int64))
         self.register_buffer("is_initialised", torch.zeros((), dtype=torch.bool))
-        self._restarted: Bool[Tensor, " k"] | None = None
+        self._renewal: Renewal | None = None
 
     def prepared(self, latents: Float[Tensor, "b c *grid"]) -> Float[Tensor, "b c *grid"]:
         return functional.normalize(latents, dim=1) if self.metric == "sphere" else latents
@@ -101,7 +101,7 @@ class VectorLookup(Lookup):
     def losses(self, vectors: Float[Tensor, "n c"]) -> dict[str, Tensor]:
         if not self.entropy_weight:
             return {}
-        # cloned: `update` may change the codes before the gradient is taken
+        # cloned: `update` may move the codes before the gradient is taken
         codes, vectors = self._placed(self.weight.clone()), self._placed(vectors)
         distances = vectors.square().sum(dim=1, keepdim=True) + codes.square().sum(dim=1)
         distances = distances - 2 * vectors @ codes.T
@@ -156,7 +156,10 @@ class VectorLookup(Lookup):
         self, vectors: Float[Tensor, "n c"], ids: Int[Tensor, " n"], generator: torch.Generator
     ) -> Int[Tensor, ""]:
         """Moves codes towards the vectors they were given (unless they learn by gradient), and
-        those used less than `restart_share` of the average onto vectors; returns their number."""
+        those used less than `restart_share` of the average onto vectors; returns their number.
+
+        Codes that learn by gradient are moved by whoever trains: see `renewed`.
+        """
         vectors = self._placed(vectors)
         counts, sums = self._totals(vectors, ids)
         add_over_ranks(counts)
@@ -170,17 +173,25 @@ class VectorLookup(Lookup):
         average = self.ema_count.mean()
         dead = self.ema_count < self.restart_share * average
         picks = self._picks(vectors, generator)
-        self.weight.copy_(torch.where(dead[:, None], picks, self.weight))
         self.ema_count.copy_(torch.where(dead, average, self.ema_count))
         if self.learned_by == "ema":
+            self.weight.copy_(torch.where(dead[:, None], picks, self.weight))
             self.ema_sum.copy_(torch.where(dead[:, None], picks * average, self.ema_sum))
-        self._restarted = dead
+            return dead.sum()
+        before = self._renewal
+        if before is not None:
+            picks = torch.where(dead[:, None], picks, before.values)
+            self._renewal = Renewal(dead | before.rows, picks)
+        else:
+            self._renewal = Renewal(dead, picks)
         return dead.sum()
 
-    def renewed(self) -> dict[nn.Parameter, Bool[Tensor, " k"]]:
-        if self._restarted is None or not isinstance(self.weight, nn.Parameter):
+    def renewed(self) -> dict[nn.Parameter, Renewal]:
+        renewal, self._renewal = self._renewal, None
+        if renewal is None:
             return {}
-        return {self.weight: self._restarted}
+        assert isinstance(self.weight, nn.Parameter)
+        return {self.weight: renewal}
 
     def _placed(self, vectors: Float[Tensor, "... c"]) -> Float[Tensor, "... c"]:
         return functional.normalize(vectors, dim=-1) if self.metric == "sphere" else vectors

@@ -26,7 +26,6 @@ from tokenizer.key_report import check_keys
 from tokenizer.model import Tokenizer
 from tokenizer.scales import Schedule
 from tokenizer.settings import UserError, from_dict, read_settings, to_dict
-from training.checkpoint import save_checkpoint
 from training.compat import llamagen
 from training.compat.models import (
     LLAMAGEN_BLOCK,
@@ -44,6 +43,7 @@ from training.generator import Generator
 from training.partial import feature_channels
 from training.run import RunRecord, Shape, write_run
 from training.vocabulary import Vocabulary
+from training.weights import write_exported
 
 _PRESETS = Path(__file__).parent.parent / "presets"
 NAR_HEADS = {"nar-image": (1,), "nar-video": (1, 1)}
@@ -83,8 +83,7 @@ def convert(
             published.vocabulary,
             published.tokenizer_dir,
         )
-        identity = {"task": "generator", **published.record.source}
-        save_checkpoint(run, 0, published.generator, (), identity, keep=1)
+        write_exported(run, published.generator.state_dict())
     except OSError as error:
         raise UserError(f"{run}: cannot be written ({error})") from None
     return published

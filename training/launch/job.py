@@ -8,11 +8,12 @@ import torch
 
 from tokenizer.settings import UserError
 from training.config import GeneratorRun, TokenizerRun
+from training.ranks import rank_and_world_size, together
 from training.run import pick_device, writable_folder
 from training.tasks.generator import GeneratorTask
 from training.tasks.task import Task
 from training.tasks.tokenizer import TokenizerTask
-from training.trainer import Trained, rank_and_world_size, train
+from training.trainer import Trained, train
 
 RunConfig = GeneratorRun | TokenizerRun
 
@@ -25,12 +26,8 @@ def run_job(config: RunConfig, local_rank: int = 0) -> Trained:
     if device == "cuda":
         torch.cuda.set_device(local_rank)
         device = f"cuda:{local_rank}"
-    return train(
-        make_task(config, device, rank, world_size),
-        run_folder(config),
-        config.schedule,
-        config.trainer,
-    )
+    task = together(lambda: make_task(config, device, rank, world_size))
+    return train(task, together(lambda: run_folder(config)), config)
 
 
 def make_task(config: RunConfig, device: str, rank: int, world_size: int) -> Task:

@@ -21,6 +21,7 @@ from tokenizer.settings import UserError, from_dict, to_dict
 from training.checkpoint import latest_checkpoint
 from training.config import GeneratorRun, TokenizerRun
 from training.launch.job import RunConfig, make_task, run_folder, run_job
+from training.ranks import backend
 from training.trainer import Trained
 
 _KINDS: dict[str, type] = {"generator": GeneratorRun, "tokenizer": TokenizerRun}
@@ -45,7 +46,7 @@ def launch(config: RunConfig) -> Trained:
             storage_path=str(folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=config.launch.max_failures),
         ),
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=300),
+        torch_config=TorchConfig(backend=backend(on_gpu), timeout_s=300),
     )
     try:
         trainer.fit()

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from tokenizer.settings import UserError, save_settings
 from training.checkpoint import latest_checkpoint
 from training.launch.job import RunConfig, run_folder, run_job
+from training.ranks import backend
 from training.trainer import Trained
 
 
@@ -34,7 +35,7 @@ def is_first() -> bool:
 def join(config: RunConfig) -> Trained:
     """This process's part in a run of torchrun."""
     on_gpu = config.trainer.device != "cpu" and torch.cuda.is_available()
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group(backend(on_gpu))
     trained = run_job(config, local_rank=int(os.environ["LOCAL_RANK"]))
     # Not in a `finally`: a rank that failed must not wait for the others here.
     dist.destroy_process_group()

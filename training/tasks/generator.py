@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,19 @@ from training.caption_features import FEATURES_FILE, CaptionFeatures
 from training.config import GeneratorRun
 from training.data import data_order, open_loader, open_sources, prompts_in
 from training.draws import numpy_generator
+from training.flops import training_flops
 from training.generator import Generator
+from training.generator_preview import preview_generator
+from training.held_out import HeldOut
+from training.loss_parts import loss_by_part
 from training.order import check_steps
 from training.partial import feature_channels
-from training.run import RunRecord, Shape, write_run
-from training.tasks.task import Losses, Part, Preview
-from training.teacher_forcing import code_loss
+from training.run import OpenedRun, RunRecord, Shape, write_run
+from training.tasks.task import Losses, Moment, Part, Preview
+from training.teacher_forcing import code_losses
 from training.telling import features_of
 from training.vocabulary import ABSENT, FIELDS, Vocabulary, build_vocabulary
+from training.warm_start import WarmStart, warm_start
 
 
 class GeneratorTask:
@@ -69,9 +74,14 @@ class GeneratorTask:
         self.generator.condition.told = self._told
         self.module: nn.Module = self.generator
         self.parts = [Part("generator", self.generator, config.optimizer, is_matrix)]
-        layouts = [self.generator.layout_for(each) for each in self._schedules.values()]
-        # Images have no use for NAR's head along t, small scales none for what large ones ask with.
-        self.skips_parameters = len({(each.kinds, each.num_heads) for each in layouts}) > 1
+        transformer = self.generator.transformer
+        self.blocks: Sequence[nn.Module] = [
+            *transformer.blocks,
+            *transformer.head_blocks,
+            *transformer.second,
+        ]
+        is_half = config.trainer.precision == "bfloat16"
+        self.weight_dtype = torch.bfloat16 if is_half else None
         self._device = torch.device(device)
         self.loader = open_loader(sources, config.data, config.trainer, rank, world_size)
         self.record = RunRecord(
@@ -98,62 +108,100 @@ class GeneratorTask:
             "global_batch_size": config.trainer.global_batch_size,
             "data_order": data_order(self.loader),
         }
+        self._begun: WarmStart | None = None
         self._encoded: dict[str | None, list[int]] = {}
+        self._flops: dict[str, float] = {}
+        self._held_out = HeldOut(
+            self.dataset, config.data, config.trainer, list(self._shapes), rank, world_size
+        )
 
     def begin(self) -> None:
-        """Nothing: the weights that were drawn are the beginning."""
+        """From another run's weights, or from those that were drawn."""
+        if self.config.begin.run is not None:
+            self._begun = warm_start(self.generator, self.config.begin)
 
-    def losses(self, batch: Batch, step: int) -> Losses:
+    def count(self, batch: Batch) -> int:
+        return batch.arrays.size
+
+    def flops(self, batch: Batch) -> float:
+        name = batch.bucket.name
+        if name not in self._flops:
+            self._flops[name] = training_flops(self.generator, self._schedules[name]).total
+        return len(batch) * self._flops[name]
+
+    def losses(self, batch: Batch, moment: Moment) -> Losses:
         schedule = self._schedules[batch.bucket.name]
         codes = torch.from_numpy(batch.arrays.astype(np.int64))
         check_codes(codes, schedule, self.tokenizer.codebook_size)
         codes = codes.to(self._device)
-        total = code_loss(
-            self.generator,
-            self.tokenizer.quantizer,
-            codes,
-            self._prompts(batch, step),
-            self._sequence(batch, schedule, step),
-            schedule,
-        )
-        return Losses(total, codes.numel(), {})
+        sequence = self._sequence(batch, schedule, moment.position)
+        prompts = self._prompts(batch, moment.position)
+        quantizer = self.tokenizer.quantizer
+        losses = code_losses(self.generator, quantizer, codes, prompts, sequence, schedule)
+        order = self.generator.layout_for(schedule).order
+        return Losses(losses.sum(), loss_by_part(losses.detach(), sequence, order))
 
-    def preview(self) -> Preview:
-        return Preview()
+    def held_out(self) -> Iterator[Batch]:
+        return self._held_out.batches()
+
+    def preview(self, module: nn.Module, run: Path, step: int) -> Preview:
+        assert isinstance(module, Generator)
+        return preview_generator(self._as_run(module, step), self.config.trainer.preview_clips, run)
 
     def prepare(self, run: Path) -> None:
         write_run(run, self.config, self.record, self.vocabulary, self.tokenizer_dir)
+        if self._begun is not None:
+            (run / "warm_start.txt").write_text(f"{self._begun}\n", encoding="utf-8")
         if self._told is not None:
             self._told.save(run / FEATURES_FILE)
 
-    def finish(self, run: Path) -> None:
+    def finish(self, module: nn.Module, run: Path) -> None:
         """Nothing: the last checkpoint is the generator."""
 
-    def _sequence(self, batch: Batch, schedule: Schedule, step: int) -> Tensor:
+    def _as_run(self, generator: Generator, step: int) -> OpenedRun:
+        """The run as it would be opened now."""
+        return OpenedRun(
+            record=self.record,
+            config=self.config,
+            vocabulary=self.vocabulary,
+            generator=generator,
+            tokenizer=self.tokenizer,
+            step=step,
+            fingerprint="",
+        )
+
+    def _sequence(self, batch: Batch, schedule: Schedule, position: int) -> Tensor:
         """The cell at each place: the method's, or drawn by each clip's place in the batch."""
         order = self.generator.layout_for(schedule).order
         if not order.shuffled:
             return torch.from_numpy(order.sequence)[None].to(self._device)
         drawn = [
-            order.drawn(numpy_generator(self.config.trainer.seed, "order", step, number))
+            order.drawn(numpy_generator(self.config.trainer.seed, "order", position, number))
             for number in range(batch.start, batch.stop)
         ]
         return torch.from_numpy(np.stack(drawn)).to(self._device)
 
-    def _prompts(self, batch: Batch, step: int) -> Tensor:
-        """Encoded prompts, a share of them dropped by a draw keyed by their place in the batch."""
+    def _prompts(self, batch: Batch, position: int) -> Tensor:
+        """Encoded prompts; in training a share of them is dropped, by a draw keyed by their place
+        in the batch."""
         field = FIELDS.get(self.vocabulary.kind, "caption")
         encoded = torch.tensor(
             [self._encode(each[field]) for each in batch.metadata], dtype=torch.int64
         ).view(len(batch.metadata), self.vocabulary.length)
-        draws = numpy_generator(self.config.trainer.seed, "condition dropout", step)
+        if not self.generator.training:
+            return encoded.to(self._device)
+        draws = numpy_generator(self.config.trainer.seed, "condition dropout", position)
         uniform = draws.random(batch.global_size)[batch.start : batch.stop]
         dropped = torch.from_numpy(uniform < self.config.condition.dropout)
         return encoded.masked_fill(dropped[:, None], ABSENT).to(self._device)
 
     def _encode(self, prompt: str | None) -> list[int]:
+        """Word pieces; held-out clips with words that the run does not know have no prompt."""
         if prompt not in self._encoded:
-            self._encoded[prompt] = self.vocabulary.encode(prompt, cut=True)
+            try:
+                self._encoded[prompt] = self.vocabulary.encode(prompt, cut=True)
+            except UserError:
+                self._encoded[prompt] = [ABSENT] * self.vocabulary.length
         return self._encoded[prompt]
 
 

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from jaxtyping import Bool, UInt8
+import torch
+from jaxtyping import UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
 from pipeline.shards import Batch, Loader
+from tokenizer.lookups.lookup import Renewal
 from training.config import OptimizerConfig
 
-Renewed = Mapping[nn.Parameter, Bool[Tensor, " n"]]
-"""Rows of parameters that no gradient has moved: what is remembered of them is of another place."""
+
+class Moment(NamedTuple):
+    """When a batch is learned: its position in the data, by which every draw is keyed, and the
+    share of the run that is done."""
+
+    position: int
+    progress: float
+
+
+class Mean(NamedTuple):
+    """A sum over this rank's part of a batch, and what its mean is over."""
+
+    total: Tensor
+    weight: float
 
 
 class Losses(NamedTuple):
     """Sums over this rank's part of a batch: the loop divides by the global count."""
 
     loss: Tensor  # of all parts; no part's loss has a gradient for another part
-    num_units: int
-    metrics: dict[str, Tensor]  # sums, like `loss`
+    metrics: Mapping[str, Mean]  # detached
 
 
 class Part(NamedTuple):
@@ -33,7 +46,7 @@ class Part(NamedTuple):
     module: nn.Module
     optimizer: OptimizerConfig
     is_matrix: Callable[[str, nn.Parameter], bool]  # whether the optimizer for matrices takes it
-    renewed: Callable[[], Renewed] = dict  # what the last loss put somewhere new, by itself
+    renewed: Callable[[], Mapping[nn.Parameter, Renewal]] = dict  # what begins anew by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +62,33 @@ class Task(Protocol):
 
     module: nn.Module
     parts: list[Part]  # of the module; the first is what the run is for, which is averaged
+    blocks: Sequence[nn.Module]  # of the module, which are sharded, recomputed, compiled one by one
+    weight_dtype: torch.dtype | None  # what the module computes with, if not its own type
     loader: Loader
-    unit: str  # what `Losses.num_units` counts, for the metrics: "tokens", "clips"
+    unit: str  # what `count` counts, for the metrics: "tokens", "clips"
     identity: dict[str, Any]  # what a checkpoint must agree on to continue; plain JSON values
-    skips_parameters: bool  # whether some batches have no use for some of the parameters
 
     def begin(self) -> None:
-        """Initialises the module from data (every rank, alike; not when a run goes on)."""
+        """Initialises the module from data or from another run (every rank, alike; before it is
+        sharded, and not when a run goes on)."""
 
-    def losses(self, batch: Batch, step: int) -> Losses:
-        """The loss of a batch; every random draw is keyed by the step."""
+    def count(self, batch: Batch) -> int:
+        """How many units of loss this rank's part of a batch has."""
 
-    def preview(self) -> Preview:
-        """What to show of the first part (first rank, now and then; in eval mode)."""
+    def flops(self, batch: Batch) -> float:
+        """Operations of training on this rank's part; 0 when they are not counted."""
+
+    def losses(self, batch: Batch, moment: Moment) -> Losses:
+        """The loss of a batch; every random draw is keyed by the position."""
+
+    def held_out(self) -> Iterator[Batch]:
+        """This rank's parts of batches of held-out clips: the same number on every rank."""
+
+    def preview(self, module: nn.Module, run: Path, step: int) -> Preview:
+        """What to show of the module (first rank, now and then; whole, in eval mode)."""
 
     def prepare(self, run: Path) -> None:
         """Writes into the run what its checkpoints need (first rank, before training)."""
 
-    def finish(self, run: Path) -> None:
-        """Writes what the finished run is for (first rank, after training)."""
+    def finish(self, module: nn.Module, run: Path) -> None:
+        """Writes what the finished run is for (first rank, after training; as for a preview)."""

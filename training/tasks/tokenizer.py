@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from training.config import TokenizerRun
 from training.data import data_order, open_loader, open_sources
 from training.draws import torch_generator
 from training.evaluate_config import MEASURED_CLIPS
+from training.held_out import HeldOut
 from training.pixel_clips import Chosen, spread
 from training.reconstructions import preview_tokenizer
-from training.tasks.task import Losses, Part, Preview
+from training.tasks.task import Losses, Mean, Moment, Part, Preview
 from training.tokenizer_latents import measure_on
 
 _CHUNK_PIXELS = 1 << 23  # read together when a tokenizer begins: 100 MB as float32
@@ -38,7 +39,8 @@ class TokenizerTask:
     """A tokenizer, the clips that it learns to reconstruct, and the critics if there are any."""
 
     unit = "clips"
-    skips_parameters = False
+    blocks: Sequence[nn.Module] = ()
+    weight_dtype: torch.dtype | None = None
 
     def __init__(
         self, config: TokenizerRun, device: str, rank: int = 0, world_size: int = 1
@@ -69,6 +71,9 @@ class TokenizerTask:
             optimizer = config.discriminator_optimizer
             self.parts.append(Part("discriminator", critics, optimizer, _is_matrix))
         self.loader = open_loader(sources, config.data, config.trainer, rank, world_size)
+        self._held_out = HeldOut(
+            self.dataset, config.data, config.trainer, list(self._samples), rank, world_size
+        )
         self.identity: dict[str, Any] = {
             "task": "tokenizer",
             "dataset": self.dataset.fingerprint,
@@ -91,40 +96,53 @@ class TokenizerTask:
             clips = _Clips(longest, settings.clips, seed, self._device)
             begin(self.tokenizer, clips, torch_generator(seed, "begin", 0, 0))
 
-    def losses(self, batch: Batch, step: int) -> Losses:
+    def count(self, batch: Batch) -> int:
+        return len(batch)
+
+    def flops(self, batch: Batch) -> float:
+        return 0.0
+
+    def losses(self, batch: Batch, moment: Moment) -> Losses:
         trainer = self.config.trainer
         # Every rank draws as the first one does, for the global batch.
-        generator = torch_generator(trainer.seed, "tokenizer", step, 0)
+        generator = torch_generator(trainer.seed, "tokenizer", moment.position, 0)
         video = signed(torch.from_numpy(batch.arrays).to(self._device))
-        if self.config.reversed_share and video.shape[2] > 1:
+        if self.config.reversed_share and video.shape[2] > 1 and self.learner.training:
             drawn = torch.rand(batch.global_size, generator=generator)[batch.start : batch.stop]
             chosen = (drawn < self.config.reversed_share).to(self._device)
             video = torch.where(chosen[:, None, None, None, None], video.flip(2), video)
-        output = self.learner(video, step / trainer.num_steps, generator)
+        is_half = trainer.precision == "bfloat16"
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=is_half):
+            output = self.learner(video, moment.progress, generator)
         count = len(video)
-        sums = {name: value.detach() * count for name, value in output.terms.items()}
-        return Losses(output.loss * count, count, sums)
+        sums = {name: Mean(value.detach() * count, count) for name, value in output.terms.items()}
+        return Losses(output.loss * count, sums)
 
-    def preview(self) -> Preview:
+    def held_out(self) -> Iterator[Batch]:
+        return self._held_out.batches()
+
+    def preview(self, module: nn.Module, run: Path, step: int) -> Preview:
         """Reconstructions and the health of the codes, of held-out clips where there are some."""
+        assert isinstance(module, Learner)
         return preview_tokenizer(
-            self.tokenizer, {name: self._shown(name) for name in self._samples}
+            module.tokenizer, {name: self._shown(name) for name in self._samples}
         )
 
     def prepare(self, run: Path) -> None:
         save_settings(self.config, run / "config.yaml")
 
-    def finish(self, run: Path) -> None:
+    def finish(self, module: nn.Module, run: Path) -> None:
         """The tokenizer where a build looks for it, frozen from now on; its latents measured."""
+        assert isinstance(module, Learner)
         if self.config.result is not None:
             folder = Path(self.config.result)
-            save_tokenizer(self.tokenizer, folder)
+            save_tokenizer(module.tokenizer, folder)
             chosen = {
                 name: Chosen(each, spread(len(each), MEASURED_CLIPS))
                 for name, each in self._samples.items()
             }
             skip_damaged = self.config.data.damaged == "skip"
-            save_statistics(measure_on(self.tokenizer, chosen, skip_damaged), folder)
+            save_statistics(measure_on(module.tokenizer, chosen, skip_damaged), folder)
 
     def _shown(self, bucket: str) -> np.ndarray:
         """uint8 [n, t, h, w, 3]: the same clips each time."""
