@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.debug import CommDebugMode
 
 from tests.generators import (
     BLOCKS,
@@ -24,7 +25,7 @@ from training.config import OptimizerConfig, ParallelConfig
 from training.generator import Generator, Known
 from training.optimizer import make_optimizers
 from training.parallel import add_up_gradients, distribute, make_mesh, whole
-from training.ranks import rank_and_world_size
+from training.ranks import alone, rank_and_world_size
 from training.tasks.generator import is_matrix
 
 METHODS = ("raster", "par", "nar", "arpg", "next_scale", "next_scale-random")
@@ -62,18 +63,28 @@ def loss_of(generator: Generator, variant: Variant, kind: str, chosen: slice, se
     return losses
 
 
+def variant_of(name: str) -> Variant:
+    return next(each for each in VARIANTS if each.name == name)
+
+
+def sharded(
+    generator: Generator, parallel: ParallelConfig, dtype: torch.dtype | None = None
+) -> Generator:
+    transformer = generator.transformer
+    blocks = [*transformer.blocks, *transformer.head_blocks, *transformer.second]
+    distribute(generator, blocks, make_mesh(parallel, torch.device("cpu")), parallel, dtype)
+    return generator
+
+
 def trained(
-    name: str, kind: str, block: str, parallel: ParallelConfig, matrices: str, half: bool = False
+    name: str, kind: str, block: str, parallel: ParallelConfig, matrices: str
 ) -> dict[str, Any]:
     """Three steps of two batches each; what they leave, in one piece."""
-    (variant,) = (each for each in VARIANTS if each.name == name)
+    variant = variant_of(name)
     generator = make_generator(variant, kind, BLOCKS[block]).double()
     rank, world_size = rank_and_world_size()
-    transformer = generator.transformer
     if torch.distributed.is_initialized():
-        blocks = [*transformer.blocks, *transformer.head_blocks, *transformer.second]
-        mesh = make_mesh(parallel, torch.device("cpu"))
-        distribute(generator, blocks, mesh, parallel, torch.bfloat16 if half else None)
+        generator = sharded(generator, parallel)
     optimizers = make_optimizers(generator, is_matrix, OptimizerConfig(matrices=matrices))
     average = WeightAverage(generator, 0.9)
     losses, gradients = [], {}
@@ -125,3 +136,119 @@ def test_two_ranks_are_one_for_every_method(name: str, shape: str, two_ranks: Ra
         matrices = ("muon", "adamw")[number % 2]
         found = two_ranks.run(trained, name, kind, block, parallel, matrices)
         compare(found, trained(name, kind, block, parallel, matrices))
+
+
+def outputs(
+    name: str, parallel: ParallelConfig, dtype: torch.dtype | None, is_double: bool = True
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The logits of a batch, and the gradients of their squares."""
+    variant = variant_of(name)
+    generator = make_generator(variant, "text", BLOCKS["default"])
+    generator = generator.double() if is_double else generator
+    if torch.distributed.is_initialized():
+        generator = sharded(generator, parallel, dtype)
+    codes = random_codes(variant.schedule)
+    logits = generator(known_of(generator, codes), encoded("text"), variant.schedule)
+    logits.float().square().mean().backward()
+    gradients = {
+        key: whole(each.grad) for key, each in generator.named_parameters() if each.grad is not None
+    }
+    return logits.detach(), gradients
+
+
+def alone_outputs(name: str, parallel: ParallelConfig, dtype: torch.dtype | None) -> Any:
+    with alone():
+        return outputs(name, parallel, dtype)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_what_is_computed_again_is_the_same(name: str, recompute: str) -> None:
+    expected = outputs(name, ParallelConfig(), None)
+    found = alone_outputs(name, ParallelConfig(recompute=recompute), None)  # type: ignore[arg-type]
+    assert torch.equal(found[0], expected[0])
+    assert found[1].keys() == expected[1].keys()
+    for key, value in expected[1].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-9, atol=1e-12)
+
+
+def saved_values(recompute: str) -> int:
+    """Numbers that the forward pass of a block keeps for the backward pass."""
+    variant = variant_of("raster")
+    parallel = ParallelConfig(recompute=recompute)  # type: ignore[arg-type]
+    kept = [0]
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[0] += tensor.numel()
+        return tensor
+
+    with alone():
+        generator = sharded(make_generator(variant, "class"), parallel)
+        known = known_of(generator, random_codes(variant.schedule))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            generator(known, encoded("class"), variant.schedule)
+    return kept[0]
+
+
+def test_less_is_kept_the_more_is_computed_again() -> None:
+    none, full = saved_values("none"), saved_values("full")
+    assert full < none / 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo looks
+def test_compiled_blocks_compute_the_same() -> None:
+    expected = outputs("raster", ParallelConfig(), None)
+    found = alone_outputs("raster", ParallelConfig(compile=True), None)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-9, atol=1e-9)
+    for key, value in expected[1].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-6, atol=1e-9)
+
+
+def half(name: str, replicate: int) -> tuple[Tensor, dict[str, Tensor], set[str]]:
+    parallel = ParallelConfig(replicate=replicate)
+    with alone():
+        logits, gradients = outputs(name, parallel, torch.bfloat16, is_double=False)
+    return logits, gradients, {str(each.dtype) for each in gradients.values()}
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("replicate", [1, 2])
+@pytest.mark.parametrize("name", ["raster", "arpg", "next_scale"])
+def test_in_bfloat16_weights_and_gradients_stay_in_float32(
+    name: str, replicate: int, two_ranks: Ranks
+) -> None:
+    """And any number of ranks computes the same."""
+    expected, whole_gradients = outputs(name, ParallelConfig(), None, is_double=False)
+    of_one, gradients, _ = half(name, 1)
+    assert of_one.dtype == torch.bfloat16
+    assert (of_one.float() - expected).norm() < 0.05 * expected.norm()
+    for logits, found, dtypes in two_ranks.run(half, name, replicate):
+        assert dtypes == {"torch.float32"}
+        assert torch.equal(logits, of_one)
+        for key, value in gradients.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)
+            difference = (value - whole_gradients[key]).norm()
+            assert difference < 0.1 * whole_gradients[key].norm() + 1e-4, key
+
+
+def collectives(batches: int) -> dict[str, int]:
+    """How often the ranks exchange something in a step of so many batches."""
+    variant = variant_of("raster")
+    generator = sharded(make_generator(variant, "class"), ParallelConfig(gather_twice=False))
+    seen = {}
+    for _ in range(2):  # the first step is set up by the way
+        with CommDebugMode() as mode:
+            for number in range(batches):
+                add_up_gradients(generator, number == batches - 1)
+                loss_of(generator, variant, "class", slice(0, 2), number).backward()
+        seen = {str(each): count for each, count in mode.get_comm_counts().items()}
+    return seen
+
+
+@pytest.mark.multiprocess
+def test_gradients_of_several_batches_cost_no_more_communication(two_ranks: Ranks) -> None:
+    one, _ = two_ranks.run(collectives, 1)
+    three, _ = two_ranks.run(collectives, 3)
+    assert one == three
+    assert sum(one.values()) == 2 * (2 + 1)  # gathered and scattered: two blocks, and the rest

@@ -60,8 +60,8 @@ def summed(value: Tensor) -> Tensor:
 def together(make: Callable[[], Made]) -> Made:
     """What `make` returns on this rank, if no rank fails.
 
-    Where one does, every rank raises the UserError of the first that did; an error of another kind
-    is raised as it is by the rank that has it.
+    Where one does, every rank raises the same UserError, that of the first that did, with its
+    number unless all have it; an error of another kind is raised as it is by the rank that has it.
     """
     rank, world_size = rank_and_world_size()
     if world_size == 1:
@@ -77,7 +77,8 @@ def together(make: Callable[[], Made]) -> Made:
         raise failure
     for number, reason in enumerate(told):
         if reason is not None:
-            raise UserError(reason if rank == number else f"{reason} (rank {number})") from failure
+            is_shared = all(each == reason for each in told)
+            raise UserError(reason if is_shared else f"{reason} (rank {number})") from failure
     return cast(Made, made)
 
 

@@ -1,0 +1,172 @@
+"""A run survives: stopped, killed, on other numbers of ranks, it is the run that it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.checkpoints import checkpoint_tensors
+from tests.loops import clips_by_position, run_on_rank, sharded, small_run
+from tests.ranks import Ranks
+from training import tensor_parts
+from training.checkpoint import latest_checkpoint
+from training.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> Iterator[Ranks]:
+    with Ranks(2) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def four_ranks() -> Iterator[Ranks]:
+    with Ranks(4) as ranks:
+        yield ranks
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run)]
+
+
+def assert_same_state(found: Path, expected: Path) -> None:
+    """Bit for bit."""
+    ours, theirs = (checkpoint_tensors(latest_checkpoint(each)) for each in (found, expected))  # type: ignore[arg-type]
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("replicate", [1, 2])
+def test_a_run_on_ranks_that_is_killed_ends_bit_for_bit_where_the_undisturbed_one_does(
+    replicate: int, code_shards: Path, tmp_path: Path, two_ranks: Ranks
+) -> None:
+    whole, killed = (
+        small_run(code_shards, tmp_path / name, parallel=sharded(replicate))
+        for name in ("whole", "killed")
+    )
+    undisturbed = two_ranks.run(run_on_rank, whole)
+    first = two_ranks.run(partial(run_on_rank, dies_at=10), killed)
+    assert all(each.get("killed") for each in first)
+    second = two_ranks.run(run_on_rank, killed)
+    assert [each["step"] for each in second] == [6, 6]
+    assert min(second[0]["seen"]) == 8  # step 4, two batches each
+    assert_same_state(tmp_path / "killed", tmp_path / "whole")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    expected = clips_by_position(undisturbed)
+    assert clips_by_position(second) == {each: expected[each] for each in range(8, 12)}
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_then_one_then_two_see_the_same_clips_and_lose_alike(
+    code_shards: Path, tmp_path: Path, two_ranks: Ranks
+) -> None:
+    whole = small_run(code_shards, tmp_path / "whole")
+    expected = clips_by_position([run_on_rank(whole)])
+    seen = _in_turns(code_shards, tmp_path, [(two_ranks, 2), (None, 4), (two_ranks, 6)])
+    assert seen == expected
+    assert losses(tmp_path / "turns") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_two_ranks_then_one_then_four_see_the_same_clips_and_lose_alike(
+    code_shards: Path, tmp_path: Path, two_ranks: Ranks, four_ranks: Ranks
+) -> None:
+    whole = small_run(code_shards, tmp_path / "whole")
+    expected = clips_by_position([run_on_rank(whole)])
+    seen = _in_turns(code_shards, tmp_path, [(two_ranks, 2), (None, 4), (four_ranks, 6)])
+    assert seen == expected
+    assert losses(tmp_path / "turns") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+@pytest.mark.multiprocess
+def test_after_a_crash_while_a_checkpoint_is_written_the_one_before_it_loads(
+    code_shards: Path, tmp_path: Path
+) -> None:
+    whole, crashed = (small_run(code_shards, tmp_path / name) for name in ("whole", "crashed"))
+    with Ranks(2) as ranks:
+        ranks.run(run_on_rank, whole)
+        with pytest.raises(AssertionError, match="the process is gone|no answer in time"):
+            ranks.run(partial(run_on_rank, crashes_saving=4), crashed, seconds=20)
+        folder = tmp_path / "crashed" / "checkpoints"
+        assert sorted(each.name for each in folder.iterdir()) == [
+            ".step_00000004.writing",
+            "latest",
+            "step_00000002",
+        ]
+        found = ranks.run(run_on_rank, crashed)
+    assert min(found[0]["seen"]) == 4  # after step 2
+    assert_same_state(tmp_path / "crashed", tmp_path / "whole")
+    assert not list(folder.glob(".*"))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_one_before(
+    code_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tensor_parts.save_file
+
+    def full(tensors: Any, path: Path) -> None:
+        if "step_00000004" in str(path):
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(tensor_parts, "save_file", full)
+    found = run_on_rank(small_run(code_shards, tmp_path / "run"))
+    assert "a checkpoint could not be written ([Errno 28] No space left" in found["error"]
+    assert latest_checkpoint(tmp_path / "run").name == "step_00000002"  # type: ignore[union-attr]
+
+
+def test_checkpoints_are_written_while_training_goes_on_one_at_a_time(
+    code_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each save takes longer than a step; it is of the state when it was begun all the same."""
+    real, writing, most = tensor_parts.save_file, [0], [0]
+
+    def slow(tensors: Any, path: Path) -> None:
+        writing[0] += 1
+        most[0] = max(most[0], writing[0])
+        time.sleep(0.2)
+        real(tensors, path)
+        writing[0] -= 1
+
+    monkeypatch.setattr(tensor_parts, "save_file", slow)
+    trainer = {"checkpoint_every": 1, "keep_checkpoints": 9}
+    run_on_rank(small_run(code_shards, tmp_path / "aside", trainer=trainer))
+    monkeypatch.setattr(tensor_parts, "save_file", real)
+    run_on_rank(
+        small_run(code_shards, tmp_path / "waited", trainer=trainer | {"save_aside": False})
+    )
+    assert most == [1]
+    for step in range(1, 7):
+        ours, theirs = (
+            checkpoint_tensors(tmp_path / name / "checkpoints" / f"step_{step:08d}")
+            for name in ("aside", "waited")
+        )
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_old_checkpoints_go_but_for_those_kept_for_good(code_shards: Path, tmp_path: Path) -> None:
+    trainer = {"checkpoint_every": 1, "keep_checkpoints": 2, "keep_every": 3}
+    run_on_rank(small_run(code_shards, tmp_path / "run", trainer=trainer))
+    names = sorted(each.name for each in (tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert names == ["step_00000003", "step_00000005", "step_00000006"]
+
+
+def _in_turns(
+    data: Path, place: Path, turns: list[tuple[Ranks | None, int]]
+) -> dict[int, list[str]]:
+    """One run on other ranks each time, up to the given step; the clips by position."""
+    seen: dict[int, list[str]] = {}
+    for ranks, until in turns:
+        run = small_run(data, place / "turns", trainer={"num_steps": until})
+        found = [run_on_rank(run)] if ranks is None else ranks.run(run_on_rank, run)
+        assert all(each.get("step") == until for each in found), found
+        seen |= clips_by_position(found)
+    return seen
