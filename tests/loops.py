@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,15 @@ from pipeline.shards import Batch, Loader
 from tokenizer.settings import UserError
 from training.block_config import BlockConfig
 from training.checkpoint import Checkpoints
-from training.config import (
-    DataConfig,
-    GeneratorRun,
+from training.config import DataConfig, GeneratorRun, ModelConfig
+from training.launch.job import RunConfig, run_job
+from training.loop_config import (
     GuardConfig,
-    ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     ScheduleConfig,
     TrainerConfig,
 )
-from training.launch.job import RunConfig, run_job
 from training.ranks import alone, rank_and_world_size
 from training.tasks.generator import GeneratorTask
 from training.tasks.task import Losses, Moment
@@ -134,7 +133,7 @@ def watched(
 def clips_by_position(ranks: list[dict[str, Any]]) -> dict[int, list[str]]:
     """The clips of all ranks together."""
     positions = ranks[0]["seen"].keys()
-    return {each: sorted(sum((rank["seen"][each] for rank in ranks), [])) for each in positions}
+    return {each: sorted(chain(*(rank["seen"][each] for rank in ranks))) for each in positions}
 
 
 def guarded(action: str, **more: Any) -> GuardConfig:

@@ -15,8 +15,8 @@ from tests.checkpoints import checkpoint_tensors
 from tests.loops import clips_by_position, guarded, run_on_rank, small_run
 from tests.ranks import Ranks
 from training.checkpoint import latest_checkpoint, read_state
-from training.config import GuardConfig
 from training.guard import Guard
+from training.loop_config import GuardConfig
 from training.metrics import read_metrics
 
 

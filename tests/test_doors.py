@@ -16,8 +16,9 @@ from tests.loops import run_on_rank, small_run
 from tests.ranks import Ranks
 from tokenizer.folder import save_tokenizer
 from training.checkpoint import latest_checkpoint
-from training.config import GeneratorRun, ModelConfig, ParallelConfig
+from training.config import GeneratorRun, ModelConfig
 from training.launch import job
+from training.loop_config import ParallelConfig
 from training.ranks import rank_and_world_size
 from training.tasks.task import Task
 

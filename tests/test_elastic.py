@@ -93,7 +93,7 @@ def test_after_a_crash_while_a_checkpoint_is_written_the_one_before_it_loads(
     whole, crashed = (small_run(code_shards, tmp_path / name) for name in ("whole", "crashed"))
     with Ranks(2) as ranks:
         ranks.run(run_on_rank, whole)
-        with pytest.raises(AssertionError, match="the process is gone|no answer in time"):
+        with pytest.raises(AssertionError, match=r"the process is gone|no answer in time"):
             ranks.run(partial(run_on_rank, crashes_saving=4), crashed, seconds=20)
         folder = tmp_path / "crashed" / "checkpoints"
         assert sorted(each.name for each in folder.iterdir()) == [

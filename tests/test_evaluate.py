@@ -20,17 +20,12 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.folder import save_tokenizer
 from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError
-from training.config import (
-    ConditionConfig,
-    DataConfig,
-    GeneratorRun,
-    ModelConfig,
-    TrainerConfig,
-)
+from training.config import ConditionConfig, DataConfig, GeneratorRun, ModelConfig
 from training.evaluate import evaluate
 from training.evaluate_config import EvaluateConfig, JudgeConfig
 from training.launch.local import launch
 from training.likeness import copy_share, nearest
+from training.loop_config import TrainerConfig
 from training.pictures import read_metadata
 from training.real_clips import Clips
 from training.run import open_run

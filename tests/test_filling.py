@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tests.generators import make_vocabulary
 from tokenizer.scales import single_grid
-from training.config import GuidanceConfig, ModelConfig, OptimizerConfig, SampleConfig
+from training.config import GuidanceConfig, ModelConfig, SampleConfig
 from training.generator import Generator, Known
 from training.given import Given
+from training.loop_config import OptimizerConfig
 from training.method_config import MethodConfig
 from training.optimizer import make_optimizers
 from training.sampler import sampling

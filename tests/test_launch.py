@@ -14,17 +14,9 @@ import torch
 from tests.checkpoints import checkpoint_tensors
 from tokenizer.settings import UserError
 from training.__main__ import main
-from training.config import (
-    DataConfig,
-    GeneratorRun,
-    LaunchConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimizerConfig,
-    SampleConfig,
-    TrainerConfig,
-)
+from training.config import DataConfig, GeneratorRun, MethodConfig, ModelConfig, SampleConfig
 from training.launch import local, torchrun
+from training.loop_config import LaunchConfig, OptimizerConfig, TrainerConfig
 from training.metrics import read_metrics
 from training.tasks.generator import GeneratorTask
 

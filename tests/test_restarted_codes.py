@@ -16,8 +16,9 @@ from tests.conftest import tiny_tokenizer
 from tokenizer.learner import Learner
 from tokenizer.lookups.lookup import Renewal
 from tokenizer.losses import LossOutput
-from training.config import DataConfig, OptimizerConfig, TokenizerRun, TrainerConfig
+from training.config import DataConfig, TokenizerRun
 from training.launch import local
+from training.loop_config import OptimizerConfig, TrainerConfig
 from training.optimizer import forget, make_optimizers
 
 CODES = "tokenizer.quantizer.codebook.weight"

@@ -21,8 +21,8 @@ from tests.generators import (
 )
 from tests.ranks import Ranks
 from training.average import WeightAverage
-from training.config import OptimizerConfig, ParallelConfig
 from training.generator import Generator, Known
+from training.loop_config import OptimizerConfig, ParallelConfig
 from training.optimizer import make_optimizers
 from training.parallel import add_up_gradients, distribute, make_mesh, whole
 from training.ranks import alone, rank_and_world_size

@@ -29,10 +29,11 @@ from tokenizer.folder import find_tokenizer, load_tokenizer, save_tokenizer
 from tokenizer.model import Tokenizer
 from tokenizer.presets import PRESETS
 from tokenizer.settings import UserError, read_settings
-from training.config import ConditionConfig, DataConfig, GeneratorRun, ModelConfig, TrainerConfig
+from training.config import ConditionConfig, DataConfig, GeneratorRun, ModelConfig
 from training.evaluate import evaluate
 from training.evaluate_config import EvaluateConfig, JudgeConfig
 from training.launch.local import launch
+from training.loop_config import TrainerConfig
 from training.run import open_run
 from training.tasks.generator import GeneratorTask
 

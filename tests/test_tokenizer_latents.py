@@ -15,8 +15,9 @@ from tokenizer.folder import load_tokenizer, save_tokenizer
 from tokenizer.latents import read_statistics
 from tokenizer.model import signed
 from tokenizer.settings import UserError
-from training.config import BeginConfig, DataConfig, TokenizerRun, TrainerConfig
+from training.config import BeginConfig, DataConfig, TokenizerRun
 from training.evaluate_config import LatentsConfig
+from training.loop_config import TrainerConfig
 from training.pixel_clips import batches, spread
 from training.tasks.tokenizer import TokenizerTask
 from training.tokenizer_latents import measure_folder

@@ -24,16 +24,10 @@ from tokenizer.loss_config import DiscriminatorConfig, LossConfig
 from tokenizer.losses import LossOutput
 from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.settings import UserError
-from training.config import (
-    BeginConfig,
-    DataConfig,
-    DiscriminatorOptimizerConfig,
-    OptimizerConfig,
-    TokenizerRun,
-    TrainerConfig,
-)
+from training.config import BeginConfig, DataConfig, TokenizerRun
 from training.launch import local
 from training.launch.job import run_job
+from training.loop_config import DiscriminatorOptimizerConfig, OptimizerConfig, TrainerConfig
 from training.metrics import read_metrics
 from training.parallel import whole
 from training.reconstructions import side_by_side

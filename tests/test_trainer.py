@@ -29,14 +29,12 @@ from training.config import (
     GeneratorRun,
     MethodConfig,
     ModelConfig,
-    OptimizerConfig,
     SampleConfig,
-    ScheduleConfig,
     TokenizerRun,
-    TrainerConfig,
 )
 from training.data import open_loader, open_sources
 from training.launch import local
+from training.loop_config import OptimizerConfig, ScheduleConfig, TrainerConfig
 from training.methods import METHODS
 from training.metrics import read_metrics
 from training.muon import orthogonalized

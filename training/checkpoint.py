@@ -27,7 +27,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from tokenizer.settings import UserError
-from training.config import TrainerConfig
+from training.loop_config import TrainerConfig
 from training.ranks import rank_and_world_size
 from training.tensor_parts import Stored, write_tensors
 

@@ -21,7 +21,8 @@ from pipeline.shards import (
     open_dataset,
 )
 from tokenizer.settings import UserError
-from training.config import DataConfig, TrainerConfig
+from training.config import DataConfig
+from training.loop_config import TrainerConfig
 from training.vocabulary import FIELDS
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.shards import Batch
 from tokenizer.settings import UserError
-from training.config import GuardConfig
+from training.loop_config import GuardConfig
 from training.ranks import gathered, rank_and_world_size
 
 REPORT = "bad_steps.jsonl"

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.shards import Batch, Dataset, Loader, LoaderConfig
 from tokenizer.settings import UserError
-from training.config import DataConfig, TrainerConfig
+from training.config import DataConfig
+from training.loop_config import TrainerConfig
 
 
 class HeldOut:

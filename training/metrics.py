@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from tokenizer.settings import UserError
-from training.config import TrainerConfig
+from training.loop_config import TrainerConfig
 
 
 class Metrics:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from training.config import OptimizerConfig
+from training.loop_config import OptimizerConfig
 from training.parallel import local, rows_of
 
 # Quintic p(s) = a s + b s^3 + c s^5, tuned for a fast rise of small singular values towards 1.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizer.lookups.lookup import Renewal
-from training.config import OptimizerConfig
+from training.loop_config import OptimizerConfig
 from training.muon import Muon
 from training.parallel import local, own_rows
 

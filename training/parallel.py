@@ -27,7 +27,7 @@ from torch.utils.checkpoint import (
 )
 
 from tokenizer.settings import UserError
-from training.config import ParallelConfig
+from training.loop_config import ParallelConfig
 from training.ranks import rank_and_world_size
 
 

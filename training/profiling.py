@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from training.config import TrainerConfig
+from training.loop_config import TrainerConfig
 
 
 class Profile:

@@ -63,7 +63,7 @@ def together(make: Callable[[], Made]) -> Made:
     Where one does, every rank raises the same UserError, that of the first that did, with its
     number unless all have it; an error of another kind is raised as it is by the rank that has it.
     """
-    rank, world_size = rank_and_world_size()
+    _, world_size = rank_and_world_size()
     if world_size == 1:
         return make()
     made, failure = None, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from training.config import ScheduleConfig
+from training.loop_config import ScheduleConfig
 
 
 def learning_rate_factor(config: ScheduleConfig, step: int, num_steps: int) -> float:

@@ -26,9 +26,9 @@ from pipeline.shards import Batch
 from tokenizer.settings import UserError
 from training.average import WeightAverage
 from training.checkpoint import Checkpoints, check_identity, latest_checkpoint, read_state
-from training.config import TrainingRun
 from training.draws import seed_step
 from training.guard import REPORT, Guard
+from training.loop_config import TrainingRun
 from training.metrics import Metrics
 from training.optimizer import forget, make_optimizers, put
 from training.parallel import Skeleton, add_up_gradients, distribute, make_mesh, whole

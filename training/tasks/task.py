@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.shards import Batch, Loader
 from tokenizer.lookups.lookup import Renewal
-from training.config import OptimizerConfig
+from training.loop_config import OptimizerConfig
 
 
 class Moment(NamedTuple):
