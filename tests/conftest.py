@@ -19,6 +19,7 @@ import pytest
 
 from pipeline.corpus import steady_x264
 from pipeline.sources import patience
+from tests.ranks import Ranks
 from tests.web import Web, serving
 
 if TYPE_CHECKING:
@@ -299,6 +300,19 @@ def random_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     narrow = replace(tiny.autoencoder, channels=(8,))
     save_tokenizer(Tokenizer(replace(tiny, autoencoder=narrow)), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[Ranks]:
+    """Two processes that talk over gloo, for all tests that need them."""
+    with Ranks(2) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="session")
+def four_ranks() -> Iterator[Ranks]:
+    with Ranks(4) as ranks:
+        yield ranks
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,6 @@ from training.checkpoint import latest_checkpoint, read_state
 from training.guard import Guard
 from training.loop_config import GuardConfig
 from training.metrics import read_metrics
-
-
-@pytest.fixture(scope="module")
-def two_ranks() -> Iterator[Ranks]:
-    with Ranks(2) as ranks:
-        yield ranks
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:

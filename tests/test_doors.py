@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,6 @@ from training.ranks import rank_and_world_size
 from training.tasks.task import Task
 
 SECONDS = 60
-
-
-@pytest.fixture(scope="module")
-def two_ranks() -> Iterator[Ranks]:
-    with Ranks(2, SECONDS) as ranks:
-        yield ranks
 
 
 @pytest.fixture

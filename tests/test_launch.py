@@ -45,7 +45,7 @@ def test_two_processes_of_torchrun_train_as_one_process_does(
     one = small_run(code_shards, tmp_path / "one")
     local.launch(one)
     two = replace(one, out=str(tmp_path / "two"), launch=LaunchConfig(kind="torchrun", workers=2))
-    trained = torchrun.start(two, "train")
+    trained = torchrun.start(two)
     assert trained.checkpoint.name == "step_00000004"
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
@@ -66,7 +66,7 @@ def test_videos_and_images_train_as_in_one_process_where_images_leave_parameters
     trained = [
         local.launch(one),
         torchrun.start(
-            replace(one, out=str(tmp_path / "two"), launch=LaunchConfig(kind="torchrun")), "train"
+            replace(one, out=str(tmp_path / "two"), launch=LaunchConfig(kind="torchrun"))
         ),
     ]
     weights = [checkpoint_tensors(each.checkpoint, "model/") for each in trained]
@@ -78,7 +78,7 @@ def test_videos_and_images_train_as_in_one_process_where_images_leave_parameters
 def test_a_mistake_under_torchrun_ends_all_processes(code_shards: Path, tmp_path: Path) -> None:
     run = small_run(tmp_path / "nothing", tmp_path / "run")
     with pytest.raises(UserError, match="a worker failed"):
-        torchrun.start(replace(run, launch=LaunchConfig(kind="torchrun")), "train")
+        torchrun.start(replace(run, launch=LaunchConfig(kind="torchrun")))
 
 
 @pytest.mark.ray

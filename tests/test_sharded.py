@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,10 +20,13 @@ from tests.generators import (
     random_codes,
 )
 from tests.ranks import Ranks
+from tests.test_tokenizer_task import TINY
+from tokenizer.learner import Learner
+from tokenizer.model import Tokenizer
 from training.average import WeightAverage
 from training.generator import Generator, Known
 from training.loop_config import OptimizerConfig, ParallelConfig
-from training.optimizer import make_optimizers
+from training.optimizer import forget, make_optimizers, put
 from training.parallel import add_up_gradients, distribute, make_mesh, whole
 from training.ranks import alone, rank_and_world_size
 from training.tasks.generator import is_matrix
@@ -37,30 +40,21 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def two_ranks() -> Iterator[Ranks]:
-    with Ranks(2) as ranks:
-        yield ranks
+NUM_CLIPS = 6
+PARTS = {1: (0, 6), 2: (0, 1, 6), 4: (0, 1, 2, 4, 6)}
+"""Where the clips of each rank begin and end: unequal parts."""
 
 
-def part_of(rank: int, world_size: int, count: int = 3) -> slice:
-    """Unequal parts: the last rank has what the others leave."""
-    return slice(rank, count if rank == world_size - 1 else rank + 1)
-
-
-def loss_of(generator: Generator, variant: Variant, kind: str, chosen: slice, seed: int) -> Tensor:
-    codes = random_codes(variant.schedule, seed)
+def loss_of(generator: Generator, variant: Variant, kind: str, part: slice, seed: int) -> Tensor:
+    codes = torch.cat([random_codes(variant.schedule, seed + each) for each in (0, 100)])
     known = known_of(generator, codes)
-    part = Known(
-        known.sequence[chosen] if len(known.sequence) > 1 else known.sequence,
-        known.codes[chosen],
-        None if known.features is None else known.features[chosen],
+    own = Known(
+        known.sequence[part],
+        known.codes[part],
+        None if known.features is None else known.features[part],
     )
-    logits = generator(part, encoded(kind)[chosen], variant.schedule)
-    losses = nn.functional.cross_entropy(
-        logits.flatten(0, 1), codes[chosen].flatten(), reduction="sum"
-    )
-    return losses
+    logits = generator(own, encoded(kind).repeat(2, 1)[part], variant.schedule)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), codes[part].flatten(), reduction="sum")
 
 
 def variant_of(name: str) -> Variant:
@@ -88,20 +82,16 @@ def trained(
     optimizers = make_optimizers(generator, is_matrix, OptimizerConfig(matrices=matrices))
     average = WeightAverage(generator, 0.9)
     losses, gradients = [], {}
-    total = 2 * 3 * variant.schedule.num_tokens
-    chosen = part_of(rank, world_size)
+    total = 2 * NUM_CLIPS * variant.schedule.num_tokens
+    part = slice(*PARTS[world_size][rank : rank + 2])
     for step in range(3):
         for number in range(2):
             add_up_gradients(generator, number == 1)
-            loss = loss_of(generator, variant, kind, chosen, 10 * step + number)
+            loss = loss_of(generator, variant, kind, part, 10 * step + number)
             (loss * world_size / total).backward()
             losses.append(float(loss.detach()))
         if step == 0:
-            gradients = {
-                key: whole(each.grad).clone()
-                for key, each in generator.named_parameters()
-                if each.grad is not None
-            }
+            gradients = gradients_of(generator)
         norm = whole(nn.utils.clip_grad_norm_(generator.parameters(), 1.0))
         for optimizer in optimizers:
             optimizer.step()
@@ -131,11 +121,93 @@ def compare(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("shape", ["shard", "replicate"])
 @pytest.mark.parametrize("name", METHODS)
 def test_two_ranks_are_one_for_every_method(name: str, shape: str, two_ranks: Ranks) -> None:
-    for number, (kind, block) in enumerate(SETTINGS):
-        parallel = ParallelConfig(replicate=2 if shape == "replicate" else 1)
-        matrices = ("muon", "adamw")[number % 2]
+    """Each method with half of the settings sharded, and with the others replicated."""
+    half = SETTINGS[:2] if (METHODS.index(name) + (shape == "shard")) % 2 else SETTINGS[2:]
+    parallel = ParallelConfig(replicate=2 if shape == "replicate" else 1)
+    for (kind, block), matrices in zip(half, ("muon", "adamw")):
         found = two_ranks.run(trained, name, kind, block, parallel, matrices)
         compare(found, trained(name, kind, block, parallel, matrices))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_four_ranks_in_two_groups_are_one(name: str, four_ranks: Ranks) -> None:
+    """HSDP: groups of two that share a model, and hold the same."""
+    parallel = ParallelConfig(replicate=2, shard=2)
+    found = four_ranks.run(trained, name, "text", "default", parallel, "muon")
+    compare(found, trained(name, "text", "default", parallel, "muon"))
+
+
+def trained_tokenizer(learned_by: str, parallel: ParallelConfig) -> dict[str, Any]:
+    """Three steps of a tokenizer with critics, some of whose codes begin anew."""
+    quantizer = replace(TINY.quantizer, learned_by=learned_by, restart_share=0.3, ema_decay=0.8)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(replace(TINY, quantizer=quantizer))
+    learner = Learner(tokenizer)
+    with torch.no_grad():
+        tokenizer.quantizer.codebook.set_codes(torch.randn(16, 4))
+    rank, world_size = rank_and_world_size()
+    if torch.distributed.is_initialized():
+        distribute(learner, (), make_mesh(parallel, torch.device("cpu")), parallel)
+    optimizers = [
+        each
+        for part in (tokenizer, learner.discriminator)
+        for each in make_optimizers(part, lambda name, each: each.ndim >= 4, OptimizerConfig())  # type: ignore[arg-type]
+    ]
+    average = WeightAverage(tokenizer, 0.9)
+    frames = torch.rand(6, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    own = frames[slice(*PARTS[world_size][rank : rank + 2])]
+    losses, gradients = [], {}
+    for step in range(3):
+        draws = torch.Generator().manual_seed(step)
+        loss = learner(own, 0.9, draws).loss * len(own)
+        (loss * world_size / NUM_CLIPS).backward()
+        renewed = tokenizer.quantizer.codebook.renewed()
+        forget(optimizers, renewed)
+        if step == 0:
+            gradients = gradients_of(learner)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        put(renewed)
+        average.update(renewed)
+        losses.append(float(loss.detach()))
+    return {
+        "losses": losses,
+        "gradients": gradients,
+        "weights": {key: whole(each) for key, each in learner.state_dict().items()},
+        "averages": {key: whole(each) for key, each in average.averages.items()},
+    }
+
+
+def gradients_of(module: nn.Module) -> dict[str, Tensor]:
+    """In one piece."""
+    return {
+        key: whole(each.grad).clone()
+        for key, each in module.named_parameters()
+        if each.grad is not None
+    }
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("learned_by", ["ema", "gradient"])
+@pytest.mark.parametrize("replicate", [1, 2])
+def test_two_ranks_are_one_for_the_tokenizer(
+    learned_by: str, replicate: int, two_ranks: Ranks
+) -> None:
+    """In float32, which its quantizer computes in; codes that begin anew are one clip's by chance,
+    so those of the first rank are compared with what all ranks say."""
+    parallel = ParallelConfig(replicate=replicate)
+    expected = trained_tokenizer(learned_by, parallel)
+    found = two_ranks.run(trained_tokenizer, learned_by, parallel)
+    for what in ("weights", "averages"):
+        for key, value in found[0][what].items():
+            assert torch.equal(found[1][what][key], value), key
+    first = [each["losses"][0] for each in found]
+    assert sum(first) == pytest.approx(expected["losses"][0], rel=1e-5)
+    for key, value in expected["gradients"].items():
+        torch.testing.assert_close(found[0]["gradients"][key], value, rtol=1e-3, atol=1e-5)
 
 
 def outputs(
@@ -150,10 +222,7 @@ def outputs(
     codes = random_codes(variant.schedule)
     logits = generator(known_of(generator, codes), encoded("text"), variant.schedule)
     logits.float().square().mean().backward()
-    gradients = {
-        key: whole(each.grad) for key, each in generator.named_parameters() if each.grad is not None
-    }
-    return logits.detach(), gradients
+    return logits.detach(), gradients_of(generator)
 
 
 def alone_outputs(name: str, parallel: ParallelConfig, dtype: torch.dtype | None) -> Any:

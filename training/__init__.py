@@ -35,7 +35,7 @@ Its rooms:
                                 what there is to see of it
     flops                       the operations that a clip costs it, and those of a GPU
     launch                      one process, torchrun, Ray
-    run config loop_config presets cli
+    run export config loop_config presets cli run_cli
                                 run folders, settings, commands
     teacher_forcing             the loss of clips' codes, and how many bits they are
     evaluate comparison verdict judge likeness real_clips unseen_prompts kept_samples

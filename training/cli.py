@@ -25,17 +25,17 @@ from training import (
     edit_cli,
     evaluate_cli,
     orders_cli,
+    run_cli,
     tokenizer_eval_cli,
     tokenizer_latents_cli,
 )
 from training.config import GeneratorRun, SampleConfig, TokenizerRun
 from training.models import MODELS as GENERATORS
 from training.models import model_settings
+from training.run_cli import tell
 
 if TYPE_CHECKING:
     from training.edit_source import Decode
-    from training.launch.job import RunConfig
-    from training.trainer import Trained
 
 Config = TypeVar("Config", "GeneratorRun", "TokenizerRun")
 PRESETS = Path(__file__).parent / "presets"
@@ -95,6 +95,7 @@ def register(
     edit_cli.register(commands, decode)
     evaluate_cli.register(commands, prepare_pixels)
     orders_cli.register(commands)
+    run_cli.register(commands)
 
     prefix = "" if tokenizer_commands is not commands else "tokenizer-"
     tokenizer = _add(
@@ -141,9 +142,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = _settings(arguments, GeneratorRun, chosen)
     if config.out is None:
         raise UserError("out is required: the folder of the run, for example --out runs/generator")
-    trained = _launch(config, "train")
-    if trained is not None:
-        print(f"trained {trained.step} steps; run: {config.out}; next: tessera sample {config.out}")
+    _start(config)
     return 0
 
 
@@ -163,9 +162,7 @@ def _train_tokenizer(arguments: argparse.Namespace) -> int:
         out, result = config.out, config.result or str(Path(config.out) / "tokenizer")
     pixels = find_pixels(data, arguments.prepare_pixels, _is_build)
     config = replace(config, out=out, result=result, data=replace(config.data, path=str(pixels)))
-    trained = _launch(config, "tokenizer-train")
-    if trained is not None:
-        print(f"trained {trained.step} steps; tokenizer: {config.result}")
+    _start(config)
     return 0
 
 
@@ -234,27 +231,10 @@ def _settings(
     return read_settings(cls, path, overrides)
 
 
-def _launch(config: RunConfig, command: str) -> Trained | None:
-    """Trains by the launcher of the settings; None in all but one of several processes."""
-    from training.launch import torchrun
+def _start(config: GeneratorRun | TokenizerRun) -> None:
+    from training.launch.start import start
 
-    if torchrun.under_torchrun():
-        trained = torchrun.join(config)
-        return trained if torchrun.is_first() else None
-    if config.launch.kind == "torchrun":
-        torchrun.start(config, command)
-        return None  # its first process speaks for it
-    if config.launch.kind == "ray":
-        try:
-            from training.launch import ray
-        except ImportError:
-            raise UserError(
-                "launch.kind is ray, but Ray is not installed: pip install ray"
-            ) from None
-        return ray.launch(config)
-    from training.launch import local
-
-    return local.launch(config)
+    tell(config, start(config))
 
 
 def _is_build(folder: Path) -> bool:

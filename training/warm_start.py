@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokenizer.settings import UserError
 from training.config import WarmStartConfig
-from training.weights import read_weights
+from training.weights import weights_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def warm_start(module: nn.Module, config: WarmStartConfig) -> WarmStart:
     """Fills `module` from `config.run` as far as the patterns allow; UserError for all else."""
     assert config.run is not None
     source = Path(config.run)
-    theirs = read_weights(source)
+    theirs = weights_of(source)
     ours = module.state_dict()
     taken, fresh, left_out, problems = [], [], [], []
     for name, value in sorted(ours.items()):

@@ -1,6 +1,6 @@
 """The weights of a run as plain tensors: of its latest checkpoint, or of an exported one.
 
-read_weights(Path("runs/demo/run"))          # averaged ones where the run has them
+weights_of(Path("runs/demo/run"))          # averaged ones where the run has them
 weights_hash(module)                         # of names, types, shapes and bytes
 """
 
@@ -34,7 +34,10 @@ def load_weights(source: Path, module: nn.Module) -> None:
     """
     state = module.state_dict()
     if (source / EXPORTED).is_file():
-        tensors = _read_exported(source)
+        tensors = {
+            name: each.to(state[name].dtype) if name in state else each
+            for name, each in _read_exported(source).items()
+        }
         there = {name: Stored(each.dtype, tuple(each.shape)) for name, each in tensors.items()}
         check_fit(source, there, state, there.keys() - state.keys())
         module.load_state_dict(tensors)
@@ -48,22 +51,25 @@ def load_weights(source: Path, module: nn.Module) -> None:
     read_tensors(source, wanted)
 
 
-def read_weights(run: Path) -> dict[str, Tensor]:
+def weights_of(run: Path) -> dict[str, Tensor]:
     """Those of a run by name, averaged ones where it has them; UserError when there are none."""
     source = find_weights(run)
     if source is None:
         raise UserError(
             f"{run}: neither a run with a finished checkpoint nor an exported one ({EXPORTED})"
         )
-    if source == run:
-        return _read_exported(run)
-    stored = stored_tensors(source)
+    return _read_exported(run) if source == run else read_weights(source)
+
+
+def read_weights(checkpoint: Path, is_averaged: bool = True) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's model by name, averaged or as they are trained."""
+    stored = stored_tensors(checkpoint)
     names = [each.removeprefix(MODEL) for each in stored if each.startswith(MODEL)]
-    sources = {name: _best(stored, name) for name in names}
+    sources = {name: _best(stored, name) if is_averaged else MODEL + name for name in names}
     tensors = {
         each: torch.empty(stored[each].shape, dtype=stored[each].dtype) for each in sources.values()
     }
-    read_tensors(source, tensors)
+    read_tensors(checkpoint, tensors)
     return {name: tensors[each] for name, each in sources.items()}
 
 

@@ -18,9 +18,9 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from tokenizer.settings import UserError, from_dict, to_dict
-from training.checkpoint import latest_checkpoint
 from training.config import GeneratorRun, TokenizerRun
 from training.launch.job import RunConfig, make_task, run_folder, run_job
+from training.launch.torchrun import ended
 from training.ranks import backend
 from training.trainer import Trained
 
@@ -53,9 +53,7 @@ def launch(config: RunConfig) -> Trained:
     except ray.train.TrainingFailedError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"training on Ray failed: {reason}") from error
-    checkpoint = latest_checkpoint(folder)
-    assert checkpoint is not None
-    return Trained(config.trainer.num_steps, checkpoint)
+    return ended(config, folder)
 
 
 def _connect(address: str | None, workers: int) -> None:

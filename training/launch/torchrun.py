@@ -7,16 +7,22 @@ Either torchrun is given, `torchrun --nproc-per-node 2 -m training train CONFIG`
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 import torch.distributed as dist
 
 from tokenizer.settings import UserError, save_settings
-from training.checkpoint import latest_checkpoint
+from training.checkpoint import latest_checkpoint, read_state
+from training.config import GeneratorRun
 from training.launch.job import RunConfig, run_folder, run_job
 from training.ranks import backend
 from training.trainer import Trained
@@ -42,22 +48,58 @@ def join(config: RunConfig) -> Trained:
     return trained
 
 
-def start(config: RunConfig, command: str) -> Trained:
-    """Runs `python -m training COMMAND` in `launch.workers` processes; UserError if one fails."""
+def start(config: RunConfig) -> Trained:
+    """Runs `python -m training` in `launch.workers` processes; UserError if one fails.
+
+    After a failure all start again from the latest checkpoint, `launch.max_failures` times. A
+    SIGTERM is theirs: they finish the step and save, for which torchrun gives them half a minute.
+    """
     folder = run_folder(config)
+    command = "train" if isinstance(config, GeneratorRun) else "tokenizer-train"
     with tempfile.TemporaryDirectory(prefix="tessera-") as temporary:
         settings = Path(temporary) / "config.yaml"
         save_settings(config, settings)
-        finished = subprocess.run(
+        process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *(f"--nproc-per-node={config.launch.workers}", "-m", "training", command),
-                str(settings),
+                f"--nproc-per-node={config.launch.workers}",
+                f"--max-restarts={config.launch.max_failures}",
+                *("-m", "training", command, str(settings)),
             ],
             env={"OMP_NUM_THREADS": "1", **os.environ},
-            check=False,
         )
+        with _forwarded(process) as forwarded:
+            code = process.wait()
+    if code and not forwarded:
+        raise UserError(f"torchrun: a worker failed (exit code {code}); see above")
+    return ended(config, folder)
+
+
+def ended(config: RunConfig, folder: Path) -> Trained:
+    """Where a run ended, by its latest checkpoint; UserError when it has none."""
     checkpoint = latest_checkpoint(folder)
-    if finished.returncode or checkpoint is None:
-        raise UserError(f"torchrun: a worker failed (exit code {finished.returncode}); see above")
-    return Trained(config.trainer.num_steps, checkpoint)
+    if checkpoint is None:
+        raise UserError(f"{folder}: ended before its first checkpoint")
+    step = int(read_state(checkpoint)["step"])
+    return Trained(step, checkpoint, step >= config.trainer.num_steps)
+
+
+@contextmanager
+def _forwarded(process: subprocess.Popen) -> Iterator[list[int]]:
+    """Signals that were passed on. A terminal sends SIGINT to all of its processes by itself."""
+    passed: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        passed.append(number)
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield passed
+        return
+    before = {each: signal.signal(each, forward) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield passed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
