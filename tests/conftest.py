@@ -227,9 +227,14 @@ def tiny_tokenizer(seed: int = 0, scales: tuple[int, ...] = (1, 2)) -> Tokenizer
 
 
 def write_random_shards(
-    root: Path, kind: str, num_clips: int = 20, scales: tuple[int, ...] = (1, 2)
+    root: Path,
+    kind: str,
+    num_clips: int = 20,
+    scales: tuple[int, ...] = (1, 2),
+    held_out: int = 0,
 ) -> Path:
-    """A dataset as `tessera build` leaves it, of `kind` codes or frames."""
+    """A dataset as `tessera build` leaves it, of `kind` codes or frames; `held_out` more clips of
+    each shape are split val."""
     from pipeline.shards.dataset_writer import DatasetWriter
     from pipeline.shards.format import Bucket, TokenSet
     from tokenizer.folder import save_tokenizer
@@ -259,14 +264,15 @@ def write_random_shards(
     random = np.random.default_rng(0)
     with DatasetWriter(root, [token_set], buckets) as writer:
         for name, (num_frames, height, width) in CLIP_SHAPES.items():
-            for number in range(num_clips):
+            for number in range(num_clips + held_out):
                 array = random.integers(0, 16, schedules[name].num_tokens).astype(np.uint16)
                 if kind == "frames":
                     array = random.integers(0, 256, (num_frames, height, width, 3)).astype(np.uint8)
                 caption = ("a red seven", "a green three moving left")[number % 2]
                 metadata = {"label": str(number % 3), "caption": caption}
                 key = f"{name}_{number:03d}"
-                writer.write(key, {token_set.name: array}, metadata, bucket=name)
+                split = "train" if number < num_clips else "val"
+                writer.write(key, {token_set.name: array}, metadata, split=split, bucket=name)
     return root
 
 

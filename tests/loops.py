@@ -36,7 +36,7 @@ class Killed(Exception):
     """Stands for the end of a process."""
 
 
-def small_run(data: Path, out: Path, **changes: Any) -> GeneratorRun:
+def small_run(shards: Path, out: Path, **changes: Any) -> GeneratorRun:
     """Two shapes, each with its batch, two of them a step; averaged weights, both optimizers."""
     trainer = TrainerConfig(
         num_steps=6,
@@ -51,7 +51,7 @@ def small_run(data: Path, out: Path, **changes: Any) -> GeneratorRun:
     )
     run = GeneratorRun(
         out=str(out),
-        data=DataConfig(path=str(data), buckets=BUCKETS, batch_sizes={"t1_h16_w16": 9}),
+        data=DataConfig(path=str(shards), buckets=BUCKETS, batch_sizes={"t1_h16_w16": 9}),
         model=ModelConfig(width=16, depth=2, heads=2, block=BlockConfig()),
         optimizer=OptimizerConfig(weight_decay=0.1),
         schedule=ScheduleConfig(kind="constant", warmup_steps=2),

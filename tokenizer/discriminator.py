@@ -59,8 +59,7 @@ class Discriminator(nn.Module):
         }
         if not self.config.lecam:
             return hinge, terms
-        if self.training:
-            self._follow(real, fake)
+        self._follow(real, fake)
         lecam = _mean(
             [
                 functional.relu(a - fake_mean).square().mean()

@@ -46,7 +46,8 @@ class Learner(nn.Module):
         """The loss of a batch in [-1, 1] at `progress` (0 to 1) of the training.
 
         In training the codebook follows the data in every step; `generator` draws the vectors that
-        replace dead codes. Under torch.distributed every rank must call it in every step.
+        replace dead codes. Under torch.distributed every rank must call it in every step. In eval
+        mode nothing changes, and the loss is the tokenizer's own, without the critics.
         """
         tokenizer = self.tokenizer
         latents = tokenizer.autoencoder.encode(frames)
@@ -56,7 +57,7 @@ class Learner(nn.Module):
             tokenizer.config.loss, frames, reconstruction, latents, quantized, self._lpips
         )
         loss, terms = losses.total(), losses.detached()
-        if self.discriminator is not None:
+        if self.discriminator is not None and self.training:
             adversarial = self._adversarial(
                 self.discriminator, frames, reconstruction, losses, progress
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -67,3 +69,11 @@ class Sums:
         values = {"loss": sums[0] / units}
         values |= {name: each / count for name, each, count in zip(names, sums[1:], counted)}
         return values, units, flops
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most that this process has held so far: on its GPU, or of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024

@@ -27,6 +27,7 @@ from tokenizer.settings import UserError
 from training.average import WeightAverage
 from training.checkpoint import Checkpoints, check_identity, latest_checkpoint, read_state
 from training.draws import seed_step
+from training.flops import peak_flops
 from training.guard import REPORT, Guard
 from training.loop_config import TrainingRun
 from training.metrics import Metrics
@@ -36,7 +37,7 @@ from training.profiling import Profile
 from training.ranks import barrier, rank_and_world_size, summed, together
 from training.schedule import learning_rate_factor
 from training.signals import Stopping
-from training.sums import Sums
+from training.sums import Sums, memory_bytes
 from training.tasks.task import Mean, Moment, Part, Preview, Task
 from training.training_state import TrainingState
 
@@ -93,6 +94,8 @@ class _Loop:
         self.metrics = Metrics(run, config.trainer, self.step) if self.is_first else None
         self.profile = Profile(run, config.trainer, self.is_first)
         self.sums = Sums(self.device)
+        is_half = config.trainer.precision == "bfloat16"
+        self.peak_flops = peak_flops(self.device, torch.bfloat16 if is_half else torch.float32)
 
     def run(self) -> Trained:
         trainer = self.config.trainer
@@ -200,6 +203,9 @@ class _Loop:
         if not (is_time(trainer.log_every) or is_shown or is_checked):
             return
         values = self.sums.take(self.task.unit)
+        if self.peak_flops is not None and "teraflops" in values:
+            values["mfu"] = values["teraflops"] * 1e12 / (self.peak_flops * self.world_size)
+        values["memory_gib"] = memory_bytes(self.device) / 2**30
         values["learning_rate"] = self.state.optimizers[0].param_groups[0]["lr"]
         values |= norms
         if self.guard.num_bad:
