@@ -26,7 +26,7 @@ class Metrics:
         self._open(first_step)
         self._wandb = _wandb(run, config)
         if first_step:
-            print(f"continuing after step {first_step}", file=sys.stderr)
+            self.say(f"continuing after step {first_step}")
         self._bar = _bar(first_step, config.num_steps) if sys.stderr.isatty() else None
 
     def close(self) -> None:
@@ -35,6 +35,10 @@ class Metrics:
             self._wandb.finish()
         if self._bar is not None:
             self._bar[0].stop()
+
+    def say(self, text: str) -> None:
+        """Something for people, in the terminal only."""
+        print(text, file=sys.stderr, flush=True)
 
     def forget_after(self, step: int) -> None:
         """The steps behind this one will be written again."""

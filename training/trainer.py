@@ -26,6 +26,7 @@ from pipeline.shards import Batch
 from tokenizer.settings import UserError
 from training.average import WeightAverage
 from training.checkpoint import Checkpoints, check_identity, latest_checkpoint, read_state
+from training.data import bucket_table
 from training.draws import seed_step
 from training.flops import peak_flops
 from training.guard import REPORT, Guard
@@ -92,6 +93,8 @@ class _Loop:
             task.prepare(run)
         self.checkpoints = Checkpoints(run, config.trainer)
         self.metrics = Metrics(run, config.trainer, self.step) if self.is_first else None
+        if self.metrics is not None:
+            self.metrics.say(_told(task, mesh.size(0), mesh.size(1)))
         self.profile = Profile(run, config.trainer, self.is_first)
         self.sums = Sums(self.device)
         is_half = config.trainer.precision == "bfloat16"
@@ -307,6 +310,13 @@ class _Loop:
         self.sums.clear()
         if self.metrics is not None:
             self.metrics.forget_after(self.step)
+
+
+def _told(task: Task, replicate: int, shard: int) -> str:
+    """What begins: the size of the module, the ranks, and what it learns from."""
+    count = sum(each.numel() for each in task.module.parameters())
+    ranks = "1 rank" if replicate * shard == 1 else f"{replicate} x {shard} ranks"
+    return f"{count:,} parameters on {ranks}\n{bucket_table(task.loader.plan())}"
 
 
 def _micro_batches(batch: Batch, most: int | None, world_size: int) -> list[Batch]:
