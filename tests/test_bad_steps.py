@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,12 @@ import torch
 from tests.checkpoints import checkpoint_tensors
 from tests.loops import clips_by_position, guarded, run_on_rank, small_run
 from tests.ranks import Ranks
+from tests.test_tokenizer_task import everything
+from tokenizer.learner import Learner
+from tokenizer.losses import LossOutput
 from training.checkpoint import latest_checkpoint, read_state
 from training.guard import Guard
+from training.launch import local
 from training.loop_config import GuardConfig
 from training.metrics import read_metrics
 
@@ -167,3 +173,37 @@ def test_one_process_stops_too(code_shards: Path, tmp_path: Path) -> None:
     found = run_on_rank(run, signalled_at=(0, 3))
     assert (found["step"], found["is_finished"]) == (2, False)
     assert clips_by_position([found]).keys() == set(range(4))
+
+
+def test_a_skipped_step_leaves_no_trace_in_a_codebook_either(
+    pixel_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its running means follow every forward pass; without numbers in them they would be lost."""
+    real = Learner.forward
+
+    calls = count()
+
+    def broken(self: Learner, frames: Any, progress: float, generator: Any) -> LossOutput:
+        factor = float("nan") if next(calls) == 3 else 1.0
+        return real(self, frames * factor, progress, generator)
+
+    monkeypatch.setattr(Learner, "forward", broken)
+    run = replace(everything(pixel_shards, tmp_path / "run"), guard=guarded("skip"))
+    assert local.launch(run).step == 6
+    assert len(reports(tmp_path / "run")) == 1
+    assert all(each.isfinite().all() for each in tensors(tmp_path / "run").values())
+
+
+def test_a_checkpoint_of_the_same_step_replaces_the_other_at_no_risk(
+    code_shards: Path, tmp_path: Path
+) -> None:
+    """A bad step after a checkpoint, then a signal: what is there is never without a whole one."""
+    run = small_run(code_shards, tmp_path / "run", guard=guarded("skip"))
+    found = run_on_rank(run, signalled_at=(0, 5), broken_at=(0, 5))
+    assert (found["step"], found["is_finished"]) == (2, False)
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    assert (checkpoint.name, read_state(checkpoint)["position"]) == ("step_00000002", 6)
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step_00000009\n")
+    assert latest_checkpoint(tmp_path / "run") == checkpoint
+    assert run_on_rank(run)["step"] == 6

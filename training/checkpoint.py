@@ -51,7 +51,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         if self._is_first:
-            for left in self._folder.glob(".*.writing"):
+            for left in self._folder.glob(".step_*"):
                 shutil.rmtree(left, ignore_errors=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ class Checkpoints:
         Waits for the one before. UserError when that could not be written.
         """
         self.wait()
-        copied = {name: each.detach().cpu().clone() for name, each in tensors.items()}
+        copied = {name: each.detach().to("cpu", copy=True) for name, each in tensors.items()}
         self._pending = self._thread.submit(self._write, step, copied, dict(state))
         if not self._config.save_aside:
             self.wait()
@@ -100,7 +100,9 @@ class Checkpoints:
         dist.barrier(self._group)
 
     def _publish(self, temporary: Path, name: str) -> None:
-        shutil.rmtree(self._folder / name, ignore_errors=True)
+        before = self._folder / f".{name}.replaced"
+        if (self._folder / name).exists():
+            (self._folder / name).rename(before)
         temporary.rename(self._folder / name)
         pointer = self._folder / f".{_LATEST}.writing"
         _write_synced(pointer, name)
@@ -110,6 +112,7 @@ class Checkpoints:
         for old in names[: -self._config.keep_checkpoints]:
             if old != name and not (every and int(old.removeprefix("step_")) % every == 0):
                 shutil.rmtree(self._folder / old)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def latest_checkpoint(run: Path) -> Path | None:
@@ -118,7 +121,11 @@ def latest_checkpoint(run: Path) -> Path | None:
     if not pointer.exists():
         return None
     folder = run / FOLDER / Path(pointer.read_text().strip()).name
-    return folder if (folder / STATE).exists() else None
+    if (folder / STATE).exists():
+        return folder
+    # Killed while one of the same name was replaced, or somebody has deleted it.
+    whole = sorted(each.parent for each in (run / FOLDER).glob(f"step_*/{STATE}"))
+    return whole[-1] if whole else None
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

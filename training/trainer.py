@@ -89,10 +89,8 @@ class _Loop:
         self.guard = Guard(config.guard)
         if checkpoint is not None:
             together(lambda: self._restore(checkpoint))
-        if self.is_first:
-            task.prepare(run)
+        self.metrics = together(self._begun)
         self.checkpoints = Checkpoints(run, config.trainer)
-        self.metrics = Metrics(run, config.trainer, self.step) if self.is_first else None
         if self.metrics is not None:
             self.metrics.say(_told(task, mesh.size(0), mesh.size(1)))
         self.profile = Profile(run, config.trainer, self.is_first)
@@ -106,10 +104,11 @@ class _Loop:
         with Stopping() as stopping, self.task.loader.batches(self.position) as batches:
             is_stopped = False
             while self.step < trainer.num_steps and not is_stopped:
+                before = self.step
                 with self.profile.step(self.step + 1):
                     is_stopped = self._step(batches, stopping)
-                is_last = self.step == trainer.num_steps or is_stopped
-                if self.step % trainer.checkpoint_every == 0 or is_last:
+                is_due = self.step % trainer.checkpoint_every == 0 or self.step == trainer.num_steps
+                if is_stopped or (is_due and self.step > before):
                     self._save()
             self.checkpoints.wait()
         is_finished = self.step == trainer.num_steps
@@ -142,6 +141,7 @@ class _Loop:
         seed_step(trainer.seed, self.position, self.rank)
         count = sum(task.count(each) for each in batches)
         total = summed(torch.tensor(float(count), device=self.device))
+        kept = self._buffers()
         loss, metrics = self._gradients(batches, total)
         renewed = {key: each for part in task.parts for key, each in part.renewed().items()}
         forget(state.optimizers, renewed)
@@ -157,7 +157,7 @@ class _Loop:
         if reason is not None:
             is_blamed = not bool(torch.isfinite(loss))
             self.guard.act(self.run_folder, self.step, position, reason, batches, is_blamed)
-            self._pass_over()
+            self._pass_over(kept)
             return is_asked > 0
         rate = learning_rate_factor(self.config.schedule, self.step, trainer.num_steps)
         _apply(state.optimizers, rate)
@@ -278,6 +278,13 @@ class _Loop:
             check_identity(checkpoint, self.task.identity)
         return checkpoint
 
+    def _begun(self) -> Metrics | None:
+        """What the first rank writes before the first step; its metrics."""
+        if not self.is_first:
+            return None
+        self.task.prepare(self.run_folder)
+        return Metrics(self.run_folder, self.config.trainer, self.step)
+
     def _restore(self, checkpoint: Path) -> bool:
         saved = read_state(checkpoint)
         try:
@@ -290,10 +297,19 @@ class _Loop:
             self.state.average.num_updates = averaged_steps
         return True
 
-    def _pass_over(self) -> None:
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """What the forward pass may change by itself (a codebook), and copies, if steps may be
+        skipped."""
+        if self.config.guard.action != "skip":
+            return []
+        return [(each, each.clone()) for each in self.task.module.buffers()]
+
+    def _pass_over(self, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
         """After a bad step: its data is not seen again, and nothing of it is left."""
         for optimizer in self.state.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        for buffer, before in kept:
+            buffer.copy_(before)
         if self.config.guard.action != "roll_back":
             return
         self.checkpoints.wait()
