@@ -9,7 +9,7 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,10 +231,13 @@ def write_random_shards(
     kind: str,
     num_clips: int = 20,
     scales: tuple[int, ...] = (1, 2),
+    shapes: Mapping[str, tuple[int, int, int]] = CLIP_SHAPES,
     held_out: int = 0,
 ) -> Path:
-    """A dataset as `tessera build` leaves it, of `kind` codes or frames; `held_out` more clips of
-    each shape are split val."""
+    """A dataset as `tessera build` leaves it, of `kind` codes or frames; `shapes` by bucket.
+
+    `held_out` more clips of each are split val.
+    """
     from pipeline.shards.dataset_writer import DatasetWriter
     from pipeline.shards.format import Bucket, TokenSet
     from tokenizer.folder import save_tokenizer
@@ -250,7 +253,7 @@ def write_random_shards(
             codebook_size=16,
             tokenizer=tokenizer.fingerprint,
         )
-    schedules = {name: tokenizer.schedule_for(*shape) for name, shape in CLIP_SHAPES.items()}
+    schedules = {name: tokenizer.schedule_for(*shape) for name, shape in shapes.items()}
     buckets = [
         Bucket(
             name=name,
@@ -259,11 +262,11 @@ def write_random_shards(
             width=width,
             schedule=schedules[name] if kind == "codes" else None,
         )
-        for name, (num_frames, height, width) in CLIP_SHAPES.items()
+        for name, (num_frames, height, width) in shapes.items()
     ]
     random = np.random.default_rng(0)
     with DatasetWriter(root, [token_set], buckets) as writer:
-        for name, (num_frames, height, width) in CLIP_SHAPES.items():
+        for name, (num_frames, height, width) in shapes.items():
             for number in range(num_clips + held_out):
                 array = random.integers(0, 16, schedules[name].num_tokens).astype(np.uint16)
                 if kind == "frames":

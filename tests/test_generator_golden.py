@@ -41,6 +41,7 @@ from training.config import GuidanceConfig, SampleConfig
 from training.fed_rows import FedRows
 from training.guidance import Moment, guidance_scale
 from training.layout import Role
+from training.positions import rotations
 from training.sampler import Step, sampling
 
 GUIDED = {"rtol": 1e-4, "atol": 3e-4}
@@ -161,9 +162,10 @@ def check_rotations(case: Case) -> None:
     layout = generator.layout_for(case.schedule)
     is_context = layout.role == Role.CONTEXT
     places = layout.position[is_context]
-    cells = np.where(places < 0, len(generator.cosines) - 1, layout.order.sequence[places])
-    found = torch.stack([generator.cosines[cells], generator.sines[cells]], dim=-1)
     theirs = case.golden.recorded["freqs_cis"]
+    turned = rotations(case.schedule, generator.schedule, generator.config, theirs)
+    cells = np.where(places < 0, len(turned[0]) - 1, layout.order.sequence[places])
+    found = torch.stack([each[cells] for each in turned], dim=-1)
     if "perm" not in case.golden.recorded:  # theirs is in raster order
         theirs = theirs[np.concatenate([[0], 1 + layout.order.sequence])]
     torch.testing.assert_close(found, theirs[: len(found)], rtol=1e-6, atol=1e-6)

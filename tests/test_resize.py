@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from training.samples import generate
 SETTINGS = SampleConfig(guidance=GuidanceConfig(scale=1.0))
 
 
-def make_run(data: Path, out: Path, method: str, position: str = "rope") -> OpenedRun:
+def make_run(
+    data: Path, out: Path, method: str, position: str = "rope", buckets: tuple[str, ...] = ()
+) -> OpenedRun:
     run = generator_run(
         data,
         out,
@@ -34,7 +37,7 @@ def make_run(data: Path, out: Path, method: str, position: str = "rope") -> Open
         ),
         condition=ConditionConfig(kind="none"),
     )
-    local.launch(run)
+    local.launch(replace(run, data=replace(run.data, buckets=buckets)))
     return open_run(out)
 
 
@@ -52,8 +55,8 @@ def test_the_same_weights_make_clips_of_another_grid(
         resized(run, (7, 16, 16))
     with pytest.raises(UserError, match="nearest are 16 and 24"):
         resized(run, (5, 16, 20))
-    with pytest.raises(UserError, match="trained on videos"):
-        resized(run, (1, 16, 16))
+    image = generate(resized(run, (1, 32, 16)), [None], SETTINGS)
+    assert image.frames.shape == (1, 1, 32, 16, 3)
     if method == "par":
         with pytest.raises(UserError, match="2 regions do not divide 3 cells"):
             resized(run, (5, 24, 16))
@@ -63,13 +66,27 @@ def test_the_command_takes_another_size_and_refuses_it_where_it_cannot_be(
     grid_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(grid_shards, tmp_path / "rope", "arpg")
-    out = tmp_path / "samples"
-    sample = ["sample", "--guidance.scale", "1", "--out", str(out), "--shape", "[9, 24, 16]"]
-    assert main([sample[0], str(tmp_path / "rope"), *sample[1:]]) == 0
     make_run(grid_shards, tmp_path / "table", "arpg", position="table")
+
+    def sample(run: str, shape: str) -> int:
+        out = tmp_path / "samples" / run / shape
+        flags = ["--guidance.scale", "1", "--num", "1", "--out", str(out), "--shape", shape]
+        return main(["sample", str(tmp_path / run), *flags])
+
+    assert sample("rope", "[9, 24, 16]") == 0
+    assert sample("table", "[5, 16, 8]") == 0
     capsys.readouterr()
-    assert main([sample[0], str(tmp_path / "table"), *sample[1:]]) == 2
-    assert "train with --model.block.position rope" in capsys.readouterr().err
+    assert sample("table", "[9, 24, 16]") == 2
+    said = capsys.readouterr().err
+    assert "shape ([9, 24, 16]): a grid of 3 x 3 x 2 cells does not fit in 2 x 2 x 2" in said
+    assert "train with --model.block.position rope" in said
+
+
+def test_a_run_of_images_has_learned_nothing_of_time(grid_shards: Path, tmp_path: Path) -> None:
+    run = make_run(grid_shards, tmp_path / "run", "arpg", buckets=("t1_h16_w16",))
+    assert resized(run, (1, 24, 16)).schedule("t1_h24_w16").num_tokens == 6
+    with pytest.raises(UserError, match=r"\[5, 16, 16\]\): this run was trained on images"):
+        resized(run, (5, 16, 16))
 
 
 def test_next_scale_has_learned_its_scales(code_shards: Path, tmp_path: Path) -> None:

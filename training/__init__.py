@@ -7,8 +7,8 @@ Its rooms:
     order_report order_picture orders_cli
                                 that as text and as pictures
     layout fed_rows methods     what is fed for that, who predicts it
-    attention rotary transformer block_config cache
-                                the one mask rule, positions, the one block, its cache
+    attention positions rotary transformer block_config cache
+                                the one mask rule, where cells stand, the one block, its cache
     packing                     clips of several shapes in one sequence
     compat convert_cli          published weights under our names, as runs
     models                      generators of the papers by name

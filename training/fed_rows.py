@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tokenizer.scales import Schedule
 from training.attention import Mask, Sight, make_mask, wide_mask
 from training.layout import Embedding, Layout, Role
 
@@ -27,6 +28,7 @@ class Run:
 class FedRows:
     """Rows in the order in which they are fed: contexts, then queries."""
 
+    schedule: Schedule
     runs: tuple[Run, ...]
     step: Int[Tensor, " r"]
     role: Int[Tensor, " r"]
@@ -95,6 +97,7 @@ class FedRows:
             start += len(members)
         is_prefix = layout.embedding[rows] == Embedding.PREFIX
         return cls(
+            schedule=layout.order.schedule,
             runs=tuple(runs),
             step=tensor(layout.step[rows]),
             role=tensor(layout.role[rows]),

@@ -25,7 +25,8 @@ from training.layout import Embedding, Layout
 from training.method_config import MethodConfig
 from training.methods import METHODS
 from training.packing import Group, Packing
-from training.rotary import Rotation, angles
+from training.positions import cells_of_table, check_schedule, level_of_cells, rotations
+from training.rotary import Rotation
 from training.transformer import Stacks, Transformer, Vectors
 from training.vocabulary import Vocabulary
 
@@ -48,11 +49,7 @@ class Known:
 
 
 class Generator(nn.Module):
-    """Predicts codes of clips of `schedule`, or of a beginning of it (an image of a video's)."""
-
-    cosines: Tensor
-    sines: Tensor
-    level_of_cell: Tensor
+    """Predicts codes of clips of `schedule`, and of others that `positions` says it knows."""
 
     def __init__(
         self,
@@ -70,8 +67,8 @@ class Generator(nn.Module):
         self.codebook_size = codebook_size
         width, block = config.width, config.block
         self.condition = ConditionEncoder(vocabulary, width)
-        layout = self.layout_for(schedule)
-        kinds = layout.kinds
+        layout = _layout(schedule, self.condition.num_prefix, method, True, None)
+        kinds = self._kinds = layout.kinds
         self.start = nn.Parameter(torch.zeros(width)) if block.condition == "add" else None
         self.codes = _table(codebook_size, width) if Embedding.TOKEN in kinds else None
         self.transitions = None
@@ -86,12 +83,8 @@ class Generator(nn.Module):
         self.positions = self.levels = None
         if block.position == "table":
             self.positions = _table(schedule.num_tokens, width)
-        else:
-            if len(schedule.levels) > 1:
-                self.levels = _table(len(schedule.levels), width)
-            level = torch.from_numpy(_level_of_cell(schedule))
-            self.register_buffer("level_of_cell", level, persistent=False)
-            self._add_rotations()
+        elif len(schedule.levels) > 1:
+            self.levels = _table(len(schedule.levels), width)
         self.transformer = Transformer(width, config.heads, self._stacks(layout), block)
         self.heads = nn.ModuleList(
             nn.Linear(width, codebook_size, bias=config.head_bias) for _ in range(layout.num_heads)
@@ -112,15 +105,6 @@ class Generator(nn.Module):
         second = config.depth // 2 if config.second_stack is None else config.second_stack
         return Stacks(config.depth - second, second=second)
 
-    def _add_rotations(self) -> None:
-        """Cosines and sines of every cell; the last row is for what stands at none."""
-        block, head_width = self.config.block, self.config.width // self.config.heads
-        table = torch.from_numpy(angles(self.schedule, head_width, block.rope_base))
-        still = table.new_zeros(1, table.shape[1])
-        cosines = torch.cat([table.cos(), still.cos() * (block.rope_outside == "still")])
-        self.register_buffer("cosines", cosines.float(), persistent=False)
-        self.register_buffer("sines", torch.cat([table.sin(), still]).float(), persistent=False)
-
     @property
     def num_features(self) -> int:
         """Channels of `Known.features`, the partial reconstructions; 0: they are not needed."""
@@ -138,14 +122,25 @@ class Generator(nn.Module):
         `method` stands in for its own: the same one in other steps. `given`, bool [num_tokens],
         are cells that need not be generated.
         """
-        if schedule.scales != self.schedule.scales[: len(schedule.scales)]:
-            raise UserError(
-                f"this generator was made for scales {self.schedule.to_list()}; "
-                f"{schedule.to_list()} is not the beginning of them"
-            )
+        method = method or self.method
+        check_schedule(schedule, self.schedule, method.name, self.config.block.position)
         cells = None if given is None else given.tobytes()
-        num_prefix = self.condition.num_prefix
-        return _layout(schedule, num_prefix, method or self.method, training, cells)
+        layout = _layout(schedule, self.condition.num_prefix, method, training, cells)
+        self._check_parts(layout)
+        return layout
+
+    def _check_parts(self, layout: Layout) -> None:
+        """UserError where its own schedule has left out what another one needs."""
+        lacking = [f"vectors of kind {kind.name}" for kind in sorted(layout.kinds - self._kinds)]
+        if layout.num_heads > len(self.heads):
+            lacking.append(f"{layout.num_heads} heads, not {len(self.heads)}")
+        if lacking:
+            grids = [each.grid or () for each in (layout.order.schedule, self.schedule)]
+            other, own = (" x ".join(map(str, grid)) for grid in grids)
+            raise UserError(
+                f"{self.method.name}: clips of {other} cells need {' and '.join(lacking)}; this "
+                f"generator was made for {own}: train one on both"
+            )
 
     def forward(
         self, known: Known, prompts: Int[Tensor, "b n"], schedule: Schedule
@@ -168,12 +163,12 @@ class Generator(nn.Module):
         ])  # fmt: skip
         inputs = list(zip(packing.groups, conditions, knowns))
         x = packing.joined([self._embedded(group.rows, *given) for group, *given in inputs])
-        rotations = [self._rotation(group.rows, known) for group, _, known in inputs]
+        turned = [self._rotation(group.rows, known, x) for group, _, known in inputs]
         vectors = Vectors(torch.cat([each.pooled for each in conditions]), packing.clip)
         hidden = self.transformer(
             x[None],
             packing.masks(),
-            _joined(packing, rotations),
+            _joined(packing, turned),
             vectors,
             None,
             packing.num_context,
@@ -202,7 +197,7 @@ class Generator(nn.Module):
         masks = seen.masks(len(rows.step), condition.valid, shown)
         vectors = Vectors(condition.pooled)
         run = run or self.transformer
-        return run(x, masks, self._rotation(rows, known), vectors, cache, rows.num_context)
+        return run(x, masks, self._rotation(rows, known, x), vectors, cache, rows.num_context)
 
     def logits(
         self, hidden: list[Float[Tensor, "b r d"]], sources: Sources
@@ -222,10 +217,12 @@ class Generator(nn.Module):
     def _embedded(
         self, rows: FedRows, condition: Condition, known: Known
     ) -> Float[Tensor, "b r d"]:
-        parts = [self._run(run, condition, known) for run in rows.runs]
+        parts = [self._run(run, rows.schedule, condition, known) for run in rows.runs]
         return torch.cat([part.expand(len(condition.pooled), -1, -1) for part in parts], dim=1)
 
-    def _run(self, run: Run, condition: Condition, known: Known) -> Float[Tensor, "#b r d"]:
+    def _run(
+        self, run: Run, schedule: Schedule, condition: Condition, known: Known
+    ) -> Float[Tensor, "#b r d"]:
         """Consecutive rows of one kind."""
         if run.embedding == Embedding.PREFIX:
             return condition.prefix[:, run.index]
@@ -233,7 +230,7 @@ class Generator(nn.Module):
         x = condition.pooled[:, None] * (everywhere or run.embedding == Embedding.START)
         cells = known.sequence[:, run.index] if run.is_placed else None
         if cells is not None:
-            x = x + self._place(cells)
+            x = x + self._place(cells, schedule)
         if run.embedding == Embedding.START:
             x = x if self.start is None else x + self.start
             return x.expand(-1, len(run.index), -1)
@@ -256,20 +253,23 @@ class Generator(nn.Module):
             x = x + self.features(features)
         return x.expand(len(known.codes), len(run.index), -1)
 
-    def _place(self, cells: Int[Tensor, "#b r"]) -> Float[Tensor, "#b r d"] | float:
+    def _place(
+        self, cells: Int[Tensor, "#b r"], schedule: Schedule
+    ) -> Float[Tensor, "#b r d"] | float:
         if self.positions is not None:
-            return self.positions(cells)
+            return self.positions(cells_of_table(cells, schedule, self.schedule))
         if self.levels is None:
             return 0.0
-        return self.levels(self.level_of_cell[cells])
+        return self.levels(level_of_cells(self.schedule, cells.device)[cells])
 
-    def _rotation(self, rows: FedRows, known: Known) -> Rotation | None:
+    def _rotation(self, rows: FedRows, known: Known, x: Float[Tensor, "..."]) -> Rotation | None:
         if self.config.block.position == "table":
             return None
+        cosines, sines = rotations(rows.schedule, self.schedule, self.config, x)
         outside = rows.position < 0
         cells = known.sequence[:, rows.position.clamp(min=0)]
-        cells = torch.where(outside, len(self.cosines) - 1, cells)
-        return Rotation(self.cosines[cells], self.sines[cells])
+        cells = torch.where(outside, len(cosines) - 1, cells)
+        return Rotation(cosines[cells], sines[cells])
 
 
 def _by_cell(logits: Float[Tensor, "b l k"], known: Known) -> Float[Tensor, "b l k"]:
@@ -293,7 +293,7 @@ def _layout(
     return METHODS[method.name](schedule, num_prefix, method, training, cells)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _all_rows(layout: Layout, device: torch.device) -> tuple[FedRows, Sources]:
     rows = FedRows.of(layout, np.arange(layout.num_rows), device)
     return rows, Sources.of(layout.source, device)
@@ -307,10 +307,3 @@ def _table(count: int, width: int) -> nn.Embedding:
 
 def _count(layout: Layout, kind: Embedding) -> int:
     return int((layout.embedding == kind).sum())
-
-
-def _level_of_cell(schedule: Schedule) -> np.ndarray:
-    level = np.empty(len(schedule.scales), dtype=np.int64)
-    for number, members in enumerate(schedule.levels):
-        level[list(members)] = number
-    return level[schedule.scale_of_token]

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -79,7 +80,7 @@ class Layout:
     def num_context(self) -> int:
         return int((self.role == Role.CONTEXT).sum())
 
-    @property
+    @cached_property
     def kinds(self) -> frozenset[Embedding]:
         """The embeddings that some row has."""
         return frozenset(Embedding(kind) for kind in self.embedding.tolist())

@@ -38,10 +38,17 @@ def rotated(x: Float[Tensor, "b n l e"], rotation: Rotation | None) -> Float[Ten
     return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
 
 
-def angles(schedule: Schedule, head_width: int, base: float) -> Float[np.ndarray, "cells p"]:
-    """The angle of each pair at each cell, float64; their cosines and sines are the table."""
+def angles(
+    schedule: Schedule, head_width: int, base: float, has_time: bool | None = None
+) -> Float[np.ndarray, "cells p"]:
+    """The angle of each pair at each cell, float64; their cosines and sines are the table.
+
+    `has_time`: whether t has pairs. It has in a video; its images are to turn as its frames do.
+    """
+    if has_time is None:
+        has_time = schedule.num_latent_frames > 1
     pairs = head_width // 2
-    over_time = pairs // 4 if schedule.num_latent_frames > 1 else 0
+    over_time = pairs // 4 if has_time else 0
     over_width = (pairs - over_time) // 2
     counts = (over_time, pairs - over_time - over_width, over_width)
     at = cell_centres(schedule)

@@ -29,6 +29,7 @@ from training.caption_features import FEATURES_FILE, load_features
 from training.checkpoint import read_state
 from training.config import GeneratorRun
 from training.generator import Generator
+from training.positions import schedule_for_all
 from training.telling import with_new_captions
 from training.vocabulary import Vocabulary, load_vocabulary, save_vocabulary
 from training.weights import find_weights, load_weights, weights_hash
@@ -125,11 +126,11 @@ def open_run(
             f"{run / 'tokenizer'}: another tokenizer ({tokenizer.fingerprint[:12]}) than the run "
             f"was trained with ({record.tokenizer[:12]})"
         )
-    longest = next(iter(record.shapes.values()))
+    schedules = [Schedule.from_list(each.schedule) for each in record.shapes.values()]
     generator = Generator(
         config.model,
         config.method,
-        Schedule.from_list(longest.schedule),
+        schedule_for_all(schedules, config.method.name, config.model.block.position),
         vocabulary,
         record.codebook_size,
         record.feature_channels,

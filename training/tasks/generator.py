@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.shards import Batch, Dataset, Samples, Source
+from pipeline.shards import Batch, Bucket, Dataset, Samples, Source
 from tokenizer.door import check_codes
 from tokenizer.folder import load_tokenizer
 from tokenizer.model import Tokenizer
@@ -30,6 +30,7 @@ from training.held_out import HeldOut
 from training.loss_parts import loss_by_part
 from training.order import check_steps
 from training.partial import feature_channels
+from training.positions import schedule_for_all
 from training.run import OpenedRun, RunRecord, Shape, write_run
 from training.tasks.task import Losses, Moment, Part, Preview
 from training.teacher_forcing import code_losses
@@ -59,18 +60,21 @@ class GeneratorTask:
         self._schedules = {
             name: self.dataset.buckets[name].schedule or _no_schedule(name) for name in self._shapes
         }
-        longest = self._schedules[next(iter(self._shapes))]
+        own = schedule_for_all(
+            list(self._schedules.values()), config.method.name, config.model.block.position
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.trainer.seed)
             self.generator = Generator(
                 config.model,
                 config.method,
-                longest,
+                own,
                 self.vocabulary,
                 self.tokenizer.codebook_size,
-                feature_channels(self.tokenizer.quantizer, longest),
+                feature_channels(self.tokenizer.quantizer, own),
             ).to(device)
-        check_steps(config.method.num_steps, self.generator.layout_for(longest).order)
+        _check_buckets(self.generator, self._schedules)
+        check_steps(config.method.num_steps, self.generator.layout_for(own).order)
         self.generator.condition.told = self._told
         self.module: nn.Module = self.generator
         self.parts = [Part("generator", self.generator, config.optimizer, is_matrix)]
@@ -88,9 +92,9 @@ class GeneratorTask:
             dataset=self.dataset.fingerprint,
             tokenizer=self.tokenizer.fingerprint,
             method=config.method.name,
-            order=self.generator.layout_for(longest).order.fingerprint,
+            order=self.generator.layout_for(own).order.fingerprint,
             codebook_size=self.tokenizer.codebook_size,
-            feature_channels=feature_channels(self.tokenizer.quantizer, longest),
+            feature_channels=feature_channels(self.tokenizer.quantizer, own),
             num_parameters=sum(each.numel() for each in self.generator.parameters()),
             shapes=self._shapes,
         )
@@ -242,9 +246,8 @@ def _vocabulary(config: GeneratorRun, sources: Sequence[Source]) -> Vocabulary:
 
 
 def _shapes(samples: Mapping[str, Samples]) -> dict[str, Shape]:
-    """The buckets trained on, longest first."""
-    buckets = [each.bucket for each in samples.values()]
-    buckets.sort(key=lambda each: -(each.schedule.num_tokens if each.schedule else 0))
+    """The buckets trained on, longest first: videos by their codes, then images."""
+    buckets = sorted((each.bucket for each in samples.values()), key=_length)
     return {
         each.name: Shape(
             num_frames=each.num_frames,
@@ -254,6 +257,23 @@ def _shapes(samples: Mapping[str, Samples]) -> dict[str, Shape]:
         )
         for each in buckets
     }
+
+
+def _length(bucket: Bucket) -> tuple[Any, ...]:
+    """What puts the longest first, however they were named; equally long ones by their scales."""
+    schedule = bucket.schedule or _no_schedule(bucket.name)
+    return schedule.num_latent_frames == 1, -schedule.num_tokens, schedule.scales
+
+
+def _check_buckets(generator: Generator, schedules: Mapping[str, Schedule]) -> None:
+    """UserError for the first bucket that the generator cannot make, before anything is trained."""
+    for name, schedule in schedules.items():
+        try:
+            generator.layout_for(schedule)
+        except UserError as error:
+            raise UserError(
+                f"bucket {name}: {error}; data.buckets says which to train on"
+            ) from None
 
 
 def _no_schedule(bucket: str) -> Any:
