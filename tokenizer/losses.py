@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,9 +25,11 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Of clips [b, c, t, h, w] in [-1, 1], one by one: [b]."""
 
 
-@dataclass(frozen=True)
-class LossOutput:
-    """A training step's loss, and its terms by name, unweighted and detached, for the log."""
+class LossOutput(NamedTuple):
+    """A training step's loss, and its terms by name, unweighted and detached, for the log.
+
+    A tuple: sharding (FSDP2 of torch 2.11) finds the loss in it, but not in a dataclass.
+    """
 
     loss: Float[Tensor, ""]
     terms: dict[str, Tensor]

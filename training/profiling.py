@@ -27,7 +27,9 @@ class Profile:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self._profiler = torch.profiler.profile(activities=activities, record_shapes=True)
+            self._profiler = torch.profiler.profile(
+                activities=activities, record_shapes=True, acc_events=True
+            )
             self._profiler.start()
         yield
         if self._profiler is not None and number >= self._steps[1]:
