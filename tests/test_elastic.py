@@ -11,10 +11,15 @@ import pytest
 import torch
 
 from tests.checkpoints import checkpoint_tensors
+from tests.conftest import write_random_shards
 from tests.loops import clips_by_position, run_on_rank, sharded, small_run
 from tests.ranks import Ranks
 from training import tensor_parts
+from training.block_config import BlockConfig
 from training.checkpoint import latest_checkpoint
+from training.config import DataConfig, ModelConfig
+from training.loop_config import OptimizerConfig
+from training.method_config import MethodConfig
 from training.metrics import read_metrics
 
 
@@ -34,8 +39,9 @@ def assert_same_state(found: Path, expected: Path) -> None:
 def test_a_run_on_ranks_that_is_killed_ends_bit_for_bit_where_the_undisturbed_one_does(
     replicate: int, code_shards: Path, tmp_path: Path, two_ranks: Ranks
 ) -> None:
+    dropping = ModelConfig(width=16, depth=2, heads=2, block=BlockConfig(dropout=0.1))
     whole, killed = (
-        small_run(code_shards, tmp_path / name, parallel=sharded(replicate))
+        small_run(code_shards, tmp_path / name, parallel=sharded(replicate), model=dropping)
         for name in ("whole", "killed")
     )
     undisturbed = two_ranks.run(run_on_rank, whole)
@@ -71,6 +77,44 @@ def test_two_ranks_then_one_then_four_see_the_same_clips_and_lose_alike(
     seen = _in_turns(code_shards, tmp_path, [(two_ranks, 2), (None, 4), (four_ranks, 6)])
     assert seen == expected
     assert losses(tmp_path / "turns") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def three_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images and videos of two lengths, codes of one grid each."""
+    shapes = {"t9_h16_w16": (9, 16, 16), "t5_h16_w32": (5, 16, 32), "t1_h16_w16": (1, 16, 16)}
+    folder = tmp_path_factory.mktemp("three") / "data"
+    return write_random_shards(folder, "codes", scales=(2,), shapes=shapes)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("method", ["nar", "arpg"])
+def test_images_and_videos_of_three_shapes_train_together_on_two_ranks_as_on_one(
+    method: str, three_shapes: Path, tmp_path: Path, two_ranks: Ranks
+) -> None:
+    """Batches of different sizes, added up in one step; NAR's head of t has no use for images."""
+    data = DataConfig(
+        path=str(three_shapes),
+        buckets=("t9_h16_w16", "t5_h16_w32", "t1_h16_w16"),
+        batch_sizes={"t9_h16_w16": 3, "t5_h16_w32": 5, "t1_h16_w16": 11},
+    )
+    rope = ModelConfig(width=16, depth=2, heads=2, block=BlockConfig(position="rope"))
+    changes = {
+        "data": data,
+        "model": rope,
+        "method": MethodConfig(name=method),  # type: ignore[arg-type]
+        # AdamW makes whole steps of gradients that are 0 but for rounding, as the first ones are.
+        "optimizer": OptimizerConfig(matrices="muon", learning_rate=2e-4),
+        "trainer": {"num_steps": 12, "batches_per_step": 3, "micro_batch_size": 4},
+    }
+    one, two = (small_run(three_shapes, tmp_path / name, **changes) for name in ("one", "two"))
+    alone = run_on_rank(one)
+    found = two_ranks.run(run_on_rank, two)
+    assert [each["step"] for each in found] == [12, 12]
+    expected = clips_by_position([alone])
+    assert {len(each) for each in expected.values()} == {3, 5, 11}
+    assert clips_by_position(found) == expected
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
 @pytest.mark.multiprocess
