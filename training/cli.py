@@ -21,6 +21,7 @@ from tokenizer.settings import (
     to_dict,
 )
 from training import (
+    bench_cli,
     convert_cli,
     edit_cli,
     evaluate_cli,
@@ -95,6 +96,7 @@ def register(
     edit_cli.register(commands, decode)
     evaluate_cli.register(commands, prepare_pixels)
     orders_cli.register(commands)
+    bench_cli.register(commands)
 
     prefix = "" if tokenizer_commands is not commands else "tokenizer-"
     tokenizer = _add(
