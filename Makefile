@@ -24,7 +24,7 @@ export PYTHONUNBUFFERED = 1
 # Modules are compiled once, not anew by every process that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-shots bench-decode bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-filling bench-text format clean
+.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-shots bench-decode bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-filling bench-text bench-train format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -107,6 +107,10 @@ bench-sampling: export OMP_NUM_THREADS = 1
 
 bench-sampling: install
 	$(BIN)/python benchmarks/sampling.py
+
+bench-train: install
+	mkdir -p benchmarks/out
+	$(BIN)/tessera bench train --out benchmarks/out/train.json
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -50,6 +50,7 @@ from pipeline.shards import open_dataset
 from tokenizer.scales import Schedule
 from training.config import GuidanceConfig, SampleConfig
 from training.draws import numpy_generator
+from training.generator import by_cell
 from training.given import Given
 from training.known_region import known_cells, painted_over
 from training.pictures import contact_sheet, save_png
@@ -281,15 +282,17 @@ def _asked(run: OpenedRun, clips: Clips, hidden: np.ndarray, way: Way) -> dict[s
     for start in range(0, len(clips.codes), BATCH):
         numbers = range(start, min(start + BATCH, len(clips.codes)))
         codes = clips.codes[start : numbers.stop]
-        sequence = np.stack([way.sequence_of(hidden, number) for number in numbers])
-        logits = code_logits(
+        drawn = np.stack([way.sequence_of(hidden, number) for number in numbers])
+        sequence = torch.from_numpy(drawn).to(codes.device)
+        by_place = code_logits(
             run.generator,
             run.tokenizer.quantizer,
             codes,
             _prompts(run, clips.captions[start : numbers.stop]),
-            torch.from_numpy(sequence).to(codes.device),
+            sequence,
             clips.schedule,
-        )[:, hidden]
+        )
+        logits = by_cell(by_place.float(), sequence)[:, hidden]
         of_real = logits.log_softmax(dim=-1).gather(2, codes[:, hidden, None])[..., 0]
         bits.append(-of_real.double().mean(dim=1) / math.log(2))
         likely.append((logits.argmax(dim=-1) == codes[:, hidden]).double().mean(dim=1))

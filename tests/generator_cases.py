@@ -1,7 +1,7 @@
 """Golden folders of generators as ours: their settings and weights, and what they fed.
 
 case = nar_image_case(folder)
-case.generator(known_of(case, codes), case.prompts(labels), case.schedule)
+case.generator.by_cell(known_of(case, codes), case.prompts(labels), case.schedule)
 """
 
 from __future__ import annotations

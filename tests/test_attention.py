@@ -167,9 +167,9 @@ def test_a_generator_answers_alike_under_blocks(name: str, monkeypatch: pytest.M
     (variant,) = (each for each in VARIANTS if each.name == name)
     generator = make_generator(variant, "text", BLOCKS["rope"])
     known = known_of(generator, random_codes(variant.schedule))
-    expected = generator(known, encoded("text"), variant.schedule)
+    expected = generator.by_cell(known, encoded("text"), variant.schedule)
     monkeypatch.setattr(training.fed_rows, "make_mask", block_mask)
-    found = generator(known, encoded("text"), variant.schedule)
+    found = generator.by_cell(known, encoded("text"), variant.schedule)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -185,7 +185,7 @@ def test_a_generator_answers_and_learns_alike_on_cuda(
         known = known_of(generator, random_codes(schedule))
         features = None if known.features is None else known.features.to(device)
         known = Known(known.sequence.to(device), known.codes.to(device), features)
-        found = generator(known, encoded(kind).to(device), schedule)
+        found = generator.by_cell(known, encoded(kind).to(device), schedule)
         found.square().mean().backward()
         logits.append(found.detach().cpu())
         gradients.append(

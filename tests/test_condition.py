@@ -91,11 +91,11 @@ def test_pieces_of_a_caption_that_are_not_there_are_not_seen() -> None:
     assert found.valid.sum(dim=1).tolist() == [5, 0, 7]
     assert torch.equal(found.pooled[1], generator.condition.absent)
     known = known_of(generator, random_codes(generator.schedule))
-    expected = generator(known, encoded("clip_text"), generator.schedule)
+    expected = generator.by_cell(known, encoded("clip_text"), generator.schedule)
     changed = told.pieces.clone()
     changed[5:] += 1  # the other caption's
     generator.condition.told = told.__class__(**{**vars(told), "pieces": changed})
-    found_logits = generator(known, encoded("clip_text"), generator.schedule)
+    found_logits = generator.by_cell(known, encoded("clip_text"), generator.schedule)
     assert torch.equal(found_logits[:2], expected[:2])
     assert not torch.equal(found_logits[2], expected[2])
     assert found_logits.shape[-1] == CODEBOOK_SIZE

@@ -46,7 +46,7 @@ def generator() -> Generator:
     for step in range(60):
         codes = clips(32, step)
         sequence = torch.from_numpy(np.stack([order.drawn(random) for _ in codes]))
-        logits = generator(Known(sequence, codes), no_prompts(codes), ROW)
+        logits = generator.by_cell(Known(sequence, codes), no_prompts(codes), ROW)
         generator.zero_grad()
         F.cross_entropy(logits.flatten(0, 1), codes.flatten()).backward()
         for optimizer in optimizers:

@@ -58,7 +58,7 @@ class Counted:
         known = known_of(generator, random_codes(schedule), schedule=schedule)
         with sdpa_kernel(SDPBackend.MATH):
             with FlopCounterMode(display=False) as forward:
-                logits = generator(known, encoded(kind), schedule)
+                logits = generator.by_cell(known, encoded(kind), schedule)
             with FlopCounterMode(display=False) as backward:
                 logits.sum().backward()
         self.forward, self.backward = self._parts(forward), self._parts(backward)

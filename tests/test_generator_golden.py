@@ -59,7 +59,7 @@ def check_forward(case: Case) -> None:
     known, columns = teacher_forced(case)
     with torch.no_grad():
         prompts = case.prompts(golden.recorded["tf_labels"])
-        logits = case.generator(known, prompts, case.schedule)
+        logits = case.generator.by_cell(known, prompts, case.schedule)
     golden.check("tf_logits", in_columns(logits, columns))
     if "tf_var_input" in golden.recorded:
         first = case.schedule.offsets[1]
@@ -75,7 +75,7 @@ def check_dropped_labels(case: Case) -> None:
     dropped = uniform < golden.config.get("class_dropout_prob", DROPPED)
     with torch.no_grad():
         prompts = case.prompts(torch.where(dropped, -1, labels))
-        logits = case.generator(known, prompts, case.schedule)
+        logits = case.generator.by_cell(known, prompts, case.schedule)
     golden.check("tf_drop_logits", in_columns(logits, columns))
 
 
@@ -305,7 +305,7 @@ def check_raster_order(case: Case) -> None:
     known = known_of(case, codes, torch.arange(codes.shape[1])[None])
     with torch.no_grad():
         prompts = case.prompts(golden.recorded["tf_labels"])
-        golden.check("tf_raster_logits", case.generator(known, prompts, case.schedule))
+        golden.check("tf_raster_logits", case.generator.by_cell(known, prompts, case.schedule))
 
 
 @pytest.mark.parametrize("check", [*TEACHER_FORCED, check_raster_order, check_rotations])

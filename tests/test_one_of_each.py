@@ -11,6 +11,7 @@ PACKAGES = ("tokenizer", "pipeline", "training", "benchmarks")
 OF_THE_IMAGE_TOKENIZER = "tokenizer/image.py"  # whose attention among pixels is of its layout
 
 MEASURED = {"benchmarks/sampling.py"}  # times the blocks on the steps of the loop, one by one
+BESIDE = "training/plain_loop.py"  # what the speed of the training loop is compared with
 
 
 @cache
@@ -76,7 +77,8 @@ def test_there_is_one_block() -> None:
 
 def test_there_is_one_training_loop() -> None:
     # The judge of samples fits a classifier of its own; all else is trained by the trainer.
-    assert set(calls("backward")) == {"training/judge.py", "training/trainer.py"}
+    assert set(calls("backward")) - {BESIDE} == {"training/judge.py", "training/trainer.py"}
+    assert calls("plain_loop") == ["training/bench_rounds.py"]
     assert calls("backward").count("training/trainer.py") == 1
     # A task is asked for what is learned and for what is held out; a lookup's losses are no task's.
     assert calls("losses") == ["tokenizer/quantizer.py", *["training/trainer.py"] * 2]

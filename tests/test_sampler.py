@@ -98,7 +98,7 @@ def test_greedy_samples_are_what_teacher_forcing_on_them_finds_likeliest(variant
     features = None
     if generator.num_features:
         features = input_features(quantizer, codes, variant.schedule, generator.num_features)
-    logits = generator(Known(sequence, codes, features), prompts, variant.schedule)
+    logits = generator.by_cell(Known(sequence, codes, features), prompts, variant.schedule)
     assert torch.equal(logits.argmax(dim=-1), codes)
 
 

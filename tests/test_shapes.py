@@ -93,7 +93,7 @@ def made_for(schedule: Schedule, generator: Generator) -> Generator:
 
 def logits_of(generator: Generator, schedule: Schedule) -> Tensor:
     known = known_of(generator, random_codes(schedule), schedule=schedule)
-    return generator(known, encoded("text"), schedule)
+    return generator.by_cell(known, encoded("text"), schedule)
 
 
 @pytest.mark.parametrize("shape", [*INSIDE, *LARGER])
@@ -145,7 +145,7 @@ def test_clips_of_several_shapes_in_one_sequence_are_those_of_separate_ones(
         for each in schedules
     ]
     answers, gradients = [], []
-    for logits in ([generator(*each) for each in clips], generator.packed(clips)):
+    for logits in ([generator.by_cell(*each) for each in clips], generator.packed(clips)):
         generator.zero_grad(set_to_none=True)
         losses = [
             F.cross_entropy(each.flatten(0, 1), known.codes.flatten(), reduction="sum")

@@ -53,7 +53,7 @@ def loss_of(generator: Generator, variant: Variant, kind: str, part: slice, seed
         known.codes[part],
         None if known.features is None else known.features[part],
     )
-    logits = generator(own, encoded(kind).repeat(2, 1)[part], variant.schedule)
+    logits = generator.by_cell(own, encoded(kind).repeat(2, 1)[part], variant.schedule)
     return nn.functional.cross_entropy(logits.flatten(0, 1), codes[part].flatten(), reduction="sum")
 
 
@@ -220,7 +220,7 @@ def outputs(
     if torch.distributed.is_initialized():
         generator = sharded(generator, parallel, dtype)
     codes = random_codes(variant.schedule)
-    logits = generator(known_of(generator, codes), encoded("text"), variant.schedule)
+    logits = generator.by_cell(known_of(generator, codes), encoded("text"), variant.schedule)
     logits.float().square().mean().backward()
     return logits.detach(), gradients_of(generator)
 

@@ -30,7 +30,7 @@ from training.method_config import MethodConfig
 from training.run import OpenedRun, open_run
 from training.tasks.generator import GeneratorTask
 from training.tasks.task import Moment
-from training.teacher_forcing import bits_of, code_losses
+from training.teacher_forcing import bits_of, code_logits, code_losses
 from training.vocabulary import Vocabulary
 
 BUCKET = "t5_h16_w16"
@@ -64,9 +64,10 @@ def test_a_model_that_knows_nothing_needs_all_bits_of_its_codebook(variant: Vari
         parameter.zero_()
     codes = random_codes(variant.schedule)
     sequence = known_of(generator, codes).sequence
-    loss = code_losses(
+    logits = code_logits(
         generator, make_quantizer(), codes, encoded("class"), sequence, variant.schedule
     )
+    loss = code_losses(logits, codes, sequence)
     assert float(loss.sum()) / math.log(2) == pytest.approx(
         codes.numel() * math.log2(CODEBOOK_SIZE)
     )

@@ -41,7 +41,7 @@ def test_rows_fed_step_by_step_with_a_cache_give_the_logits_of_one_pass(
     generator = shared_generator(variant, kind, block)
     codes, prompts = random_codes(variant.schedule), encoded(kind)
     known = known_of(generator, codes)
-    whole = generator(known, prompts, variant.schedule)
+    whole = generator.by_cell(known, prompts, variant.schedule)
     layout = generator.layout_for(variant.schedule)
     steps = loop_steps(layout, codes.device)
     condition = generator.condition(prompts)
@@ -69,7 +69,7 @@ def test_changing_a_code_changes_no_logit_up_to_its_own_step(variant: Variant) -
     order = generator.layout_for(variant.schedule).order
     step_of = torch.empty_like(codes)
     step_of.scatter_(1, known.sequence, torch.from_numpy(order.step).expand_as(codes))
-    before = generator(known, prompts, variant.schedule)
+    before = generator.by_cell(known, prompts, variant.schedule)
     changes_later = 0
     for place in range(variant.schedule.num_tokens):
         cells = known.sequence[:, place : place + 1]
@@ -79,7 +79,9 @@ def test_changing_a_code_changes_no_logit_up_to_its_own_step(variant: Variant) -
             again.features = input_features(
                 make_quantizer(), changed, variant.schedule, generator.num_features
             )
-        moved = (generator(again, prompts, variant.schedule) - before).abs().amax(dim=2) > 1e-5
+        moved = (generator.by_cell(again, prompts, variant.schedule) - before).abs().amax(
+            dim=2
+        ) > 1e-5
         assert not moved[step_of <= order.step[place]].any()
         changes_later += int(moved.any())
     # Only the last step's codes are seen by nothing.
@@ -91,10 +93,10 @@ def test_changing_a_code_changes_no_logit_up_to_its_own_step(variant: Variant) -
 def test_padding_of_a_caption_changes_nothing(variant: Variant) -> None:
     generator, prompts = make_generator(variant, "text"), encoded("text")
     known = known_of(generator, random_codes(variant.schedule))
-    before = generator(known, prompts, variant.schedule)
+    before = generator.by_cell(known, prompts, variant.schedule)
     generator.condition.pieces.weight[0] += 100.0  # what padding is looked up as
     generator.condition.pooled.weight[0] += 100.0
-    after = generator(known, prompts, variant.schedule)
+    after = generator.by_cell(known, prompts, variant.schedule)
     unaffected = ~(prompts == 0).any(dim=1)
     assert unaffected.any()
     assert torch.equal(before[unaffected], after[unaffected])
@@ -107,8 +109,8 @@ def test_padding_of_a_caption_changes_nothing(variant: Variant) -> None:
 def test_the_condition_matters(variant: Variant, kind: str, block: str) -> None:
     generator, prompts = shared_generator(variant, kind, block), encoded(kind)
     known = known_of(generator, random_codes(variant.schedule))
-    with_prompt = generator(known, prompts, variant.schedule)
-    without = generator(known, torch.full_like(prompts, -1), variant.schedule)
+    with_prompt = generator.by_cell(known, prompts, variant.schedule)
+    without = generator.by_cell(known, torch.full_like(prompts, -1), variant.schedule)
     assert not torch.allclose(with_prompt[0], without[0])
     assert torch.allclose(with_prompt[1], without[1])
 
@@ -133,11 +135,11 @@ def test_the_images_of_a_video_generator_are_made_by_the_same_weights(
             make_quantizer(), codes, variant.schedule, generator.num_features
         )[:, : image.num_tokens]
     known = Known(torch.from_numpy(order.sequence)[None], codes[:, : image.num_tokens], features)
-    found = generator(known, prompts, image)
+    found = generator.by_cell(known, prompts, image)
     assert found.shape == (3, image.num_tokens, CODEBOOK_SIZE)
     # In these frame 0 comes first in a video.
     if variant.method.frame_causal or variant.method.name in ("next_scale", "raster", "par"):
-        video = generator(known_of(generator, codes), prompts, variant.schedule)
+        video = generator.by_cell(known_of(generator, codes), prompts, variant.schedule)
         torch.testing.assert_close(found, video[:, : image.num_tokens], atol=1e-5, rtol=1e-5)
 
 

@@ -34,6 +34,8 @@ Its rooms:
     metrics sums loss_parts profiling
                                 what there is to see of it
     flops                       the operations that a clip costs it, and those of a GPU
+    bench bench_rounds bench_data plain_loop trace bench_config bench_cli
+                                how fast it is: beside a plain loop, beside the machine's peak
     launch                      one process, torchrun, Ray
     run export config loop_config presets cli run_cli
                                 run folders, settings, commands

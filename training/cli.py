@@ -21,6 +21,7 @@ from tokenizer.settings import (
     to_dict,
 )
 from training import (
+    bench_cli,
     convert_cli,
     edit_cli,
     evaluate_cli,
@@ -96,6 +97,7 @@ def register(
     evaluate_cli.register(commands, prepare_pixels)
     orders_cli.register(commands)
     run_cli.register(commands)
+    bench_cli.register(commands)
 
     prefix = "" if tokenizer_commands is not commands else "tokenizer-"
     tokenizer = _add(

@@ -26,6 +26,11 @@ def torch_generator(*parts: int | str, device: str | torch.device = "cpu") -> to
     return torch.Generator(device=device).manual_seed(key(*parts))
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """The global state of torch as a function of the step, for what draws from it."""
-    torch.manual_seed(key(seed, "step", step, rank))
+def seed_step(seed: int, position: int, rank: int, device: torch.device) -> None:
+    """The global state of torch as a function of the position, for what draws from it.
+
+    Not by `torch.manual_seed`, which keeps a stack trace for each kind of device there might be.
+    """
+    torch.default_generator.manual_seed(key(seed, "step", position, rank))
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key(seed, "step", position, rank))

@@ -145,16 +145,22 @@ class Generator(nn.Module):
     def forward(
         self, known: Known, prompts: Int[Tensor, "b n"], schedule: Schedule
     ) -> Float[Tensor, "b l k"]:
-        """Teacher forcing: the logits of every cell, each from what its step may see."""
+        """Teacher forcing: the logits of every place, each from what its step may see."""
         layout = self.layout_for(schedule)
         rows, sources = _all_rows(layout, known.codes.device)
         hidden = self.hidden(rows, rows, self.condition(prompts), known)
-        return _by_cell(self.logits(hidden, sources), known)
+        return self.logits(hidden, sources)
+
+    def by_cell(
+        self, known: Known, prompts: Int[Tensor, "b n"], schedule: Schedule
+    ) -> Float[Tensor, "b l k"]:
+        """Those of `forward` in the order of the cells."""
+        return by_cell(self(known, prompts, schedule), known.sequence)
 
     def packed(
         self, groups: Sequence[tuple[Known, Int[Tensor, "b n"], Schedule]]
     ) -> list[Float[Tensor, "b l k"]]:
-        """`forward` of clips of each of several schedules, as one sequence (see `packing`)."""
+        """`by_cell` of clips of each of several schedules, as one sequence (see `packing`)."""
         knowns, device = [known for known, _, _ in groups], groups[0][0].codes.device
         layouts = [_all_rows(self.layout_for(schedule), device) for _, _, schedule in groups]
         conditions = [self.condition(prompts) for _, prompts, _ in groups]
@@ -175,7 +181,7 @@ class Generator(nn.Module):
         )
         of_groups = zip(*(packing.parted(each[0]) for each in hidden))
         return [
-            _by_cell(self.logits(list(outputs), sources), known)
+            by_cell(self.logits(list(outputs), sources), known.sequence)
             for outputs, (_, sources), known in zip(of_groups, layouts, knowns)
         ]
 
@@ -272,9 +278,11 @@ class Generator(nn.Module):
         return Rotation(cosines[cells], sines[cells])
 
 
-def _by_cell(logits: Float[Tensor, "b l k"], known: Known) -> Float[Tensor, "b l k"]:
-    """Logits by place in the order of the cells."""
-    sequence = known.sequence.expand(len(logits), -1)
+def by_cell(
+    logits: Float[Tensor, "b l k"], sequence: Int[Tensor, "#b l"]
+) -> Float[Tensor, "b l k"]:
+    """Logits by place in the order of the cells; `sequence` is the cell at each place."""
+    sequence = sequence.expand(len(logits), -1)
     return torch.zeros_like(logits).scatter(1, sequence[..., None].expand_as(logits), logits)
 
 

@@ -19,14 +19,9 @@ MOST_PARTS = 8
 """Steps are told in at most so many runs of consecutive ones."""
 
 
-def loss_by_part(
-    losses: Float[Tensor, "b l"], sequence: Int[Tensor, "#b l"], order: Order
-) -> dict[str, Mean]:
-    """Losses of cells, by scale (where there are several) and by step, with their counts.
-
-    `sequence` is the cell at each place.
-    """
-    by_place = losses.gather(1, sequence.expand(len(losses), -1)).sum(dim=0)
+def loss_by_part(losses: Float[Tensor, "b l"], order: Order) -> dict[str, Mean]:
+    """Losses of places, by scale (where there are several) and by step, with their counts."""
+    by_place = losses.sum(dim=0)
     found = {}
     for names, members, counts in _parts(order, losses.device):
         totals = losses.new_zeros(len(names)).index_add_(0, members, by_place)

@@ -1,6 +1,7 @@
 """Cross-entropy of clips' codes under teacher forcing: the loss of training, and bits of clips.
 
-    code_losses(generator, quantizer, codes, prompts, sequence, schedule)     # nats, of each code
+    logits = code_logits(generator, quantizer, codes, prompts, sequence, schedule)
+    code_losses(logits, codes, sequence)                   # nats, of the code at each place
     bits_of(run, open_dataset(DATA).samples("val"))        # Bits(per_clip=412.3, ...)
 
 Where the order is random its cells come in one order a clip, drawn by the clip's number, so that
@@ -40,27 +41,25 @@ def code_logits(
     sequence: Int[Tensor, "#b l"],
     schedule: Schedule,
 ) -> Float[Tensor, "b l k"]:
-    """The logits of every cell in float32, each asked from the real codes before it.
+    """The logits of every place, each asked from the real codes before it.
 
     `sequence` is the cell at each place, in the order in which they are asked for.
     """
     features = None
     if generator.num_features:
         features = input_features(quantizer, codes, schedule, generator.num_features)
-    return generator(Known(sequence, codes, features), prompts, schedule).float()
+    return generator(Known(sequence, codes, features), prompts, schedule)
 
 
 def code_losses(
-    generator: Generator,
-    quantizer: MultiScaleQuantizer,
-    codes: Int[Tensor, "b l"],
-    prompts: Int[Tensor, "b n"],
-    sequence: Int[Tensor, "#b l"],
-    schedule: Schedule,
+    logits: Float[Tensor, "b l k"], codes: Int[Tensor, "b l"], sequence: Int[Tensor, "#b l"]
 ) -> Float[Tensor, "b l"]:
-    """The cross-entropy of each code, in nats; arguments are those of `code_logits`."""
-    logits = code_logits(generator, quantizer, codes, prompts, sequence, schedule)
-    losses = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
+    """The cross-entropy of the code at each place, in nats, in float32.
+
+    Logits stay where they are; it is codes that are put in the order of places.
+    """
+    targets = codes.gather(1, sequence.expand(len(codes), -1))
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
     return losses.view_as(codes)
 
 
@@ -98,15 +97,18 @@ def bits_of(run: OpenedRun, samples: Samples, most: int | None = None) -> Bits:
             continue
         codes = torch.from_numpy(samples.gather(part).astype(np.int64))
         check_codes(codes, schedule, run.generator.codebook_size)
-        sequence = [order.drawn(numpy_generator(0, "bits", int(number))) for number in part]
-        losses = code_losses(
+        codes = codes.to(device)
+        drawn = [order.drawn(numpy_generator(0, "bits", int(number))) for number in part]
+        sequence = torch.from_numpy(np.stack(drawn)).to(device)
+        logits = code_logits(
             run.generator,
             run.tokenizer.quantizer,
-            codes.to(device),
+            codes,
             torch.tensor(prompts, dtype=torch.int64, device=device),
-            torch.from_numpy(np.stack(sequence)).to(device),
+            sequence,
             schedule,
         )
+        losses = code_losses(logits, codes, sequence)
         nats += float(losses.double().sum())
         num_clips += len(part)
     if not num_clips:

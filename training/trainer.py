@@ -138,7 +138,7 @@ class _Loop:
         started = time.perf_counter()
         batches = [next(stream) for _ in range(trainer.batches_per_step)]
         waited = time.perf_counter() - started
-        seed_step(trainer.seed, self.position, self.rank)
+        seed_step(trainer.seed, self.position, self.rank, self.device)
         count = sum(task.count(each) for each in batches)
         total = summed(torch.tensor(float(count), device=self.device))
         kept = self._buffers()

@@ -33,7 +33,7 @@ from training.partial import feature_channels
 from training.positions import schedule_for_all
 from training.run import OpenedRun, RunRecord, Shape, write_run
 from training.tasks.task import Losses, Moment, Part, Preview
-from training.teacher_forcing import code_losses
+from training.teacher_forcing import code_logits, code_losses
 from training.telling import features_of
 from training.vocabulary import ABSENT, FIELDS, Vocabulary, build_vocabulary
 from training.warm_start import WarmStart, warm_start
@@ -86,6 +86,9 @@ class GeneratorTask:
         ]
         is_half = config.trainer.precision == "bfloat16"
         self.weight_dtype = torch.bfloat16 if is_half else None
+        self._code_losses = code_losses
+        if config.parallel.compile:
+            self._code_losses = torch.compile(code_losses, dynamic=False)
         self._device = torch.device(device)
         self.loader = open_loader(sources, config.data, config.trainer, rank, world_size)
         self.record = RunRecord(
@@ -141,9 +144,10 @@ class GeneratorTask:
         sequence = self._sequence(batch, schedule, moment.position)
         prompts = self._prompts(batch, moment.position)
         quantizer = self.tokenizer.quantizer
-        losses = code_losses(self.generator, quantizer, codes, prompts, sequence, schedule)
+        logits = code_logits(self.generator, quantizer, codes, prompts, sequence, schedule)
+        losses = self._code_losses(logits, codes, sequence)
         order = self.generator.layout_for(schedule).order
-        return Losses(losses.sum(), loss_by_part(losses.detach(), sequence, order))
+        return Losses(losses.sum(), loss_by_part(losses.detach(), order))
 
     def held_out(self) -> Iterator[Batch]:
         return self._held_out.batches()
