@@ -32,18 +32,10 @@ from tokenizer.settings import to_dict
 from training.bench_config import BenchConfig
 from training.bench_data import write_random_dataset
 from training.bench_rounds import Round, loop_round, plain_round
-from training.config import (
-    ConditionConfig,
-    DataConfig,
-    GeneratorRun,
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    ScheduleConfig,
-    TrainerConfig,
-)
+from training.config import ConditionConfig, DataConfig, GeneratorRun, ModelConfig
 from training.data import open_loader, open_sources
 from training.flops import measured_matmul_flops, peak_flops, training_flops
+from training.loop_config import OptimizerConfig, ParallelConfig, ScheduleConfig, TrainerConfig
 from training.method_config import MethodConfig
 from training.run import pick_device
 from training.tasks.generator import GeneratorTask

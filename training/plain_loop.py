@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from training.config import OptimizerConfig
 from training.fed_rows import FedRows, Sources
 from training.generator import Generator, Known
+from training.loop_config import OptimizerConfig
 from training.order import Order
 
 
