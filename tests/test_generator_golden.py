@@ -39,6 +39,7 @@ from training.compat.reading import detect_layout, read_sizes
 from training.compat.sizes import KEYS
 from training.config import GuidanceConfig, SampleConfig
 from training.fed_rows import FedRows
+from training.generator import by_cell
 from training.guidance import Moment, guidance_scale
 from training.layout import Role
 from training.positions import rotations
@@ -93,6 +94,7 @@ def check_gradients(case: Case) -> None:
         case.ours_of(theirs),
         (known, case.prompts(golden.recorded["tf_labels"]), case.schedule),
     )
+    logits = by_cell(logits, known.sequence)
     loss = F.cross_entropy(logits.flatten(0, 1), known.codes.flatten())
     if "tf_loss" in golden.recorded:
         golden.check("tf_loss", loss.detach().view_as(golden.recorded["tf_loss"]), LOSSES)

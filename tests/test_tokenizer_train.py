@@ -87,7 +87,7 @@ def test_a_model_by_name_is_the_preset_with_the_flags_on_top(
     name: str, tmp_path: Path, pixel_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[TokenizerRun] = []
-    monkeypatch.setattr("training.cli._launch", lambda config, command: launched.append(config))
+    monkeypatch.setattr("training.cli._start", launched.append)
     words = ["--model", name, "--data", str(pixel_shards), "--out", str(tmp_path)]
     assert main(["tokenizer", "train", *words, "--tokenizer.quantizer.codebook_size", "99"]) == 0
     config = launched[0].tokenizer

@@ -115,9 +115,18 @@ class Critic(nn.Module):
 
     def forward(self, frames: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 1 t2 h2 w2"]:
         if self.over_time:
-            return self.stages(frames)
-        verdicts = self.stages(frames.movedim(2, 1).flatten(0, 1)[:, :, None])
+            return self._verdicts(frames)
+        verdicts = self._verdicts(frames.movedim(2, 1).flatten(0, 1)[:, :, None])
         return verdicts.squeeze(2).unflatten(0, (len(frames), -1)).movedim(1, 2)
+
+    def _verdicts(self, frames: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 1 t2 h2 w2"]:
+        """What is compared is float32, under autocast too (whose gradient of a convolution to one
+        channel is now and then no number on CPUs, torch 2.15)."""
+        *stages, last = self.stages
+        for stage in stages:
+            frames = stage(frames)
+        with torch.autocast(frames.device.type, enabled=False):
+            return last(frames.float())
 
 
 def balance(
