@@ -83,13 +83,14 @@ def watched(
     broken_at: tuple[int, int] | None = None,
     loud_at: int | None = None,
     crashes_saving: int | None = None,
+    cannot_publish: int | None = None,
 ) -> Iterator[dict[int, list[str]]]:
     """Hashes of the clips that this rank learned from, by position in the data.
 
     At a position: `dies_at` on every rank; `signalled_at` (rank, position): a SIGTERM; `broken_at`
     (rank, position): a loss that is no number; `loud_at`: a loss a thousand times as large.
     `crashes_saving`: the first rank's process is gone when all is written of this step's checkpoint
-    but its name.
+    but its name; `cannot_publish`: it cannot give it one.
     """
     seen: dict[int, list[str]] = {}
     rank, _ = rank_and_world_size()
@@ -119,6 +120,8 @@ def watched(
     def publish(self: Checkpoints, temporary: Path, name: str) -> None:
         if crashes_saving is not None and name == f"step_{crashes_saving:08d}":
             os._exit(9)
+        if cannot_publish is not None and name == f"step_{cannot_publish:08d}":
+            raise OSError("the disk is full")
         publish_of(self, temporary, name)
 
     Loader.batch, GeneratorTask.losses = batch, losses  # type: ignore[method-assign]

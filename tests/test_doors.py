@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.shards import Batch, Loader
 from tests.conftest import tiny_tokenizer
 from tests.loops import run_on_rank, small_run
 from tests.ranks import Ranks
+from tests.test_tokenizer_task import everything
 from tokenizer.folder import save_tokenizer
 from training.checkpoint import latest_checkpoint
 from training.config import GeneratorRun, ModelConfig
@@ -136,6 +138,29 @@ def _flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def _set(place: Path, name: str, **values: Any) -> None:
+    content = json.loads((place / name).read_text())
+    (place / name).write_text(json.dumps(content | values))
+
+
+def _enlarge(path: Path) -> None:
+    """A tensor of a petabyte."""
+    content = json.loads(path.read_text())
+    first = next(each for each in content["tensors"].values() if len(each["shape"]) == 2)
+    first["shape"][1] = 1 << 40
+    for part in first["parts"]:
+        part["shape"][1] = 1 << 40
+    path.write_text(json.dumps(content))
+
+
+def _shift(path: Path) -> None:
+    """Two parts at one place, and a hole."""
+    content = json.loads(path.read_text())
+    first = next(each for each in content["tensors"].values() if len(each["parts"]) == 2)
+    first["parts"][1]["offset"] = first["parts"][0]["offset"]
+    path.write_text(json.dumps(content))
+
+
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("damage", "message"),
@@ -143,16 +168,25 @@ def _flip(path: Path) -> None:
         (lambda place: _flip(place / "rank_00001.safetensors"), "have changed)"),
         (
             lambda place: (place / "rank_00000.safetensors").unlink(),
-            "rank_00000.safetensors: damaged",
+            "rank_00000.safetensors is missing",
         ),
         (
             lambda place: (place / "rank_00001.safetensors").write_bytes(b"\xff" * 100),
+            "bytes in files of",
+        ),
+        (
+            lambda place: (place / "rank_00001.safetensors").write_bytes(b"\xff" * 10**6),
             "rank_00001.safetensors: damaged checkpoint",
         ),
         (lambda place: (place / "index.json").write_text("{}"), "index.json: damaged checkpoint"),
         (lambda place: (place / "index.json").unlink(), "index.json: damaged checkpoint"),
         (lambda place: (place / "state.json").write_text("[1]"), "damaged checkpoint"),
         (lambda place: (place / "state.json").write_text('{"format": 1}'), "another version"),
+        (lambda place: _set(place, "state.json", step=-1), "damaged checkpoint (step is -1)"),
+        (lambda place: _set(place, "state.json", identity=[]), "checkpoint (identity is [])"),
+        (lambda place: _set(place, "state.json", guard={}), "damaged checkpoint ('bad_steps')"),
+        (lambda place: _enlarge(place / "index.json"), "bytes in files of"),
+        (lambda place: _shift(place / "index.json"), "not the whole of their tensor"),
     ],
 )
 def test_a_damaged_checkpoint_is_one_error_on_every_rank(
@@ -191,6 +225,55 @@ def _cannot_read_on_rank_1(run: GeneratorRun) -> dict[str, Any]:
         return {"error": str(error)}
     finally:
         job.make_task = real
+
+
+def _cannot_learn_on_rank_1(run: GeneratorRun) -> dict[str, Any]:
+    """From the third batch on, codes that there are not."""
+    real = Loader.batch
+
+    def batch(self: Loader, step: int) -> Batch:
+        found = real(self, step)
+        if rank_and_world_size()[0] == 1 and step >= 2:
+            return replace(found, arrays=found.arrays + 16)
+        return found
+
+    Loader.batch = batch  # type: ignore[method-assign]
+    try:
+        return run_on_rank(run)
+    finally:
+        Loader.batch = real  # type: ignore[method-assign]
+
+
+@pytest.mark.multiprocess
+def test_what_one_rank_cannot_learn_from_in_mid_run_ends_all_with_one_error(
+    code_shards: Path, tmp_path: Path, two_ranks: Ranks
+) -> None:
+    run = small_run(code_shards, tmp_path / "run")
+    found = two_ranks.run(_cannot_learn_on_rank_1, run, seconds=SECONDS)
+    errors = {each["error"] for each in found}
+    assert len(errors) == 1
+    assert errors.pop().endswith("(rank 1)")
+
+
+@pytest.mark.multiprocess
+def test_another_kind_of_optimizer_is_refused_on_every_rank(
+    finished: GeneratorRun, two_ranks: Ranks
+) -> None:
+    other = replace(finished, optimizer=replace(finished.optimizer, matrices="adamw"))
+    error = error_of(two_ranks, other)
+    assert "another optimizer: it remembers momentum, not exp_avg, exp_avg_sq, step" in error
+
+
+def test_fewer_steps_than_are_done_is_an_error(code_shards: Path, tmp_path: Path) -> None:
+    run = small_run(code_shards, tmp_path / "run")
+    run_on_rank(run)
+    error = run_on_rank(trainer_of(run, num_steps=5))["error"]
+    assert "the run is at step 6 already, trainer.num_steps is 5" in error
+
+
+def test_a_tokenizer_is_not_passed_through_in_parts(pixel_shards: Path, tmp_path: Path) -> None:
+    run = everything(pixel_shards, tmp_path / "run", micro_batch_size=2)
+    assert "would change what it learns" in run_on_rank(run)["error"]
 
 
 @pytest.mark.multiprocess

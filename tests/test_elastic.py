@@ -154,6 +154,33 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_one_befo
     assert latest_checkpoint(tmp_path / "run").name == "step_00000002"  # type: ignore[union-attr]
 
 
+@pytest.mark.multiprocess
+def test_what_only_the_first_rank_fails_to_write_is_an_error_on_all(
+    code_shards: Path, tmp_path: Path, two_ranks: Ranks
+) -> None:
+    found = two_ranks.run(
+        partial(run_on_rank, cannot_publish=4), small_run(code_shards, tmp_path / "run")
+    )
+    assert {each["error"] for each in found} == {
+        f"{tmp_path}/run/checkpoints: a checkpoint could not be written (the disk is full)"
+    }
+    assert latest_checkpoint(tmp_path / "run").name == "step_00000002"  # type: ignore[union-attr]
+
+
+def test_a_run_that_was_set_back_goes_on_from_there_and_keeps_what_it_writes(
+    code_shards: Path, tmp_path: Path
+) -> None:
+    """Whoever points `latest` to an older checkpoint keeps the ones that are written then."""
+    run = small_run(code_shards, tmp_path / "run", trainer={"keep_checkpoints": 3})
+    run_on_rank(run)
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "latest").write_text("step_00000002\n")
+    shorter = small_run(code_shards, tmp_path / "run", trainer={"num_steps": 4})
+    assert min(run_on_rank(shorter)["seen"]) == 4
+    assert (folder / "latest").read_text() == "step_00000004\n"
+    assert "step_00000004" in {each.name for each in folder.iterdir()}
+
+
 def test_checkpoints_are_written_while_training_goes_on_one_at_a_time(
     code_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

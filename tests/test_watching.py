@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from pipeline.shards import open_dataset
+from tests.checkpoints import checkpoint_tensors
 from tests.conftest import write_random_shards
 from tests.generators import GRID, LARGER, PYRAMID, VARIANTS
 from tests.loops import run_on_rank, small_run
@@ -109,6 +110,44 @@ def test_the_loss_of_held_out_clips_is_that_of_the_run_that_is_opened(
 def grid_split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grid_split") / "data"
     return write_random_shards(folder, "codes", num_clips=20, scales=(2,), held_out=8)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_looking_at_a_sharded_run_changes_nothing(
+    precision: str, split_shards: Path, tmp_path: Path, two_ranks: Ranks
+) -> None:
+    """Held-out clips and previews, with averaged weights, between steps and at the end."""
+    data = DataConfig(path=str(split_shards))
+    quiet = {"precision": precision, "checkpoint_every": 100}
+    looking = quiet | {"validate_every": 1, "preview_every": 2, "preview_clips": 2}
+    for name, trainer in (("plain", quiet), ("seen", looking)):
+        run = small_run(split_shards, tmp_path / name, data=data, trainer=trainer)
+        assert [each["step"] for each in two_ranks.run(run_on_rank, run)] == [6, 6]
+    ours, theirs = (
+        checkpoint_tensors(tmp_path / name / "checkpoints" / "step_00000006")
+        for name in ("seen", "plain")
+    )
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_held_out_clips_are_computed_in_parts_too(split_shards: Path, tmp_path: Path) -> None:
+    data = DataConfig(path=str(split_shards))
+    trainer = {"validate_every": 6, "global_batch_size": 8}
+    for name, most in (("whole", None), ("parts", 3)):
+        cut = trainer | {"micro_batch_size": most}
+        local.launch(small_run(split_shards, tmp_path / name, data=data, trainer=cut))
+    whole, parts = (read_metrics(tmp_path / name)[-1] for name in ("whole", "parts"))
+    assert parts["held_out/loss"] == pytest.approx(whole["held_out/loss"], rel=1e-4)
+
+
+def test_half_a_line_of_metrics_is_forgotten(code_shards: Path, tmp_path: Path) -> None:
+    run = small_run(code_shards, tmp_path / "run")
+    local.launch(run)
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')
+    local.launch(replace(run, trainer=replace(run.trainer, num_steps=7)))
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_held_out_losses_of_a_tokenizer_change_nothing(pixel_shards: Path, tmp_path: Path) -> None:
@@ -212,6 +251,8 @@ def test_metrics_go_to_weights_and_biases_where_it_is_installed(
     monkeypatch.setitem(sys.modules, "wandb", module)
     local.launch(run)
     assert sent.settings["project"] == "lab"
+    assert sent.settings["id"] == (tmp_path / "run" / "wandb_id").read_text()
+    assert sent.settings["config"]["num_steps"] == 2
     assert [step for step, _ in sent.lines] == [1, 2]
     assert sent.lines[1][1]["loss"] == read_metrics(tmp_path / "run")[1]["loss"]
     assert sent.is_finished

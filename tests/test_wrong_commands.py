@@ -20,7 +20,6 @@ from training.block_config import BlockConfig
 from training.config import ConditionConfig, MethodConfig, ModelConfig
 from training.launch import local
 from training.tasks.generator import GeneratorTask
-from training.tasks.task import Moment
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ SAMPLE = [
     ("sample nowhere", "nowhere: not a run folder (no run.json); `tessera train` makes one"),
     ("sample photo.png", "photo.png: not a run folder"),
     ("sample unfinished", "no finished checkpoint yet; run `tessera train` on it first"),
-    ("sample truncated", "rank_00000.safetensors: damaged checkpoint"),
+    ("sample truncated", "index.json: damaged checkpoint (tensors of"),
     ("sample arpg --prompts [elephant]", "class 'elephant' was not in the training data; known"),
     ("sample raster --prompts ['a red elephant']", "prompt word 'elephant'"),
     ("sample raster --prompts ['a red seven moving left a red seven']", "this run takes"),
@@ -172,7 +171,7 @@ def test_codes_outside_of_the_codebook_are_refused(grid_shards: Path, tmp_path: 
     task = GeneratorTask(generator_run(grid_shards, tmp_path / "run"), "cpu")
     batch = task.loader.batch(0)
     with pytest.raises(UserError, match=r"must lie in \[0, 16\): they are another tokenizer's"):
-        task.losses(replace(batch, arrays=batch.arrays + 16), Moment(0, 0.0))
+        task.count(replace(batch, arrays=batch.arrays + 16))
 
 
 def exit_code(command: Callable[[list[str]], int], arguments: list[str]) -> int:

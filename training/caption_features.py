@@ -62,6 +62,10 @@ class CaptionFeatures:
             sha256=self.sha256,
         )
 
+    def __deepcopy__(self, memo: dict) -> CaptionFeatures:
+        """Itself: it never changes, and may be large."""
+        return self
+
     def save(self, path: Path) -> None:
         """Writes the file aside and renames it."""
         from safetensors.torch import save_file

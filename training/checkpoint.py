@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -89,15 +89,30 @@ class Checkpoints:
     def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         name = f"step_{step:08d}"
         temporary = self._folder / f".{name}.writing"
-        if self._is_first:
+
+        def begin() -> None:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        dist.barrier(self._group)
-        write_tensors(temporary, tensors, self._group)
-        if self._is_first:
+
+        def end() -> None:
             _write_synced(temporary / STATE, json.dumps({"format": _FORMAT, **state}, indent=1))
             self._publish(temporary, name)
-        dist.barrier(self._group)
+
+        self._by_the_first(begin)
+        write_tensors(temporary, tensors, self._group)
+        self._by_the_first(end)
+
+    def _by_the_first(self, act: Callable[[], None]) -> None:
+        """What one rank does, after which all go on, or raise the same UserError."""
+        reasons: list[str | None] = [None]
+        if self._is_first:
+            try:
+                act()
+            except OSError as error:
+                reasons = [str(error)]
+        dist.broadcast_object_list(reasons, src=0, group=self._group)
+        if reasons[0] is not None:
+            raise UserError(f"{self._folder}: a checkpoint could not be written ({reasons[0]})")
 
     def _publish(self, temporary: Path, name: str) -> None:
         before = self._folder / f".{name}.replaced"
@@ -107,11 +122,10 @@ class Checkpoints:
         pointer = self._folder / f".{_LATEST}.writing"
         _write_synced(pointer, name)
         os.replace(pointer, self._folder / _LATEST)
-        names = sorted(each.name for each in self._folder.glob("step_*"))
         every = self._config.keep_every
-        for old in names[: -self._config.keep_checkpoints]:
-            if old != name and not (every and int(old.removeprefix("step_")) % every == 0):
-                shutil.rmtree(self._folder / old)
+        for old in _whole_ones(self._folder)[: -self._config.keep_checkpoints]:
+            if not (every and int(old.name.removeprefix("step_")) % every == 0):
+                shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
 
 
@@ -124,16 +138,28 @@ def latest_checkpoint(run: Path) -> Path | None:
     if (folder / STATE).exists():
         return folder
     # Killed while one of the same name was replaced, or somebody has deleted it.
-    whole = sorted(each.parent for each in (run / FOLDER).glob(f"step_*/{STATE}"))
+    whole = _whole_ones(run / FOLDER)
     return whole[-1] if whole else None
 
 
+def _whole_ones(folder: Path) -> list[Path]:
+    """Whole checkpoints, the one that was written last at the end, whatever its step."""
+    states = sorted(folder.glob(f"step_*/{STATE}"), key=lambda each: each.stat().st_mtime_ns)
+    return [each.parent for each in states]
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What is in `state.json`; UserError when damaged."""
+    """What is in `state.json`, of the types that it should have; UserError when damaged."""
     try:
         state = json.loads((checkpoint / STATE).read_text())
         if state["format"] != _FORMAT:
             raise UserError(f"{checkpoint}: written by another version of this program")
+        for name in ("step", "position", "averaged_steps"):
+            if type(state[name]) is not int or not 0 <= state[name] < 1 << 53:
+                raise ValueError(f"{name} is {state[name]!r}")
+        for name in ("identity", "guard"):
+            if not isinstance(state[name], dict):
+                raise ValueError(f"{name} is {state[name]!r}")
         return state
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{checkpoint}: damaged checkpoint ({error})") from None

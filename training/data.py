@@ -68,6 +68,7 @@ def open_loader(
         views=config.views,
         damaged=config.damaged,
         threads=config.threads,
+        depth=2 * trainer.batches_per_step,
     )
     for name, sizes in (
         ("batch_sizes", config.batch_sizes),
@@ -85,7 +86,7 @@ def open_loader(
             f"to train on with data.buckets\n{bucket_table(plans)}"
         )
     if trainer.micro_batch_size is not None:
-        _check_micro_batches(plans, trainer.micro_batch_size, world_size)
+        check_micro_batches(plans, trainer.micro_batch_size, world_size)
     return loader
 
 
@@ -125,7 +126,7 @@ def _check_names(setting: str, given: Mapping[str, float], sources: Sequence[Sou
             )
 
 
-def _check_micro_batches(plans: Sequence[BucketPlan], most: int, world_size: int) -> None:
+def check_micro_batches(plans: Sequence[BucketPlan], most: int, world_size: int) -> None:
     """UserError when a rank would have fewer clips than another one has micro-batches."""
     for each in plans:
         largest, smallest = -(-each.batch_size // world_size), each.batch_size // world_size

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.shards import Batch, Dataset, Loader, LoaderConfig
 from tokenizer.settings import UserError
 from training.config import DataConfig
+from training.data import check_micro_batches
 from training.loop_config import TrainerConfig
 
 
@@ -42,6 +43,8 @@ class HeldOut:
                 global_batch_size=size, order="none", tail="drop", damaged=data.damaged, threads=0
             )
             loader = Loader({name: samples}, settings, rank, world_size)
+            if trainer.micro_batch_size is not None:
+                check_micro_batches(loader.plan(), trainer.micro_batch_size, world_size)
             self._loaders.append((loader, count // size))
         if not self._loaders:
             splits = ", ".join(sorted({str(each.split) for each in dataset.shards}))

@@ -64,7 +64,8 @@ class TrainerConfig:
     )
     micro_batch_size: int | None = setting(
         None,
-        "most clips that a rank computes at once, a matter of memory alone (default: all it has)",
+        "generators: most clips that a rank computes at once, which changes nothing but memory "
+        "(default: all it has); gradients of several passes are kept whole on each rank",
     )
     seed: int = setting(0, "everything drawn in training follows from it")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to train")
@@ -190,7 +191,9 @@ class LaunchConfig:
     )
     workers: int = setting(2, "torchrun, ray: number of processes")
     address: str | None = setting(None, "ray: the cluster (default: RAY_ADDRESS, else a local Ray)")
-    max_failures: int = setting(0, "ray: restarts from the latest checkpoint before giving up")
+    max_failures: int = setting(
+        0, "torchrun, ray: restarts from the latest checkpoint before giving up"
+    )
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from tokenizer.settings import UserError
+from tokenizer.settings import UserError, to_dict
 from training.loop_config import TrainerConfig
 
 
@@ -98,13 +99,22 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 def _forget_after(path: Path, step: int) -> None:
     """A resumed run writes the steps after its checkpoint again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            break  # half a line, of a full disk or a power cut
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
 
 
 def _wandb(run: Path, config: TrainerConfig) -> Any:
-    """A run of Weights & Biases, of the same name each time; UserError where it is missing."""
+    """A run of Weights & Biases, the same each time; UserError where it is not installed."""
     if config.wandb is None:
         return None
     try:
@@ -113,8 +123,16 @@ def _wandb(run: Path, config: TrainerConfig) -> Any:
         raise UserError(
             "trainer.wandb: Weights & Biases is not installed: pip install wandb"
         ) from None
+    known = run / "wandb_id"
+    if not known.exists():
+        known.write_text(secrets.token_hex(8))
     return wandb.init(
-        project=config.wandb, name=run.name, dir=str(run), resume="allow", id=run.name
+        project=config.wandb,
+        name=str(run),
+        dir=str(run),
+        resume="allow",
+        id=known.read_text(),
+        config=to_dict(config),
     )
 
 

@@ -82,12 +82,25 @@ def distribute(
     fully_shard(module, mesh=plain, mp_policy=policy)
 
 
-def add_up_gradients(module: nn.Module, is_last: bool) -> None:
-    """Whether the next backward pass ends a step; before, nothing is exchanged or dropped."""
+def add_up_gradients(module: nn.Module, config: ParallelConfig, is_last: bool) -> None:
+    """Whether the next forward and backward pass are the last of a step.
+
+    Before the last, gradients are not exchanged and gathered weights are kept, so several cost no
+    more communication than one. They cost memory: all weights and gradients at once.
+    """
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(is_last)
         module.set_reshard_after_backward(is_last)
         module.set_is_last_backward(is_last)
+        for block in _sharded(module):
+            if block is not module:
+                block.set_reshard_after_forward(is_last and config.gather_twice, recurse=False)
+
+
+def drop_gathered(module: nn.Module) -> None:
+    """Drops what a forward pass without a backward pass has left gathered."""
+    for each in _sharded(module):
+        each.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -147,6 +160,10 @@ class Skeleton:
         module = copy.deepcopy(self._module)
         module.load_state_dict(values, assign=True)
         return module.eval().requires_grad_(False)
+
+
+def _sharded(module: nn.Module) -> list[FSDPModule]:
+    return [each for each in module.modules() if isinstance(each, FSDPModule)]
 
 
 def _recomputed(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:

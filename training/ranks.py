@@ -82,6 +82,14 @@ def together(make: Callable[[], Made]) -> Made:
     return cast(Made, made)
 
 
+def from_first(value: Made) -> Made:
+    """The first rank's value, a plain Python object, on every rank."""
+    told = [value]
+    if rank_and_world_size()[1] > 1:
+        dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
 def gathered(value: Made) -> list[Made]:
     """The value of each rank; plain Python objects."""
     _, world_size = rank_and_world_size()

@@ -6,8 +6,8 @@ with Stopping() as stopping:
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -40,4 +40,5 @@ class Stopping:
             raise KeyboardInterrupt
         self.is_asked = True
         name = signal.Signals(number).name
-        print(f"{name}: finishing this step, then saving", file=sys.stderr, flush=True)
+        # Not by `print`, which must not be entered twice.
+        os.write(2, f"{name}: finishing this step, then saving\n".encode())

@@ -48,27 +48,28 @@ class Sums:
 
     def take(self, unit: str) -> dict[str, float]:
         """The means, and how fast it went; starts anew."""
-        seconds, waited = self._seconds, self._waited
-        values, units, flops = self._taken()
+        seconds = self._seconds
+        values, units, flops, wait_share = self._taken()
         values[f"{unit}_per_second"] = units / seconds
         if flops:
             values["teraflops"] = flops / seconds / 1e12
-        values["data_wait_share"] = waited / seconds
+        values["data_wait_share"] = wait_share
         return values
 
-    def _taken(self) -> tuple[dict[str, float], float, float]:
-        """Means, and units and operations of all ranks."""
+    def _taken(self) -> tuple[dict[str, float], float, float, float]:
+        """Means, and of all ranks units, operations and the share of time spent waiting."""
         names = sorted(self._totals)
         counts = [self._counts[name] for name in names]
-        own = torch.tensor([self._units, self._flops, *counts], dtype=torch.float64)
+        spent = [self._units, self._flops, self._waited, self._seconds]
+        own = torch.tensor([*spent, *counts], dtype=torch.float64)
         totals = [self._loss, *(self._totals[name] for name in names)]
         joined = summed(torch.cat([own.to(self._device), torch.stack(totals)])).tolist()
         self.clear()
-        units, flops, *counted = joined[: len(own)]
+        units, flops, waited, seconds, *counted = joined[: len(own)]
         sums = joined[len(own) :]
         values = {"loss": sums[0] / units}
         values |= {name: each / count for name, each, count in zip(names, sums[1:], counted)}
-        return values, units, flops
+        return values, units, flops, waited / seconds if seconds else 0.0
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -104,9 +104,23 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise UserError(f"{path}: written by another version of this program")
-        return {str(name): _stored(each) for name, each in content["tensors"].items()}
+        stored = {str(name): _stored(each) for name, each in content["tensors"].items()}
+        _check_size(folder, stored)
+        return stored
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged checkpoint ({_reason(error)})") from None
+
+
+def _check_size(folder: Path, stored: Mapping[str, Stored]) -> None:
+    """ValueError when files are missing or too small: nothing is allocated for their tensors."""
+    files = {part.file for each in stored.values() for part in each.parts}
+    missing = sorted(each for each in files if not (folder / each).is_file())
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    there = sum((folder / each).stat().st_size for each in files)
+    told = sum(prod(each.shape) * each.dtype.itemsize for each in stored.values())
+    if told > there:
+        raise ValueError(f"tensors of {told:,} bytes in files of {there:,}")
 
 
 def _stored(content: Mapping[str, Any]) -> Stored:
@@ -116,14 +130,22 @@ def _stored(content: Mapping[str, Any]) -> Stored:
         part = Part(_sizes(each["offset"]), _sizes(each["shape"]), each["file"], int(each["crc"]))
         if Path(part.file).name != part.file or not part.file.endswith(".safetensors"):
             raise ValueError(f"a part in {part.file!r}")
-        if not len(part.offset) == len(part.shape) == len(shape) or any(
-            start + size > whole for start, size, whole in zip(part.offset, part.shape, shape)
-        ):
-            raise ValueError("a part outside of its tensor")
         parts.append(part)
-    if sum(prod(each.shape) for each in parts) != prod(shape):
+    if not _is_whole(shape, sorted(parts, key=lambda part: part.offset)):
         raise ValueError("parts that are not the whole of their tensor")
     return Stored(_DTYPES[content["dtype"]], shape, tuple(parts))
+
+
+def _is_whole(shape: tuple[int, ...], parts: Sequence[Part]) -> bool:
+    """Whether the parts are the tensor's rows, one after another; that is how they are sharded."""
+    if not shape:
+        return len(parts) == 1 and parts[0].shape == ()
+    row = 0
+    for part in parts:
+        if part.offset != (row, *[0] * (len(shape) - 1)) or part.shape[1:] != shape[1:]:
+            return False
+        row += part.shape[0] if part.shape else 0
+    return row == shape[0] or not prod(shape)
 
 
 def _sizes(values: Any) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +33,16 @@ from training.guard import REPORT, Guard
 from training.loop_config import TrainingRun
 from training.metrics import Metrics
 from training.optimizer import forget, make_optimizers, put
-from training.parallel import Skeleton, add_up_gradients, distribute, make_mesh, whole
+from training.parallel import (
+    Skeleton,
+    add_up_gradients,
+    distribute,
+    drop_gathered,
+    make_mesh,
+    whole,
+)
 from training.profiling import Profile
-from training.ranks import barrier, rank_and_world_size, summed, together
+from training.ranks import barrier, from_first, rank_and_world_size, summed, together
 from training.schedule import learning_rate_factor
 from training.signals import Stopping
 from training.sums import Sums, memory_bytes
@@ -73,10 +80,11 @@ class _Loop:
         self.device = next(task.module.parameters()).device
         self.step = self.position = 0
         mesh = together(lambda: make_mesh(config.parallel, self.device))
-        checkpoint = together(self._checkpoint)
+        checkpoint = self._checkpoint()
         if checkpoint is None:
             together(task.begin)
-        self.skeleton = Skeleton(task.module) if self.world_size > 1 or task.weight_dtype else None
+        is_changed = self.world_size > 1 or task.weight_dtype or config.parallel.compile
+        self.skeleton = Skeleton(task.module) if is_changed else None
         distribute(task.module, task.blocks, mesh, config.parallel, task.weight_dtype)
         optimizers = [
             each
@@ -112,7 +120,7 @@ class _Loop:
                     self._save()
             self.checkpoints.wait()
         is_finished = self.step == trainer.num_steps
-        if is_finished:
+        if is_finished and self.task.has_result:
             with self._whole() as module:
                 if module is not None:
                     self.task.finish(module, self.run_folder)
@@ -136,23 +144,18 @@ class _Loop:
         """One step, which may turn out bad; whether a rank was asked to stop."""
         trainer, task, state = self.config.trainer, self.task, self.state
         started = time.perf_counter()
-        batches = [next(stream) for _ in range(trainer.batches_per_step)]
+        batches, count, total = self._fetched(stream)
         waited = time.perf_counter() - started
         seed_step(trainer.seed, self.position, self.rank, self.device)
-        count = sum(task.count(each) for each in batches)
-        total = summed(torch.tensor(float(count), device=self.device))
         kept = self._buffers()
         loss, metrics = self._gradients(batches, total)
         renewed = {key: each for part in task.parts for key, each in part.renewed().items()}
-        forget(state.optimizers, renewed)
-        norms = [_clipped(part) for part in task.parts]
+        forget((), renewed)
+        norms = [_clipped(part).to(self.device).double() for part in task.parts]
         own = torch.stack([loss, torch.tensor(float(stopping.is_asked), device=self.device)])
-        of_all, is_asked, *told = torch.cat(
-            [summed(own.double()), total.double()[None], *(each.double()[None] for each in norms)]
-        ).tolist()
-        mean, told = of_all / told[0], told[1:]
+        of_all, is_asked, *told = torch.cat([summed(own.double()), torch.stack(norms)]).tolist()
         shapes = " ".join(sorted({each.bucket.name for each in batches}))
-        reason = self.guard.verdict(mean, told, shapes)
+        reason = self.guard.verdict(of_all / total, told, shapes)
         position, self.position = self.position, self.position + len(batches)
         if reason is not None:
             is_blamed = not bool(torch.isfinite(loss))
@@ -160,6 +163,7 @@ class _Loop:
             self._pass_over(kept)
             return is_asked > 0
         rate = learning_rate_factor(self.config.schedule, self.step, trainer.num_steps)
+        forget(state.optimizers, renewed)
         _apply(state.optimizers, rate)
         put(renewed)
         if state.average is not None:
@@ -173,8 +177,26 @@ class _Loop:
         self._tell(dict(zip(_norm_names(task.parts), told)))
         return is_asked > 0
 
+    def _fetched(self, stream: Iterator[Batch]) -> tuple[list[Batch], int, float]:
+        """The next batches, and how many units of loss this rank and all ranks have of them.
+
+        UserError on every rank where one of them cannot read its part, or not learn from it.
+        """
+        failure: Exception | None = None
+        batches, count = list[Batch](), 0
+        try:
+            batches = [next(stream) for _ in range(self.config.trainer.batches_per_step)]
+            count = sum(self.task.count(each) for each in batches)
+        except Exception as error:
+            failure = error
+        votes = torch.tensor([float(count), float(failure is not None)], dtype=torch.float64)
+        total, num_failed = summed(votes).tolist()
+        if num_failed:
+            together(lambda: _raised(failure))
+        return batches, count, total
+
     def _gradients(
-        self, batches: Sequence[Batch], total: Tensor
+        self, batches: Sequence[Batch], total: float
     ) -> tuple[Tensor, list[Mapping[str, Mean]]]:
         """Adds up the gradients of a step; this rank's sum of the loss, and its metrics."""
         trainer = self.config.trainer
@@ -186,7 +208,8 @@ class _Loop:
         ]
         loss, metrics = torch.zeros((), device=self.device), []
         for number, (part, moment) in enumerate(parts):
-            add_up_gradients(self.task.module, is_last=number == len(parts) - 1)
+            is_last = number == len(parts) - 1
+            add_up_gradients(self.task.module, self.config.parallel, is_last)
             losses = self.task.losses(part, moment)
             # Gradients are averaged over the ranks, and wanted as a sum over the global count.
             (losses.loss * (self.world_size / total)).backward()
@@ -222,13 +245,15 @@ class _Loop:
     def _held_out(self) -> dict[str, float]:
         """The mean loss of held-out clips with the weights that the run would end with."""
         sums, progress = Sums(self.device), self.step / self.config.trainer.num_steps
+        most = self.config.trainer.micro_batch_size
         self.task.module.eval()
         with self._averaged(), torch.no_grad():
             for number, batch in enumerate(self.task.held_out()):
-                losses = self.task.losses(batch, Moment(number, progress))
-                sums.add(losses.metrics)
-                sums.add_loss(losses.loss)
-                sums.spent(self.task.count(batch), 0.0, 0.0, 0.0)
+                for part in _micro_batches(batch, most, self.world_size):
+                    losses = self.task.losses(part, Moment(number, progress))
+                    sums.add(losses.metrics)
+                    sums.add_loss(losses.loss)
+                    sums.spent(self.task.count(part), 0.0, 0.0, 0.0)
         self.task.module.train()
         return {f"held_out/{name}": value for name, value in sums.means().items()}
 
@@ -253,8 +278,14 @@ class _Loop:
                 yield module
                 module.train()
 
-    def _averaged(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.state.average is None else self.state.average.applied()
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With averaged weights, if there are any; nothing stays gathered of them or of others."""
+        drop_gathered(self.task.module)
+        average = self.state.average
+        with nullcontext() if average is None else average.applied():
+            yield
+            drop_gathered(self.task.module)
 
     def _save(self) -> None:
         average = self.state.average
@@ -273,10 +304,17 @@ class _Loop:
 
     def _checkpoint(self) -> Path | None:
         """The checkpoint to go on from; UserError when it is another run's."""
-        checkpoint = latest_checkpoint(self.run_folder)
+        checkpoint = self._latest()
         if checkpoint is not None:
-            check_identity(checkpoint, self.task.identity)
+            together(lambda: check_identity(checkpoint, self.task.identity))
         return checkpoint
+
+    def _latest(self) -> Path | None:
+        """The checkpoint that the first rank takes for the latest: others may see it later."""
+        found = from_first(latest_checkpoint(self.run_folder) if self.is_first else None)
+        if found is not None:
+            together(lambda: read_state(found))
+        return found
 
     def _begun(self) -> Metrics | None:
         """What the first rank writes before the first step; its metrics."""
@@ -288,13 +326,18 @@ class _Loop:
     def _restore(self, checkpoint: Path) -> bool:
         saved = read_state(checkpoint)
         try:
-            self.step, self.position = int(saved["step"]), int(saved["position"])
             self.guard.remember(saved["guard"])
-            averaged_steps = int(saved["averaged_steps"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{checkpoint}: damaged checkpoint ({error})") from None
+        self.step, self.position = saved["step"], saved["position"]
+        num_steps = self.config.trainer.num_steps
+        if self.step > num_steps:
+            raise UserError(
+                f"{checkpoint}: the run is at step {self.step} already, trainer.num_steps is "
+                f"{num_steps}; give a larger one to go on"
+            )
         if self.state.restore(checkpoint) and self.state.average is not None:
-            self.state.average.num_updates = averaged_steps
+            self.state.average.num_updates = saved["averaged_steps"]
         return True
 
     def _buffers(self) -> list[tuple[Tensor, Tensor]]:
@@ -313,8 +356,7 @@ class _Loop:
         if self.config.guard.action != "roll_back":
             return
         self.checkpoints.wait()
-        barrier()
-        checkpoint = latest_checkpoint(self.run_folder)
+        checkpoint = self._latest()
         if checkpoint is None:
             raise UserError(
                 f"{self.run_folder}: nothing to roll back to, the first checkpoint comes after "
@@ -326,6 +368,11 @@ class _Loop:
         self.sums.clear()
         if self.metrics is not None:
             self.metrics.forget_after(self.step)
+
+
+def _raised(failure: Exception | None) -> None:
+    if failure is not None:
+        raise failure
 
 
 def _told(task: Task, replicate: int, shard: int) -> str:

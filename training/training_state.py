@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tokenizer.settings import UserError
 from training.average import WeightAverage
 from training.checkpoint import AVERAGE, MODEL, OPTIMIZER, check_fit
+from training.muon import Muon
 from training.tensor_parts import Stored, read_tensors, stored_tensors
 
 
@@ -51,8 +52,10 @@ class TrainingState:
             if name not in trained:
                 raise UserError(f"{checkpoint}: optimizer state of unknown parameter {name}")
             parameter, optimizer = trained[name]
-            wanted[full_name] = _like(stored[full_name], parameter)
+            before = optimizer.state.get(parameter, {}).get(entry)
+            wanted[full_name] = _like(stored[full_name], parameter, before)
             entries.append((parameter, optimizer, entry, wanted[full_name]))
+        _check_entries(checkpoint, entries)
         averages = self._averages()
         has_averages = bool(averages) and any(name.startswith(AVERAGE) for name in stored)
         wanted |= averages if has_averages else {}
@@ -84,8 +87,28 @@ class TrainingState:
                     yield names[parameter], parameter, optimizer
 
 
-def _like(stored: Stored, parameter: nn.Parameter) -> Tensor:
+def _check_entries(
+    checkpoint: Path,
+    entries: Sequence[tuple[nn.Parameter, torch.optim.Optimizer, str, Tensor]],
+) -> None:
+    """UserError unless each parameter has just what its optimizer remembers."""
+    found: dict[nn.Parameter, set[str]] = {}
+    for parameter, _, entry, _ in entries:
+        found.setdefault(parameter, set()).add(entry)
+    for parameter, optimizer, _, _ in entries:
+        kept = {"momentum"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
+        if found[parameter] != kept:
+            raise UserError(
+                f"{checkpoint}: made with another optimizer: it remembers "
+                f"{', '.join(sorted(found[parameter]))}, not {', '.join(sorted(kept))}; use the "
+                "optimizer.matrices that it was made with, or begin a new run with --begin.run"
+            )
+
+
+def _like(stored: Stored, parameter: nn.Parameter, before: Tensor | None) -> Tensor:
     """A tensor to read what an optimizer remembers into: of the parameter's shape, or a number."""
+    if before is not None and (before.shape, before.dtype) == (stored.shape, stored.dtype):
+        return before
     if stored.shape == tuple(parameter.shape):
         return torch.zeros_like(parameter, dtype=stored.dtype)
     if stored.shape:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from tokenizer.settings import UserError, from_dict, to_dict
@@ -36,17 +36,17 @@ def launch(config: RunConfig) -> Trained:
     settings = to_dict(config) | {"out": str(folder)}
     settings["data"]["path"] = str(Path(settings["data"]["path"]).resolve())
     _connect(config.launch.address, config.launch.workers)
-    on_gpu = config.trainer.device != "cpu" and torch.cuda.is_available()
+    on_gpu = _takes_gpus(config.trainer.device, config.launch.workers)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"kind": kind, "settings": settings},
+        train_loop_config={"kind": kind, "settings": settings, "folder": os.getcwd()},
         scaling_config=ray.train.ScalingConfig(num_workers=config.launch.workers, use_gpu=on_gpu),
         run_config=ray.train.RunConfig(
             name=folder.name,
             storage_path=str(folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=config.launch.max_failures),
         ),
-        torch_config=TorchConfig(backend=backend(on_gpu), timeout_s=300),
+        torch_config=TorchConfig(backend=backend(on_gpu)),
     )
     try:
         trainer.fit()
@@ -74,7 +74,19 @@ def _connect(address: str | None, workers: int) -> None:
         raise UserError(f"{address or 'a local Ray'}: cannot be reached: {reason}") from error
 
 
+def _takes_gpus(device: str, workers: int) -> bool:
+    """Whether each worker gets a GPU of the cluster; UserError when it has too few for cuda."""
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    if device == "cuda" and num_gpus < workers:
+        raise UserError(
+            f"trainer.device is cuda, but the cluster has {num_gpus} GPUs for {workers} workers"
+        )
+    return device != "cpu" and num_gpus >= workers
+
+
 def _worker(task: dict[str, Any]) -> None:
     """One rank; Ray Train has initialised `torch.distributed`."""
+    with suppress(OSError):  # Ray gave it a folder of its own; paths are those of who launched it
+        os.chdir(task["folder"])
     config: RunConfig = from_dict(_KINDS[task["kind"]], task["settings"], "settings")
     run_job(config, local_rank=ray.train.get_context().get_local_rank())

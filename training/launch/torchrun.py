@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -52,7 +52,8 @@ def start(config: RunConfig) -> Trained:
     """Runs `python -m training` in `launch.workers` processes; UserError if one fails.
 
     After a failure all start again from the latest checkpoint, `launch.max_failures` times. A
-    SIGTERM is theirs: they finish the step and save, for which torchrun gives them half a minute.
+    SIGTERM is theirs: they finish the step and save, for which torchrun gives them ten minutes
+    (half of one where it does not know the setting).
     """
     folder = run_folder(config)
     command = "train" if isinstance(config, GeneratorRun) else "tokenizer-train"
@@ -66,12 +67,15 @@ def start(config: RunConfig) -> Trained:
                 f"--max-restarts={config.launch.max_failures}",
                 *("-m", "training", command, str(settings)),
             ],
-            env={"OMP_NUM_THREADS": "1", **os.environ},
+            env={"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600", **os.environ},
         )
-        with _forwarded(process) as forwarded:
+        before: list[Path | None] = []  # the latest checkpoint when a signal came
+        with _forwarded(process, lambda: before.append(latest_checkpoint(folder))):
             code = process.wait()
-    if code and not forwarded:
+    if code and not before:
         raise UserError(f"torchrun: a worker failed (exit code {code}); see above")
+    if code and before[0] == latest_checkpoint(folder):
+        raise UserError(f"{folder}: ended by a signal before it could save; see above")
     return ended(config, folder)
 
 
@@ -85,21 +89,21 @@ def ended(config: RunConfig, folder: Path) -> Trained:
 
 
 @contextmanager
-def _forwarded(process: subprocess.Popen) -> Iterator[list[int]]:
-    """Signals that were passed on. A terminal sends SIGINT to all of its processes by itself."""
-    passed: list[int] = []
+def _forwarded(process: subprocess.Popen, note: Callable[[], None]) -> Iterator[None]:
+    """Passes signals on, which are noted before. A terminal sends SIGINT to all of its processes by
+    itself."""
 
     def forward(number: int, frame: FrameType | None) -> None:
-        passed.append(number)
+        note()
         if number == signal.SIGTERM:
             process.send_signal(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield passed
+        yield
         return
     before = {each: signal.signal(each, forward) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield passed
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

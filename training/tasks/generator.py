@@ -43,6 +43,7 @@ class GeneratorTask:
     """The generator, its shards and the frozen quantizer that they came from."""
 
     unit = "tokens"
+    has_result = False
 
     def __init__(
         self, config: GeneratorRun, device: str, rank: int = 0, world_size: int = 1
@@ -128,7 +129,10 @@ class GeneratorTask:
             self._begun = warm_start(self.generator, self.config.begin)
 
     def count(self, batch: Batch) -> int:
-        return batch.arrays.size
+        schedule = self._schedules[batch.bucket.name]
+        codes = torch.from_numpy(batch.arrays.astype(np.int64))
+        check_codes(codes, schedule, self.tokenizer.codebook_size)
+        return codes.numel()
 
     def flops(self, batch: Batch) -> float:
         name = batch.bucket.name
@@ -138,9 +142,7 @@ class GeneratorTask:
 
     def losses(self, batch: Batch, moment: Moment) -> Losses:
         schedule = self._schedules[batch.bucket.name]
-        codes = torch.from_numpy(batch.arrays.astype(np.int64))
-        check_codes(codes, schedule, self.tokenizer.codebook_size)
-        codes = codes.to(self._device)
+        codes = torch.from_numpy(batch.arrays.astype(np.int64)).to(self._device)
         sequence = self._sequence(batch, schedule, moment.position)
         prompts = self._prompts(batch, moment.position)
         quantizer = self.tokenizer.quantizer

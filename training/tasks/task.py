@@ -66,6 +66,7 @@ class Task(Protocol):
     weight_dtype: torch.dtype | None  # what the module computes with, if not its own type
     loader: Loader
     unit: str  # what `count` counts, for the metrics: "tokens", "clips"
+    has_result: bool  # whether `finish` has something to write
     identity: dict[str, Any]  # what a checkpoint must agree on to continue; plain JSON values
 
     def begin(self) -> None:
@@ -73,7 +74,8 @@ class Task(Protocol):
         sharded, and not when a run goes on)."""
 
     def count(self, batch: Batch) -> int:
-        """How many units of loss this rank's part of a batch has."""
+        """How many units of loss this rank's part of a batch has; UserError when it cannot be
+        learned from."""
 
     def flops(self, batch: Batch) -> float:
         """Operations of training on this rank's part; 0 when they are not counted."""

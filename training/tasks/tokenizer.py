@@ -39,6 +39,7 @@ class TokenizerTask:
     """A tokenizer, the clips that it learns to reconstruct, and the critics if there are any."""
 
     unit = "clips"
+    has_result = True
     blocks: Sequence[nn.Module] = ()
     weight_dtype: torch.dtype | None = None
 
@@ -58,6 +59,11 @@ class TokenizerTask:
             config.tokenizer.schedule_for(bucket.num_frames, bucket.height, bucket.width)
             check_size(config.tokenizer.loss, bucket.height, bucket.width)
         self._device = torch.device(device)
+        if config.trainer.micro_batch_size is not None:
+            raise UserError(
+                "trainer.micro_batch_size: a tokenizer's codebook follows each part that is passed "
+                "through, so parts would change what it learns; lower trainer.global_batch_size"
+            )
         lpips = _lpips(config, self._device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.trainer.seed)
