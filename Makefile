@@ -1,6 +1,7 @@
 # make demo   environment, installation, the main job (videos in, new videos out)
 # make test   environment, installation, lint, types, import contracts, docs, tests
 # make chaos  builds under kill -9 for minutes (TESSERA_CHAOS_ROUNDS=8), each compared byte by byte
+# make four-ranks   what needs four processes that talk to each other
 # make health tokenizers trained for minutes on digits and real films, and how their codes are used
 # make bench-shards   what writing and reading shards costs, beside other formats' readers
 # make bench-shots   cuts, fades and dissolves found, beside PySceneDetect
@@ -24,7 +25,7 @@ export PYTHONUNBUFFERED = 1
 # Modules are compiled once, not anew by every process that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test install lint types contracts unit integration chaos health bench-shards bench-shots bench-decode bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-filling bench-text bench-train format clean
+.PHONY: demo test install lint types contracts unit integration chaos four-ranks health bench-shards bench-shots bench-decode bench-tokenize bench-encoder bench-tokenizer bench-sampling bench-quality bench-filling bench-text bench-train format clean
 
 demo: install
 	$(BIN)/tessera demo --out runs/demo
@@ -51,15 +52,20 @@ contracts: install
 unit integration: export OMP_NUM_THREADS = 1
 
 unit: install
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not ray and not multiprocess and not gpu and not chaos and not health'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not ray and not multiprocess and not four_ranks and not gpu and not chaos and not health'
 
 # What starts Ray or several processes takes both cores; the rest goes side by side.
 integration: install
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'slow and not (ray or multiprocess or gpu or chaos or health)'
-	$(BIN)/pytest -q -m '(ray or multiprocess) and not (gpu or chaos or health)'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'slow and not (ray or multiprocess or four_ranks or gpu or chaos or health)'
+	$(BIN)/pytest -q -m '(ray or multiprocess) and not (four_ranks or gpu or chaos or health)'
 
 chaos: install
 	$(BIN)/pytest -q -s -m chaos tests/test_chaos.py
+
+four-ranks: export OMP_NUM_THREADS = 1
+
+four-ranks: install
+	$(BIN)/pytest -q -m four_ranks
 
 health: install
 	$(BIN)/pytest -q -s -m health tests/test_codebook_use.py

@@ -67,8 +67,7 @@ def test_two_ranks_then_one_then_two_see_the_same_clips_and_lose_alike(
     assert losses(tmp_path / "turns") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
-@pytest.mark.multiprocess
-@pytest.mark.slow
+@pytest.mark.four_ranks
 def test_two_ranks_then_one_then_four_see_the_same_clips_and_lose_alike(
     code_shards: Path, tmp_path: Path, two_ranks: Ranks, four_ranks: Ranks
 ) -> None:

@@ -131,8 +131,7 @@ def test_two_ranks_are_one_for_every_method(name: str, shape: str, two_ranks: Ra
         compare(found, trained(name, kind, block, parallel, matrices))
 
 
-@pytest.mark.multiprocess
-@pytest.mark.slow
+@pytest.mark.four_ranks
 @pytest.mark.parametrize("name", METHODS)
 def test_four_ranks_in_two_groups_are_one(name: str, four_ranks: Ranks) -> None:
     """HSDP: groups of two that share a model, and hold the same."""
