@@ -81,23 +81,6 @@ def test_a_mistake_under_torchrun_ends_all_processes(code_shards: Path, tmp_path
         torchrun.start(replace(run, launch=LaunchConfig(kind="torchrun")))
 
 
-@pytest.mark.ray
-def test_two_workers_of_ray_train_as_one_process_does(code_shards: Path, tmp_path: Path) -> None:
-    import ray
-
-    from training.launch import ray as ray_launcher
-
-    one = small_run(code_shards, tmp_path / "one")
-    local.launch(one)
-    two = replace(one, out=str(tmp_path / "two"), launch=LaunchConfig(kind="ray", workers=2))
-    try:
-        trained = ray_launcher.launch(two)
-    finally:
-        ray.shutdown()
-    assert trained.checkpoint.name == "step_00000004"
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-
-
 @pytest.mark.slow
 def test_training_and_sampling_run_where_ray_av_and_webdataset_are_absent(
     code_shards: Path, tmp_path: Path
