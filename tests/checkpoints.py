@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from training.checkpoint import latest_checkpoint
 from training.tensor_parts import read_tensors, stored_tensors
 
 
@@ -18,3 +19,17 @@ def checkpoint_tensors(checkpoint: Path, prefix: str = "") -> dict[str, torch.Te
     }
     read_tensors(checkpoint, tensors)
     return {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
+def latest_tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Those of a run's latest checkpoint."""
+    checkpoint = latest_checkpoint(run)
+    assert checkpoint is not None
+    return checkpoint_tensors(checkpoint)
+
+
+def assert_same_state(found: Path, expected: Path) -> None:
+    """The latest checkpoints of two runs are alike, bit for bit."""
+    ours, theirs = latest_tensors(found), latest_tensors(expected)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []

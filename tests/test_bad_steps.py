@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import checkpoint_tensors
+from tests.checkpoints import assert_same_state, checkpoint_tensors, latest_tensors
 from tests.loops import clips_by_position, guarded, run_on_rank, small_run
 from tests.ranks import Ranks
 from tests.test_tokenizer_task import everything
@@ -23,18 +23,6 @@ from training.guard import Guard
 from training.launch import local
 from training.loop_config import GuardConfig
 from training.metrics import read_metrics
-
-
-def tensors(run: Path) -> dict[str, torch.Tensor]:
-    checkpoint = latest_checkpoint(run)
-    assert checkpoint is not None
-    return checkpoint_tensors(checkpoint)
-
-
-def assert_same(found: Path, expected: Path) -> None:
-    ours, theirs = tensors(found), tensors(expected)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def reports(run: Path) -> list[dict[str, Any]]:
@@ -52,7 +40,7 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step_and_the_run_goes_on_e
     assert latest_checkpoint(tmp_path / "stopped").name == "step_00000003"  # type: ignore[union-attr]
     second = two_ranks.run(run_on_rank, stopped)
     assert [(each["step"], each["is_finished"]) for each in second] == [(6, True)] * 2
-    assert_same(tmp_path / "stopped", tmp_path / "whole")
+    assert_same_state(tmp_path / "stopped", tmp_path / "whole")
 
 
 @pytest.mark.multiprocess
@@ -68,7 +56,7 @@ def test_where_one_rank_has_no_number_all_stop_with_one_error_and_its_clips_are_
     assert (report["step"], report["position"], report["action"]) == (4, 6, "stop")
     clips = sum(len(found[1]["seen"][position]) for position in (6, 7))
     assert len(report["clips"]) == clips
-    assert all(each.isfinite().all() for each in tensors(tmp_path / "run").values())
+    assert all(each.isfinite().all() for each in latest_tensors(tmp_path / "run").values())
 
 
 @pytest.mark.multiprocess
@@ -91,7 +79,7 @@ def test_a_skipped_step_leaves_no_trace_and_its_data_is_not_seen_again(
     assert read_metrics(tmp_path / "whole")[-1]["bad_steps"] == 1
     two_ranks.run(partial(broken, dies_at=9), killed)
     two_ranks.run(broken, killed)
-    assert_same(tmp_path / "killed", tmp_path / "whole")
+    assert_same_state(tmp_path / "killed", tmp_path / "whole")
     plain = small_run(code_shards, tmp_path / "plain", trainer={"keep_checkpoints": 9})
     two_ranks.run(run_on_rank, plain)
     before = [tmp_path / name / "checkpoints" / "step_00000002" for name in ("whole", "plain")]
@@ -191,7 +179,7 @@ def test_a_skipped_step_leaves_no_trace_in_a_codebook_either(
     run = replace(everything(pixel_shards, tmp_path / "run"), guard=guarded("skip"))
     assert local.launch(run).step == 6
     assert len(reports(tmp_path / "run")) == 1
-    assert all(each.isfinite().all() for each in tensors(tmp_path / "run").values())
+    assert all(each.isfinite().all() for each in latest_tensors(tmp_path / "run").values())
 
 
 def test_a_checkpoint_of_the_same_step_replaces_the_other_at_no_risk(

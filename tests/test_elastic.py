@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import checkpoint_tensors
+from tests.checkpoints import assert_same_state, checkpoint_tensors
 from tests.conftest import write_random_shards
 from tests.loops import clips_by_position, run_on_rank, sharded, small_run
 from tests.ranks import Ranks
@@ -25,13 +25,6 @@ from training.metrics import read_metrics
 
 def losses(run: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(run)]
-
-
-def assert_same_state(found: Path, expected: Path) -> None:
-    """Bit for bit."""
-    ours, theirs = (checkpoint_tensors(latest_checkpoint(each)) for each in (found, expected))  # type: ignore[arg-type]
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 @pytest.mark.multiprocess

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.checkpoints import checkpoint_tensors
+from tests.checkpoints import assert_same_state
 from tests.loops import run_on_rank, small_run
 from tests.test_tokenizer_task import everything
 from tokenizer.folder import load_tokenizer
@@ -31,18 +31,6 @@ from training.run import open_run
 from training.samples import generate
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-def tensors(run: Path) -> dict[str, torch.Tensor]:
-    checkpoint = latest_checkpoint(run)
-    assert checkpoint is not None
-    return checkpoint_tensors(checkpoint)
-
-
-def assert_same(found: Path, expected: Path) -> None:
-    ours, theirs = tensors(found), tensors(expected)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def started(run: GeneratorRun, place: Path) -> subprocess.Popen[str]:
@@ -96,7 +84,7 @@ def test_a_sigterm_ends_the_step_saves_and_exits_0_and_resume_goes_on_exactly(
     assert main(["resume", str(tmp_path / "run"), *until]) == 0
     whole = small_run(code_shards, tmp_path / "whole", trainer=longer | {"num_steps": step + 3})
     run_on_rank(whole)
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same_state(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.ray
@@ -122,7 +110,7 @@ def test_a_rank_that_is_killed_under_ray_is_replaced_and_the_run_ends_bit_for_bi
     process = started(again, tmp_path)
     process.communicate(timeout=120)
     assert process.returncode == 0
-    assert_same(tmp_path / "disturbed", tmp_path / "whole")
+    assert_same_state(tmp_path / "disturbed", tmp_path / "whole")
     losses = [
         [line["loss"] for line in read_metrics(tmp_path / name)] for name in ("disturbed", "whole")
     ]
@@ -156,7 +144,7 @@ def test_a_tokenizers_run_is_resumed_too(pixel_shards: Path, tmp_path: Path) -> 
     local.launch(replace(run, trainer=replace(run.trainer, num_steps=6)))
     local.launch(whole)
     assert main(["resume", str(tmp_path / "run")]) == 0
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same_state(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("weights", ["averaged", "trained"])

@@ -29,9 +29,14 @@ def preview_generator(opened: OpenedRun, count: int, run: Path) -> Preview:
     sheet = contact_sheet(rows, title=f"step {opened.step}")
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    save_png(sheet, folder / f"step_{opened.step:08d}.png", {"generated": "true"})
+    save_png(sheet, folder / f"step_{opened.step:08d}.png", _made_by(opened))
     picture = np.asarray(sheet.convert("RGB"))
     return Preview(pictures={"samples": picture}, values={"preview_seconds": made.seconds})
+
+
+def _made_by(opened: OpenedRun) -> dict[str, str]:
+    made = {"step": opened.step, "method": opened.record.method, "dataset": opened.record.dataset}
+    return {"generated": "true", **{name: str(value) for name, value in made.items()}}
 
 
 def _label(prompt: str | None) -> str:

@@ -6,7 +6,9 @@ vocabulary.json   the classes, word pieces or captions of its condition
 captions.safetensors   with a frozen text tower: what it says of the captions
 tokenizer/        the tokenizer of its codes, so that the folder suffices to make videos
 checkpoints/      weights and optimizer state; of an exported run, model.safetensors instead
-metrics.jsonl, tensorboard/
+metrics.jsonl, tensorboard/, previews/, profile/
+bad_steps.jsonl   steps that the guard refused, with their clips
+warm_start.txt    what became of each parameter of the run that it began with
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The weights of a run as plain tensors: of its latest checkpoint, or of an exported one.
 
-weights_of(Path("runs/demo/run"))          # averaged ones where the run has them
-weights_hash(module)                         # of names, types, shapes and bytes
+weights_of(Path("runs/demo/run"))    # averaged ones where the run has them
+weights_hash(module)                 # of names, types, shapes and bytes
 """
 
 from __future__ import annotations
