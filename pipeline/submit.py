@@ -15,8 +15,9 @@ import asyncio
 import logging
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,9 +134,9 @@ def follow_job(jobs: JobsClient, job_id: str) -> int:
     try:
         with jobs.explained():
             jobs.ray.get_job_status(job_id)  # refuses an unknown id in one clear line
-            state = asyncio.run(_stream(jobs.ray, job_id))
+            state = asyncio.run(_interruptible(_stream(jobs.ray, job_id)))
             message = jobs.ray.get_job_info(job_id).message or ""
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         print(
             f"\njob {job_id} goes on without you\n"
             f"  follow it:  tessera submit logs {job_id} --address {jobs.address}\n"
@@ -154,6 +155,17 @@ def stop_job(jobs: JobsClient, job_id: str) -> bool:
     """Asks a job to stop; False when it had already ended."""
     with jobs.explained():
         return bool(jobs.ray.stop_job(job_id))
+
+
+async def _interruptible(waited_for: Coroutine[Any, Any, str]) -> str:
+    """Cancelled by Ctrl-C even when it comes as the loop falls asleep.
+
+    The handler of `asyncio.run` alone is called when the loop wakes next, which may be hours later.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+    return await waited_for
 
 
 async def _stream(client: Any, job_id: str) -> str:

@@ -163,6 +163,7 @@ def test_one_process_stops_too(code_shards: Path, tmp_path: Path) -> None:
     assert clips_by_position([found]).keys() == set(range(4))
 
 
+@pytest.mark.slow
 def test_a_skipped_step_leaves_no_trace_in_a_codebook_either(
     pixel_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(value=JSON)
 def test_any_json_is_a_sidecar_or_a_sidecar_error(value, tmp_path_factory) -> None:

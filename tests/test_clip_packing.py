@@ -89,6 +89,7 @@ def test_a_clip_changes_nothing_for_those_packed_with_it(variant: Variant) -> No
     assert torch.equal(after[0][[0, 2]], before[0][[0, 2]])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", ["nar", "arpg"])
 @torch.no_grad()

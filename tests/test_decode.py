@@ -393,6 +393,7 @@ def test_only_what_is_shown_is_converted(tmp_path: Path, monkeypatch: pytest.Mon
     assert (made.count((36, 64)), made.count((72, 128)), len(made)) == (48, 16, 64)
 
 
+@pytest.mark.slow
 def test_closed_files_leak_nothing(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", greys(4))
     text = tmp_path / "text.mp4"

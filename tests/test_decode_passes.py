@@ -107,6 +107,7 @@ def test_key_frames_are_those_that_were_coded_so(film: tuple[Path, list[int]]) -
     assert len(list(few)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pyav", "decord", "torchcodec"])
 def test_a_file_in_memory_gives_what_the_file_on_disk_does(
     name: str, film: tuple[Path, list[int]], request: pytest.FixtureRequest
@@ -173,6 +174,7 @@ def test_a_playlist_that_calls_itself_a_video_opens_no_other_file(
         assert caught.value.kind == "open"
 
 
+@pytest.mark.slow
 def test_a_long_file_is_sampled_without_decoding_it_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from training import tensor_parts
 from training.block_config import BlockConfig
 from training.checkpoint import latest_checkpoint
 from training.config import DataConfig, ModelConfig
-from training.loop_config import OptimizerConfig
+from training.loop_config import OptimizerConfig, ParallelConfig
 from training.method_config import MethodConfig
 from training.metrics import read_metrics
 
@@ -28,23 +28,44 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("replicate", [1, 2])
+@pytest.mark.parametrize(
+    ("replicate", "precision"), [(1, "float32"), (2, "float32"), (1, "bfloat16")]
+)
 def test_a_run_on_ranks_that_is_killed_ends_bit_for_bit_where_the_undisturbed_one_does(
-    replicate: int, code_shards: Path, tmp_path: Path, two_ranks: Ranks
+    replicate: int, precision: str, code_shards: Path, tmp_path: Path, two_ranks: Ranks
+) -> None:
+    _is_killed_and_resumed(code_shards, tmp_path, two_ranks, sharded(replicate), precision)
+
+
+@pytest.mark.four_ranks
+def test_a_run_on_groups_of_ranks_that_is_killed_ends_bit_for_bit_alike_too(
+    code_shards: Path, tmp_path: Path, four_ranks: Ranks
+) -> None:
+    _is_killed_and_resumed(code_shards, tmp_path, four_ranks, sharded(2), "bfloat16")
+
+
+def _is_killed_and_resumed(
+    data: Path, place: Path, ranks: Ranks, parallel: ParallelConfig, precision: str
 ) -> None:
     dropping = ModelConfig(width=16, depth=2, heads=2, block=BlockConfig(dropout=0.1))
     whole, killed = (
-        small_run(code_shards, tmp_path / name, parallel=sharded(replicate), model=dropping)
+        small_run(
+            data,
+            place / name,
+            parallel=parallel,
+            model=dropping,
+            trainer={"precision": precision},
+        )
         for name in ("whole", "killed")
     )
-    undisturbed = two_ranks.run(run_on_rank, whole)
-    first = two_ranks.run(partial(run_on_rank, dies_at=10), killed)
+    undisturbed = ranks.run(run_on_rank, whole)
+    first = ranks.run(partial(run_on_rank, dies_at=10), killed)
     assert all(each.get("killed") for each in first)
-    second = two_ranks.run(run_on_rank, killed)
-    assert [each["step"] for each in second] == [6, 6]
+    second = ranks.run(run_on_rank, killed)
+    assert {each["step"] for each in second} == {6}
     assert min(second[0]["seen"]) == 8  # step 4, two batches each
-    assert_same_state(tmp_path / "killed", tmp_path / "whole")
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert_same_state(place / "killed", place / "whole")
+    assert losses(place / "killed") == losses(place / "whole")
     expected = clips_by_position(undisturbed)
     assert clips_by_position(second) == {each: expected[each] for each in range(8, 12)}
 
@@ -107,24 +128,32 @@ def test_images_and_videos_of_three_shapes_train_together_on_two_ranks_as_on_one
     assert {len(each) for each in expected.values()} == {3, 5, 11}
     assert clips_by_position(found) == expected
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    told = set()
+    for line in read_metrics(tmp_path / "two"):
+        shapes = {each: line[f"loss/{each}"] for each in data.buckets if f"loss/{each}" in line}
+        assert min(shapes.values()) - 1e-6 <= line["loss"] <= max(shapes.values()) + 1e-6
+        told |= shapes.keys()
+    assert told == set(data.buckets)
 
 
 @pytest.mark.multiprocess
 def test_after_a_crash_while_a_checkpoint_is_written_the_one_before_it_loads(
-    code_shards: Path, tmp_path: Path
+    code_shards: Path, tmp_path: Path, two_ranks: Ranks
 ) -> None:
     whole, crashed = (small_run(code_shards, tmp_path / name) for name in ("whole", "crashed"))
-    with Ranks(2) as ranks:
-        ranks.run(run_on_rank, whole)
-        with pytest.raises(AssertionError, match=r"the process is gone|no answer in time"):
-            ranks.run(partial(run_on_rank, crashes_saving=4), crashed, seconds=20)
-        folder = tmp_path / "crashed" / "checkpoints"
-        assert sorted(each.name for each in folder.iterdir()) == [
-            ".step_00000004.writing",
-            "latest",
-            "step_00000002",
-        ]
-        found = ranks.run(run_on_rank, crashed)
+    two_ranks.run(run_on_rank, whole)
+    with (
+        Ranks(2) as doomed,
+        pytest.raises(AssertionError, match=r"the process is gone|no answer in time"),
+    ):
+        doomed.run(partial(run_on_rank, crashes_saving=4), crashed, seconds=20)
+    folder = tmp_path / "crashed" / "checkpoints"
+    assert sorted(each.name for each in folder.iterdir()) == [
+        ".step_00000004.writing",
+        "latest",
+        "step_00000002",
+    ]
+    found = two_ranks.run(run_on_rank, crashed)
     assert min(found[0]["seen"]) == 4  # after step 2
     assert_same_state(tmp_path / "crashed", tmp_path / "whole")
     assert not list(folder.glob(".*"))
@@ -173,6 +202,7 @@ def test_a_run_that_was_set_back_goes_on_from_there_and_keeps_what_it_writes(
     assert "step_00000004" in {each.name for each in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_checkpoints_are_written_while_training_goes_on_one_at_a_time(
     code_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

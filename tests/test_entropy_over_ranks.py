@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 
+from tests.ranks import Ranks
 from tokenizer.quantizer import MultiScaleQuantizer
 from tokenizer.quantizer_config import QuantizerConfig
 from tokenizer.scales import image_and_clip
@@ -56,10 +53,9 @@ def gradients(name: str, start: int, stop: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.multiprocess
 def test_the_term_and_its_gradient_are_those_of_one_rank_with_the_whole_batch(
-    tmp_path: Path,
+    two_ranks: Ranks,
 ) -> None:
-    torch.multiprocessing.spawn(_learn_as_rank, (str(tmp_path),), nprocs=len(PARTS))
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = two_ranks.run(_learn_as_rank)
     for name in CONFIGS:
         expected = gradients(name, 0, 4)
         assert expected["scale"].abs().max() > 1e-3
@@ -74,18 +70,13 @@ def test_the_term_and_its_gradient_are_those_of_one_rank_with_the_whole_batch(
         assert abs(float(alone - expected["entropy"])) > 1e-2
 
 
-def _learn_as_rank(rank: int, folder: str) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(PARTS)
-    )
+def _learn_as_rank() -> dict[str, dict[str, torch.Tensor]]:
+    rank = torch.distributed.get_rank()
     found = {name: gradients(name, *PARTS[rank]) for name in CONFIGS}
     if rank == 0:
         _look_alone()
-    torch.save(found, f"{folder}/rank{rank}.pt")
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return found
 
 
 @torch.no_grad()

@@ -218,6 +218,7 @@ def test_a_missing_dataset_is_named(project: Project, tmp_path: Path) -> None:
         evaluate(project.run, EvaluateConfig(data=str(tmp_path / "gone")))
 
 
+@pytest.mark.slow
 def test_a_run_by_class_is_judged_by_its_class_only(tmp_path: Path) -> None:
     project = make_project(tmp_path, "class")
     report = evaluate(project.run, CONFIG)
@@ -233,6 +234,7 @@ def test_clips_without_labels_are_compared_but_not_judged(tmp_path: Path) -> Non
     assert "class_accuracy" not in report["summary"]
 
 
+@pytest.mark.slow
 def test_without_a_val_split_the_judge_holds_training_clips_out(tmp_path: Path) -> None:
     project = make_project(tmp_path, "text", num_val=0)
     lines: list[str] = []

@@ -36,6 +36,7 @@ def config(
     )
 
 
+@pytest.mark.slow
 def test_a_sample_predicts_clips_shards_and_bytes_of_the_build(config: BuildConfig) -> None:
     files = list_sources(config.sources)
     recipe = code_recipe(Path(str(config.tokenize.tokenizer)), config.tokenize)

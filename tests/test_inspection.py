@@ -143,6 +143,7 @@ def test_every_key_of_the_json_is_documented(dataset: Path) -> None:
     assert {key for key in keys if f"`{key}`" not in described} == set()
 
 
+@pytest.mark.slow
 def test_stats_and_inspect_load_neither_torch_nor_ray(dataset: Path) -> None:
     code = (
         "import sys\n"

@@ -36,6 +36,7 @@ def samples(project: Project) -> Path:
     return write_samples(project.run, replace(SETTINGS, out=str(project.run / "kept"))).path
 
 
+@pytest.mark.slow
 def test_the_clips_of_the_folder_are_judged_and_none_is_sampled(
     project: Project, samples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

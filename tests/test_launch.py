@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from tests.checkpoints import checkpoint_tensors
+from tests.loops import run_on_rank
+from tests.ranks import Ranks
 from tokenizer.settings import UserError
 from training.__main__ import main
 from training.config import DataConfig, GeneratorRun, MethodConfig, ModelConfig, SampleConfig
@@ -52,7 +54,7 @@ def test_two_processes_of_torchrun_train_as_one_process_does(
 
 @pytest.mark.multiprocess
 def test_videos_and_images_train_as_in_one_process_where_images_leave_parameters_out(
-    grid_shards: Path, tmp_path: Path
+    grid_shards: Path, tmp_path: Path, two_ranks: Ranks
 ) -> None:
     """NAR's head and blocks of the axis t."""
     buckets = ("t5_h16_w16", "t1_h16_w16")
@@ -63,13 +65,10 @@ def test_videos_and_images_train_as_in_one_process_where_images_leave_parameters
     )
     task = GeneratorTask(one, "cpu")
     assert {task.loader.batch(step).bucket.name for step in range(4)} == set(buckets)
-    trained = [
-        local.launch(one),
-        torchrun.start(
-            replace(one, out=str(tmp_path / "two"), launch=LaunchConfig(kind="torchrun"))
-        ),
-    ]
-    weights = [checkpoint_tensors(each.checkpoint, "model/") for each in trained]
+    trained = local.launch(one)
+    two_ranks.run(run_on_rank, replace(one, out=str(tmp_path / "two")))
+    theirs = tmp_path / "two" / "checkpoints" / trained.checkpoint.name
+    weights = [checkpoint_tensors(each, "model/") for each in (trained.checkpoint, theirs)]
     for name, expected in weights[0].items():
         torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=1e-4, msg=name)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from itertools import product
 
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 
 from tokenizer.lookups import make_lookup
 from tokenizer.lookups.binary import BinaryLookup
@@ -236,21 +234,15 @@ def test_codes_that_learn_by_gradient_move_by_nothing_else():
 
 
 @pytest.mark.multiprocess
-def test_ranks_that_see_other_vectors_keep_the_same_codes(tmp_path):
-    torch.multiprocessing.spawn(_learn_as_rank, (str(tmp_path),), nprocs=2)
-    states = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+def test_ranks_that_see_other_vectors_keep_the_same_codes(two_ranks):
+    states = two_ranks.run(_learn_as_rank)
     assert set(states[0]) >= {"gradient.weight", "ema.weight", "ema.ema_sum", "ema.observed"}
     assert states[0]["restarted"].any()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def _learn_as_rank(rank, folder):
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
-    draw = torch.Generator().manual_seed(rank)
+def _learn_as_rank():
+    draw = torch.Generator().manual_seed(torch.distributed.get_rank())
     lookups, restarted = torch.nn.ModuleDict(), []
     for kind in ("ema", "gradient"):
         settings = {"learned_by": kind, "restart_share": 0.5, "ema_decay": 0.5}
@@ -263,9 +255,7 @@ def _learn_as_rank(rank, folder):
             lookup.update(vectors, lookup.nearest(vectors), draw)
             restarted += [rows for rows, _ in lookup.renewed().values()]
         lookups[kind] = lookup
-    state = lookups.state_dict() | {"restarted": torch.stack(restarted)}
-    torch.save(state, f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return lookups.state_dict() | {"restarted": torch.stack(restarted)}
 
 
 @pytest.mark.parametrize(

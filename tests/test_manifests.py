@@ -234,6 +234,7 @@ VALUES = st.recursive(
 KEYS = ["caption", "text", "label", "license", "clips", "attributes", "start_seconds", "x", "url"]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(said=st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), max_size=3))
 def test_any_rows_are_a_manifest_or_an_error_of_one_line(tmp_path: Path, said) -> None:

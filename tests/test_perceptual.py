@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import pickle
 from collections.abc import Callable
@@ -97,6 +98,7 @@ def test_it_is_zero_for_equal_clips_and_has_a_finite_gradient(files: LpipsFiles)
 def test_its_weights_are_part_of_no_module_and_get_no_gradient(files: LpipsFiles) -> None:
     lpips = load_lpips(files)
     assert not isinstance(lpips, nn.Module)
+    assert copy.deepcopy([lpips])[0] is lpips
     frames = clips(0).requires_grad_(True)
     assert not lpips(frames, clips(1)).sum().backward()  # type: ignore[func-returns-value]
 

@@ -281,6 +281,7 @@ def test_a_build_that_ends_while_sources_are_removed_hides_them_too(
     assert set(hidden_rows(Store(made.out))) >= shards_of(made.out, source)
 
 
+@pytest.mark.slow
 def test_pixel_shards_are_hidden_and_erased_with_their_dataset(made: BuildConfig) -> None:
     build_pixels(made)
     source = source_of(made.out, 2)
@@ -296,6 +297,7 @@ def test_pixel_shards_are_hidden_and_erased_with_their_dataset(made: BuildConfig
     assert (Path(made.out) / "pixels" / "_SUCCESS").exists()
 
 
+@pytest.mark.slow
 def test_in_an_object_store_sources_are_hidden_and_erased_too(
     made: BuildConfig, tmp_path: Path
 ) -> None:

@@ -138,6 +138,7 @@ def test_the_funnel_counts_each_clip_once_and_what_each_rule_would_do() -> None:
     assert 6 - sum(step.clips for step in steps) == outcomes.count("kept")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("another_process")
 def test_a_file_that_kills_its_decoder_costs_only_its_own_pictures(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -41,6 +41,7 @@ def make_run(
     return open_run(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["raster", "par", "nar", "arpg"])
 def test_the_same_weights_make_clips_of_another_grid(
     method: str, grid_shards: Path, tmp_path: Path

@@ -82,6 +82,7 @@ def run(data: Path, out: Path, **changes: Any) -> TokenizerRun:
     )
 
 
+@pytest.mark.slow
 def test_in_the_loop_a_restarted_code_is_where_it_was_put_and_has_no_moments(
     pixel_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,7 @@ def test_in_the_loop_a_restarted_code_is_where_it_was_put_and_has_no_moments(
         assert not torch.equal(state[f"model/{CODES}"][~rows], codes[~rows])
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_restarts_ends_where_the_undisturbed_one_does(
     pixel_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_new_threshold_encodes_the_newly_kept_clips_only(made: BuildConfig) ->
     assert encoded_since(made.out, before) == len(now - kept)
 
 
+@pytest.mark.slow
 def test_what_was_copied_is_what_a_build_from_scratch_makes(
     made: BuildConfig, tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_what_was_copied_is_what_a_build_from_scratch_makes(
     assert parts(fresh.out).items() <= parts(made.out).items()
 
 
+@pytest.mark.slow
 def test_added_videos_leave_the_old_shards_as_they_are(
     made: BuildConfig, write_film: Callable[[Path, int], Path]
 ) -> None:

@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 
 from tests.checkpoints import assert_same_state
 from tests.loops import run_on_rank, small_run
+from tests.ranks import Ranks
 from tests.test_tokenizer_task import everything
 from tokenizer.folder import load_tokenizer
 from tokenizer.settings import save_settings
+from training import owner
 from training.__main__ import main
 from training.checkpoint import latest_checkpoint, read_state
 from training.config import GeneratorRun, SampleConfig
@@ -89,7 +91,7 @@ def test_a_sigterm_ends_the_step_saves_and_exits_0_and_resume_goes_on_exactly(
 
 @pytest.mark.ray
 def test_a_rank_that_is_killed_under_ray_is_replaced_and_the_run_ends_bit_for_bit_alike(
-    code_shards: Path, tmp_path: Path
+    code_shards: Path, tmp_path: Path, two_ranks: Ranks
 ) -> None:
     """kill -9 of one worker, in the midst of training."""
     kind = LaunchConfig(kind="ray", workers=2, max_failures=2)
@@ -106,10 +108,7 @@ def test_a_rank_that_is_killed_under_ray_is_replaced_and_the_run_ends_bit_for_bi
     assert process.returncode == 0, errors
     assert "trained 60 steps" in told
     assert "continuing after step" in errors
-    again = replace(whole, launch=LaunchConfig(kind="torchrun", workers=2))
-    process = started(again, tmp_path)
-    process.communicate(timeout=120)
-    assert process.returncode == 0
+    two_ranks.run(run_on_rank, whole)
     assert_same_state(tmp_path / "disturbed", tmp_path / "whole")
     losses = [
         [line["loss"] for line in read_metrics(tmp_path / name)] for name in ("disturbed", "whole")
@@ -127,6 +126,22 @@ def _train_workers() -> list[int]:
     return sorted(found)
 
 
+def test_a_folder_has_one_owner_at_a_time(
+    code_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs in one folder would remove each other's checkpoints."""
+    monkeypatch.setattr(owner, "PATIENCE", 0.0)
+    run = small_run(code_shards, tmp_path / "run", trainer={"num_steps": 2})
+    with owner.Owner(tmp_path / "run") as other:
+        other.take()
+        found = run_on_rank(run)
+        assert f"run: process {os.getpid()} of " in found["error"]
+        assert "trains here; wait for its end, or give another folder" in found["error"]
+        assert [each.name for each in (tmp_path / "run").iterdir()] == [owner.FILE]
+    assert run_on_rank(run)["step"] == 2
+
+
+@pytest.mark.slow
 def test_resume_needs_a_run_and_its_settings(
     code_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +154,7 @@ def test_resume_needs_a_run_and_its_settings(
     assert "trained 7 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_tokenizers_run_is_resumed_too(pixel_shards: Path, tmp_path: Path) -> None:
     run, whole = (everything(pixel_shards, tmp_path / name) for name in ("run", "whole"))
     local.launch(replace(run, trainer=replace(run.trainer, num_steps=6)))

@@ -241,6 +241,7 @@ def on_buckets(settings: GeneratorRun, names: Iterable[str]) -> GeneratorRun:
     return replace(settings, data=replace(settings.data, buckets=tuple(names)))
 
 
+@pytest.mark.slow
 @every_position
 @every_method
 def test_a_run_on_several_shapes_learns_and_makes_each_of_them(

@@ -201,11 +201,19 @@ def gradients_of(module: nn.Module) -> dict[str, Tensor]:
 def test_two_ranks_are_one_for_the_tokenizer(
     learned_by: str, replicate: int, two_ranks: Ranks
 ) -> None:
+    _compare_tokenizers(learned_by, ParallelConfig(replicate=replicate), two_ranks)
+
+
+@pytest.mark.four_ranks
+def test_four_ranks_in_two_groups_are_one_for_the_tokenizer(four_ranks: Ranks) -> None:
+    _compare_tokenizers("ema", ParallelConfig(replicate=2, shard=2), four_ranks)
+
+
+def _compare_tokenizers(learned_by: str, parallel: ParallelConfig, ranks: Ranks) -> None:
     """In float32, which its quantizer computes in. Codes that begin anew do so on the first rank's
     clips, so with them the ranks are compared with each other."""
-    parallel = ParallelConfig(replicate=replicate)
     expected = trained_tokenizer(learned_by, parallel, 0.0)
-    found = two_ranks.run(trained_tokenizer, learned_by, parallel, 0.0)
+    found = ranks.run(trained_tokenizer, learned_by, parallel, 0.0)
     sums = [sum(each) for each in zip(*(rank["losses"] for rank in found))]
     assert sums == pytest.approx(expected["losses"], rel=1e-4)
     for what, tolerance in (("gradients", 1e-5), ("weights", 1e-4), ("averages", 1e-4)):
@@ -213,10 +221,10 @@ def test_two_ranks_are_one_for_the_tokenizer(
             torch.testing.assert_close(
                 found[0][what][key], value, rtol=1e-3, atol=tolerance, msg=f"{what} of {key}"
             )
-    anew = two_ranks.run(trained_tokenizer, learned_by, parallel, 0.3)
+    anew = ranks.run(trained_tokenizer, learned_by, parallel, 0.3)
     for what in ("weights", "averages"):
         for key, value in anew[0][what].items():
-            assert torch.equal(anew[1][what][key], value), key
+            assert all(torch.equal(each[what][key], value) for each in anew[1:]), key
 
 
 def outputs(

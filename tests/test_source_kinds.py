@@ -189,6 +189,7 @@ GIVEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(GIVEN)), ids=lambda number: GIVEN[number].__qualname__)
 def test_every_kind_gives_the_shards_of_the_folder(
     number: int, films: Path, built: Path, random_tokenizer: Path, tmp_path: Path, web: Web

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import http
 import os
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ import yaml
 
 from pipeline import submit_cli
 from pipeline.cluster import prepare_environment, token_source
-from pipeline.submit import _explain_refusal, dashboard_address
+from pipeline.submit import _explain_refusal, _interruptible, dashboard_address
 from pipeline.submit_cli import SUBMITTABLE, environment_of, job_settings
 from tokenizer.settings import UserError
 
@@ -384,6 +386,26 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it(head: Head) -> None:
     assert followed.returncode == 1
     assert "begun" in followed.stdout
     assert f"job {job_id} stopped" in followed.stderr
+
+
+def test_ctrl_c_wakes_a_follower_that_has_fallen_asleep() -> None:
+    """A signal that another thread receives does not wake the one that waits for messages."""
+
+    def interrupt() -> None:
+        time.sleep(0.3)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    async def silence() -> str:
+        await asyncio.sleep(30)
+        return "too late"
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    started = time.monotonic()
+    with pytest.raises((asyncio.CancelledError, KeyboardInterrupt)):
+        asyncio.run(_interruptible(silence()))
+    assert time.monotonic() - started < 15
+    thread.join()
 
 
 @pytest.mark.ray

@@ -102,6 +102,7 @@ def test_without_its_weights_a_tower_is_one_line(weights: Path) -> None:
         load_tower(MODEL, weights, "0" * 64)
 
 
+@pytest.mark.slow
 def test_a_run_samples_its_captions_by_itself_and_new_ones_with_the_weights(
     weights: Path, code_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,6 +206,7 @@ def test_all_sets_show_the_same_clips_in_the_same_order(both: Path) -> None:
     np.testing.assert_array_equal(codes.gather([0, 1]), grid.gather([0, 1], "codes"))
 
 
+@pytest.mark.slow
 def test_the_order_of_the_settings_does_not_matter(
     settings: BuildConfig, random_tokenizer: Path, grid_tokenizer: Path, tmp_path: Path
 ) -> None:
@@ -348,6 +349,7 @@ def test_verify_finds_no_fault_and_what_is_wrong_with_a_further_tokenizer(
     }
 
 
+@pytest.mark.slow
 def test_merged_and_rewritten_datasets_keep_every_set(
     settings: BuildConfig, both: Path, videos: Path, tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 
 from pipeline.shards import Loader
 from tests.checkpoints import checkpoint_tensors
+from tests.ranks import Ranks
 from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import load_tokenizer
@@ -79,6 +78,7 @@ def everything(data: Path, out: Path, num_steps: int = 6, **changes: Any) -> Tok
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_everything_on_ends_where_the_undisturbed_one_does(
     pixel_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +123,7 @@ def test_images_and_clips_take_turns_and_the_critics_come_in_late(
     assert lines[5]["discriminator_gradient_norm"] > 0
 
 
+@pytest.mark.slow
 def test_only_its_own_part_changes_when_the_other_has_no_learning_rate(
     pixel_shards: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_the_result_has_the_averaged_weights(pixel_shards: Path, tmp_path: Path)
             assert torch.equal(value, raw[f"tokenizer.{name}"])
 
 
+@pytest.mark.slow
 def test_previews_show_pictures_and_health_and_change_nothing(
     pixel_shards: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +204,7 @@ def test_a_picture_has_sources_above_reconstructions() -> None:
     assert side_by_side(frames[:, :1], frames[:, :1]).shape == (16, 2 * 4 + 4, 3)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_finished_tokenizer(pixel_shards: Path, tmp_path: Path) -> None:
     first = everything(pixel_shards, tmp_path / "first")
     local.launch(first)
@@ -252,6 +255,7 @@ def test_losses_that_the_frames_are_too_small_for_are_refused_at_the_door(
         TokenizerTask(replace(run, tokenizer=config), "cpu")
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_too(pixel_shards: Path, tmp_path: Path) -> None:
     local.launch(everything(pixel_shards, tmp_path / "half", precision="bfloat16"))
     local.launch(everything(pixel_shards, tmp_path / "full"))
@@ -263,12 +267,14 @@ def test_bfloat16_trains_too(pixel_shards: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_train_as_one_process_does(pixel_shards: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_as_one_process_does(
+    pixel_shards: Path, tmp_path: Path, two_ranks: Ranks
+) -> None:
     run = everything(pixel_shards, tmp_path / "one", num_steps=5)
     run = replace(run, trainer=replace(run.trainer, global_batch_size=5))
     one = local.launch(run)
     two = replace(run, out=str(tmp_path / "two"), result=str(tmp_path / "two" / "tokenizer"))
-    torch.multiprocessing.spawn(_train_as_rank, (two, str(tmp_path)), nprocs=2)
+    ranks = two_ranks.run(_train_as_rank, two)
     expected = checkpoint_tensors(one.checkpoint)
     found = checkpoint_tensors(tmp_path / "two" / "checkpoints" / one.checkpoint.name)
     assert expected.keys() == found.keys()
@@ -277,16 +283,11 @@ def test_two_ranks_train_as_one_process_does(pixel_shards: Path, tmp_path: Path)
     measured = [read_statistics(str(each.result)) for each in (run, two)]
     assert measured[0].num_values == measured[1].num_values
     assert measured[1].std == pytest.approx(measured[0].std, rel=1e-3)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
 
 
-def _train_as_rank(rank: int, run: TokenizerRun, folder: str) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
+def _train_as_rank(run: TokenizerRun) -> dict[str, torch.Tensor]:
+    """The module's state after the run, in one piece."""
     tasks = []
     real = TokenizerTask.begin
 
@@ -295,7 +296,8 @@ def _train_as_rank(rank: int, run: TokenizerRun, folder: str) -> None:
         real(self)
 
     TokenizerTask.begin = remember  # type: ignore[method-assign]
-    run_job(run)
-    state = {name: whole(each) for name, each in tasks[0].module.state_dict().items()}
-    torch.save(state, f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    try:
+        run_job(run)
+    finally:
+        TokenizerTask.begin = real  # type: ignore[method-assign]
+    return {name: whole(each.detach()) for name, each in tasks[0].module.state_dict().items()}

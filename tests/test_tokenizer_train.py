@@ -82,6 +82,7 @@ def test_pixel_shards_stay_what_they_are(
     assert sorted(pixel_shards.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small", "base-s8"])
 def test_a_model_by_name_is_the_preset_with_the_flags_on_top(
     name: str, tmp_path: Path, pixel_shards: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 
 from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.beginning import begin
@@ -239,22 +237,15 @@ def test_randomness_comes_from_the_generator_alone():
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_with_different_clips_and_draws_keep_one_codebook(tmp_path):
-    torch.multiprocessing.spawn(_train_as_rank, (str(tmp_path),), nprocs=2)
-    states = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+def test_two_ranks_with_different_clips_and_draws_keep_one_codebook(two_ranks):
+    states = two_ranks.run(_train_as_rank)
     names = [name for name in states[0] if "codebook" in name]
     assert len(names) == 6
     assert all(torch.equal(states[0][name], states[1][name]) for name in names)
 
 
-def _train_as_rank(rank, folder):
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
+def _train_as_rank():
     model = learner()
     for number in range(8):
-        step(model, seed=100 * rank + number)
-    torch.save(model.state_dict(), f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+        step(model, seed=100 * torch.distributed.get_rank() + number)
+    return model.state_dict()

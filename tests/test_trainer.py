@@ -95,6 +95,7 @@ def tokenizer_run(data: Path, out: Path, num_steps: int = 6) -> TokenizerRun:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_run", [generator_run, tokenizer_run])
 def test_a_run_that_is_killed_and_started_again_ends_where_the_undisturbed_one_does(
     make_run: Any,
@@ -146,6 +147,7 @@ def test_the_trainers_batches_are_those_of_its_settings(code_shards: Path) -> No
         open_loader(sources, data, trainer, 0, 8)
 
 
+@pytest.mark.slow
 def test_a_mixture_is_trained_on_by_weight_and_belongs_to_the_run(
     code_shards: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +216,7 @@ def test_the_tokenizer_of_a_run_is_written_where_it_was_asked_for(
     assert tokenizer.encode(torch.zeros(1, 5, 16, 16, 3, dtype=torch.uint8)).shape == (1, 10)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(code_shards: Path, tmp_path: Path) -> None:
     run = generator_run(code_shards, tmp_path / "run", num_steps=40)
     local.launch(replace(run, schedule=ScheduleConfig(warmup_steps=0)))

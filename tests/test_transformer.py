@@ -154,3 +154,13 @@ def test_a_number_of_blocks_is_needed_for_each_further_head() -> None:
     config = ModelConfig(width=16, depth=1, heads=2, head_blocks=(1,))
     with pytest.raises(UserError, match="3 heads need a number"):
         Generator(config, variant.method, variant.schedule, make_vocabulary("none"), 16, 4)
+
+
+def test_queries_that_have_a_stack_of_their_own_need_blocks_for_it() -> None:
+    variant = BY_NAME["arpg"]
+    for config in (
+        ModelConfig(width=16, depth=1, heads=2),
+        ModelConfig(width=16, depth=2, heads=2, second_stack=0),
+    ):
+        with pytest.raises(UserError, match=r"model.second_stack \(0 of . blocks\)"):
+            Generator(config, variant.method, variant.schedule, make_vocabulary("none"), 16, 4)

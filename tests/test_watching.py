@@ -112,6 +112,7 @@ def grid_split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_shards(folder, "codes", num_clips=20, scales=(2,), held_out=8)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_looking_at_a_sharded_run_changes_nothing(
@@ -150,6 +151,7 @@ def test_half_a_line_of_metrics_is_forgotten(code_shards: Path, tmp_path: Path) 
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.slow
 def test_held_out_losses_of_a_tokenizer_change_nothing(pixel_shards: Path, tmp_path: Path) -> None:
     data = shutil.copytree(pixel_shards, tmp_path / "data")
     plain = everything(data, tmp_path / "plain")
@@ -209,6 +211,7 @@ def test_the_share_of_the_peak_is_of_all_devices(
         assert line["mfu"] == pytest.approx(line["teraflops"] * 1e3, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_steps_are_traced_on_request(code_shards: Path, tmp_path: Path) -> None:
     trainer = {"profile_steps": (2, 3)}
     local.launch(small_run(code_shards, tmp_path / "run", trainer=trainer))

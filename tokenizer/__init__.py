@@ -1,6 +1,7 @@
 """What a token is: pixels to multi-scale codes and back.
 
     settings        frozen dataclasses from YAML and flags, for all packages
+    versions        of this program, for files that it makes                 (no torch)
     flag_parser     a command line whose errors are one line                 (no torch)
     scales          schedules: how the codes of a clip are laid out          (no torch)
     autoencoder_config, quantizer_config, loss_config, config

@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
 from tokenizer.settings import UserError, from_dict, to_dict
+from tokenizer.versions import own_version
 
 FORMAT = 1
 CONFIG_FILE = "tokenizer.json"
@@ -39,7 +39,7 @@ def save_tokenizer(
         "format": FORMAT,
         "fingerprint": tokenizer.fingerprint,
         "config": to_dict(tokenizer.config),
-        "made_by": {"tessera": version("tessera"), "torch": torch.__version__, **(source or {})},
+        "made_by": {"tessera": own_version(), "torch": torch.__version__, **(source or {})},
     }
     weights = {name: value.cpu().contiguous() for name, value in tokenizer.weights().items()}
     try:

@@ -47,6 +47,10 @@ class Lpips:
         self._mean = torch.tensor(_MEAN, device=device).view(3, 1, 1)
         self._deviation = torch.tensor(_DEVIATION, device=device).view(3, 1, 1)
 
+    def __deepcopy__(self, memo: object) -> Lpips:
+        """Itself: copies of what uses it share its weights, which never change."""
+        return self
+
     def __call__(
         self, frames: Float[Tensor, "b 3 t h w"], reference: Float[Tensor, "b 3 t h w"]
     ) -> Float[Tensor, " b"]:

@@ -26,7 +26,9 @@ Its rooms:
     reconstructions generator_preview
                                 what a tokenizer or generator in training makes
     data held_out draws tasks   batches and draws as functions of the step; what is learned
-    ranks parallel signals      processes that train together, a model over them, a polite end
+    ranks parallel signals owner
+                                processes that train together, a model over them, a polite end,
+                                one run in a folder at a time
     optimizer muon schedule average guard trainer
                                 the loop and its parts
     checkpoint training_state tensor_parts weights warm_start

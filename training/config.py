@@ -266,8 +266,8 @@ class SampleConfig(DrawConfig):
     bucket: str | None = setting(None, "shape to sample (default: the one trained on)")
     shape: tuple[int, int, int] | None = setting(
         None,
-        "frames, height and width of clips of another size; for raster, par, nar and arpg with "
-        "model.block.position rope",
+        "frames, height and width of clips of another size; for raster, par, nar and arpg: any "
+        "with model.block.position rope, with a table those whose cells fit in the grid trained on",
     )
     num_steps: int | None = setting(
         None, "random orders: steps of a clip, frame or scale (default: the method's)"

@@ -103,6 +103,11 @@ class Generator(nn.Module):
                 )
             return Stacks(config.depth, further)
         second = config.depth // 2 if config.second_stack is None else config.second_stack
+        if second == 0:
+            raise UserError(
+                f"model.second_stack (0 of {config.depth} blocks): the queries of arpg have blocks "
+                "of their own; give at least 1, and model.depth at least 2"
+            )
         return Stacks(config.depth - second, second=second)
 
     @property

@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tokenizer.frechet import Moments
 from tokenizer.model import Tokenizer
 from tokenizer.perceptual import load_lpips
 from tokenizer.settings import to_dict
+from tokenizer.versions import own_version
 from training.evaluate_config import TokenizerEvalConfig
 from training.features import open_extractor
 from training.pictures import save_png
@@ -111,7 +111,7 @@ def evaluate_tokenizer(
         "lpips": to_dict(config.lpips) if lpips is not None else "no weights",
         "conventions": CONVENTIONS,
         "made_by": {
-            "tessera": version("tessera"),
+            "tessera": own_version(),
             "torch": torch.__version__,
             "device": device,
             "threads": torch.get_num_threads(),

@@ -33,6 +33,7 @@ from training.guard import REPORT, Guard
 from training.loop_config import TrainingRun
 from training.metrics import Metrics
 from training.optimizer import forget, make_optimizers, put
+from training.owner import Owner
 from training.parallel import (
     Skeleton,
     add_up_gradients,
@@ -64,17 +65,18 @@ def train(task: Task, run: Path, config: TrainingRun) -> Trained:
 
     Every rank of a process group calls it. Asked to stop by a signal, all finish the step and save.
     Raises UserError, on every rank, when that checkpoint is of another model, data set or seed or
-    damaged, when the ranks do not fit the mesh, and when a step is bad and the guard stops there.
+    damaged, when the ranks do not fit the mesh, when another process trains in that folder, and
+    when a step is bad and the guard stops there.
     """
-    with _Loop(task, run, config) as loop:
+    with Owner(run) as owner, _Loop(task, run, config, owner) as loop:
         return loop.run()
 
 
 class _Loop:
     """A run on one rank: what it needs, and how far it is."""
 
-    def __init__(self, task: Task, run: Path, config: TrainingRun) -> None:
-        self.task, self.run_folder, self.config = task, run, config
+    def __init__(self, task: Task, run: Path, config: TrainingRun, owner: Owner) -> None:
+        self.task, self.run_folder, self.config, self.owner = task, run, config, owner
         self.rank, self.world_size = rank_and_world_size()
         self.is_first = self.rank == 0
         self.device = next(task.module.parameters()).device
@@ -320,6 +322,7 @@ class _Loop:
         """What the first rank writes before the first step; its metrics."""
         if not self.is_first:
             return None
+        self.owner.take()
         self.task.prepare(self.run_folder)
         return Metrics(self.run_folder, self.config.trainer, self.step)
 

@@ -32,7 +32,7 @@ from training.order import check_steps
 from training.partial import feature_channels
 from training.positions import schedule_for_all
 from training.run import OpenedRun, RunRecord, Shape, write_run
-from training.tasks.task import Losses, Moment, Part, Preview
+from training.tasks.task import Losses, Mean, Moment, Part, Preview
 from training.teacher_forcing import code_logits, code_losses
 from training.telling import features_of
 from training.vocabulary import ABSENT, FIELDS, Vocabulary, build_vocabulary
@@ -149,7 +149,10 @@ class GeneratorTask:
         logits = code_logits(self.generator, quantizer, codes, prompts, sequence, schedule)
         losses = self._code_losses(logits, codes, sequence)
         order = self.generator.layout_for(schedule).order
-        return Losses(losses.sum(), loss_by_part(losses.detach(), order))
+        loss, metrics = losses.sum(), loss_by_part(losses.detach(), order)
+        if len(self._shapes) > 1:
+            metrics[f"loss/{batch.bucket.name}"] = Mean(loss.detach(), losses.numel())
+        return Losses(loss, metrics)
 
     def held_out(self) -> Iterator[Batch]:
         return self._held_out.batches()

@@ -122,6 +122,8 @@ class TokenizerTask:
             output = self.learner(video, moment.progress, generator)
         count = len(video)
         sums = {name: Mean(value.detach() * count, count) for name, value in output.terms.items()}
+        if len(self._samples) > 1:
+            sums[f"loss/{batch.bucket.name}"] = Mean(output.loss.detach() * count, count)
         return Losses(output.loss * count, sums)
 
     def held_out(self) -> Iterator[Batch]:
