@@ -41,7 +41,7 @@ class Submittable:
     without: tuple[str, ...]
     """Keys that name a Ray of this machine; a job uses the cluster that it runs on."""
     trains: bool = False
-    """Takes `--data` and `--resume`, as the training commands do here."""
+    """Takes `--data`, as the training commands do here."""
 
 
 SUBMITTABLE = {
@@ -50,7 +50,7 @@ SUBMITTABLE = {
         summary="make a dataset",
         config_class="pipeline.config:BuildConfig",
         paths=(
-            *("sources", "out", "captions.coca_weights", "shots.transnet_weights"),
+            *("sources", "out", "reuse", "captions.coca_weights", "shots.transnet_weights"),
             *("tokenize.tokenizer", "tokenize.further"),
         ),
         required=(),
@@ -60,7 +60,10 @@ SUBMITTABLE = {
         command=("train",),
         summary="train a generator",
         config_class="training.config:GeneratorRun",
-        paths=("out", "data.path", "begin.run"),
+        paths=(
+            *("out", "data.path", "data.mixture", "data.captions", "begin.run"),
+            "condition.weights",
+        ),
         required=("out", "data.path"),
         without=("launch.address",),
         trains=True,
@@ -69,7 +72,10 @@ SUBMITTABLE = {
         command=("tokenizer", "train"),
         summary="train a tokenizer",
         config_class="training.config:TokenizerRun",
-        paths=("out", "data.path", "result"),
+        paths=(
+            *("out", "data.path", "data.mixture", "data.captions", "result", "begin.folder"),
+            *("lpips.vgg", "lpips.heads"),
+        ),
         required=("data.path",),
         without=("launch.address",),
         trains=True,
@@ -132,8 +138,7 @@ def job_settings(submittable: Submittable, path: Path, overrides: Mapping[str, A
         if isinstance(value, str):
             settings = _with(settings, key, absolute(value))
         elif isinstance(value, dict):
-            named = {name: absolute(each) for name, each in value.items()}
-            settings = _with(settings, key, named)
+            settings = _with(settings, key, dict(_absolute_one(*each) for each in value.items()))
         elif value is not None:
             settings = _with(settings, key, tuple(absolute(each) for each in value))
     for key in submittable.without:
@@ -144,6 +149,11 @@ def job_settings(submittable: Submittable, path: Path, overrides: Mapping[str, A
 def absolute(path: str) -> str:
     """A path made absolute, globs and all; a URL stays as it is."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_one(name: str, value: str | float) -> tuple[str, str | float]:
+    """Of a table of paths by name, or of weights by path."""
+    return (name, absolute(value)) if isinstance(value, str) else (absolute(name), value)
 
 
 def environment_of(pairs: list[str]) -> dict[str, str]:
@@ -194,13 +204,6 @@ def _add_training(job: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the dataset folder, as the cluster sees it",
     )
-    job.add_argument(
-        "--resume",
-        action="store_const",
-        const=("--resume",),
-        default=(),
-        help="continue from the run's latest checkpoint",
-    )
 
 
 def _add_address(parser: argparse.ArgumentParser) -> None:
@@ -218,8 +221,7 @@ def _submit_config(arguments: argparse.Namespace) -> int:
     settings = job_settings(submittable, path, given_flags(arguments))
     with tempfile.TemporaryDirectory(prefix="tessera-submit-") as folder:
         save_settings(settings, Path(folder) / "config.yaml")
-        flags = getattr(arguments, "resume", ())
-        return _submit(arguments, (*submittable.command, "config.yaml", *flags), Path(folder))
+        return _submit(arguments, (*submittable.command, "config.yaml"), Path(folder))
 
 
 def _submit_stats(arguments: argparse.Namespace) -> int:

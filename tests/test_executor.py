@@ -18,6 +18,7 @@ import pytest
 from pipeline.annotate import AnnotateJob
 from pipeline.attempts import Attempts
 from pipeline.clip import Clip
+from pipeline.cluster import connect
 from pipeline.commit import Store
 from pipeline.config import AnnotateSettings, BuildConfig, SelectSettings, TokenizeSettings
 from pipeline.encode import EncoderRecipe
@@ -32,6 +33,13 @@ from tokenizer.scales import Schedule, single_grid
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 BATCH_SECONDS = 0.4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """It takes seconds to start, so all tests here use the same."""
+    with connect(None, 2):
+        yield
 
 
 class HostileJob(AnnotateJob):
@@ -55,7 +63,7 @@ class HostileJob(AnnotateJob):
 
 
 class WaitingEncoder:
-    """A stand-in for an encoder on another device: each batch takes 200 ms and no processor."""
+    """A stand-in for an encoder on another device: each batch takes 400 ms and no processor."""
 
     token_set = TokenSet(name="codes", kind="codes", dtype="uint16", codebook_size=256)
     batch_size = 4

@@ -63,24 +63,45 @@ def test_paths_become_absolute_and_urls_stay(
 
 
 def settings_keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, help) of every setting."""
+    """(dotted key, type) of every setting."""
     for field in fields(cls):
         inner = field.default_factory
         if isinstance(inner, type) and is_dataclass(inner):
             yield from settings_keys(inner, f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name, field.metadata.get("help", "")
+            yield prefix + field.name, str(field.type)
+
+
+NO_PATHS = {
+    *("ray_address", "launch.address"),
+    *("screen.drop", "select.drop", "clips.buckets"),
+    *("captions.template", "captions.coca_model", "captions.coca_device", "tokenize.device"),
+    *("data.token_set", "data.buckets", "data.batch_sizes", "data.bucket_weights"),
+    *("data.split", "data.validation_split", "data.where"),
+    *("condition.model", "condition.weights_sha256", "lpips.vgg_sha256", "lpips.heads_sha256"),
+    *("begin.fresh", "begin.left_out", "trainer.wandb"),
+}
+"""Settings of text that name no file or folder."""
 
 
 @pytest.mark.parametrize("name", SUBMITTABLE)
-def test_every_setting_that_names_a_file_or_folder_is_known_as_a_path(name: str) -> None:
+def test_every_setting_of_text_is_known_as_a_path_or_as_none(name: str) -> None:
     submittable = SUBMITTABLE[name]
     keys = dict(settings_keys(submit_cli._config_class(submittable)))
     assert set(submittable.paths) <= set(keys)
     assert set(submittable.without) <= set(keys)
-    begins = ("folder", "file ", "folders", "the dataset folder", "the data")
-    named = {key for key, sentence in keys.items() if sentence.startswith(begins)}
-    assert named <= set(submittable.paths)
+    texts = {key for key, kind in keys.items() if "str" in kind and "Literal" not in kind}
+    assert texts - NO_PATHS == set(submittable.paths)
+
+
+def test_further_datasets_of_a_training_job_become_absolute_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "train.yaml"
+    config.write_text("out: run\ndata: {path: a, mixture: {b: 0.5, 's3://c/d': 2}}\n")
+    settings = job_settings(SUBMITTABLE["train"], config, {})
+    assert settings.data.mixture == {f"{tmp_path}/b": 0.5, "s3://c/d": 2.0}
 
 
 def test_a_training_job_must_say_where_its_run_goes(tmp_path: Path) -> None:
