@@ -108,6 +108,7 @@ def test_a_rank_that_is_killed_under_ray_is_replaced_and_the_run_ends_bit_for_bi
     assert process.returncode == 0, errors
     assert "trained 60 steps" in told
     assert "continuing after step" in errors
+    assert errors.count("step 60/60") == 1  # what workers say comes here, once
     two_ranks.run(run_on_rank, whole)
     assert_same_state(tmp_path / "disturbed", tmp_path / "whole")
     losses = [

@@ -271,7 +271,7 @@ def head() -> Iterator[Head]:
         finally:
             process.terminate()  # it ends its own children in order; the group is for the rest
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=15)
+                process.wait(timeout=4)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

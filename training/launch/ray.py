@@ -35,6 +35,7 @@ def launch(config: RunConfig) -> Trained:
     kind = "generator" if isinstance(config, GeneratorRun) else "tokenizer"
     settings = to_dict(config) | {"out": str(folder)}
     settings["data"]["path"] = str(Path(settings["data"]["path"]).resolve())
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else lines come twice
     _connect(config.launch.address, config.launch.workers)
     on_gpu = _takes_gpus(config.trainer.device, config.launch.workers)
     trainer = TorchTrainer(
@@ -68,7 +69,9 @@ def _connect(address: str | None, workers: int) -> None:
         if "RAY_AUTH_MODE" not in os.environ:
             # Ray would write a new token to ~/.ray, which changes how later clusters start.
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray.init(num_cpus=workers, include_dashboard=False)
+        # Without a dashboard, one of Ray's actors warns every second that it cannot ask it.
+        quiet = ray.LoggingConfig(log_level="ERROR")
+        ray.init(num_cpus=workers, include_dashboard=False, logging_config=quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{address or 'a local Ray'}: cannot be reached: {reason}") from error
