@@ -50,7 +50,7 @@ class BenchConfig:
     clips: int = setting(4096, "clips in the shards that are read")
     dropped: int = setting(2, "steps of a round before the timed ones (default: 2; on cuda 20)")
     steps: int = setting(6, "timed steps of a round (default: 6; on cuda 50)")
-    rounds: int = setting(4, "rounds of both loops, one behind the other (default: 4; on cuda 2)")
+    rounds: int = setting(8, "rounds of both loops, one behind the other (default: 8; on cuda 2)")
     profiled_steps: int = setting(
         2, "steps of one more run, for what their time is spent on; 0: none (default: 2; on cuda 3)"
     )
