@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from tests.loops import run_on_rank, small_run
 from tests.ranks import Ranks
 from tests.test_tokenizer_task import everything
 from tokenizer.folder import save_tokenizer
+from tokenizer.settings import UserError
 from training.checkpoint import latest_checkpoint
 from training.config import GeneratorRun, ModelConfig
+from training.held_out import HeldOut
 from training.launch import job
 from training.loop_config import ParallelConfig
 from training.ranks import rank_and_world_size
@@ -130,6 +132,42 @@ def test_shards_of_another_tokenizer_or_vocabulary_are_refused_on_every_rank(
     assert "shards.json: its fingerprint is not that of what it declares" in error_of(
         two_ranks, run
     )
+
+
+def fails_in_held_out_clips(run: GeneratorRun) -> dict[str, Any]:
+    """A run in which the second rank cannot read its part of them."""
+    real = HeldOut.batches
+
+    def batches(self: HeldOut) -> Iterator[Batch]:
+        if rank_and_world_size()[0] == 1:
+            raise UserError("shard 7 is gone")
+        yield from real(self)
+
+    HeldOut.batches = batches  # type: ignore[method-assign]
+    try:
+        return run_on_rank(run)
+    finally:
+        HeldOut.batches = real  # type: ignore[method-assign]
+
+
+@pytest.mark.multiprocess
+def test_held_out_clips_that_one_rank_cannot_read_end_all(
+    code_shards: Path, tmp_path: Path, two_ranks: Ranks
+) -> None:
+    run = trainer_of(small_run(code_shards, tmp_path / "run"), validate_every=2)
+    found = two_ranks.run(fails_in_held_out_clips, data_of(run, validation_split="train"))
+    assert [each["error"] for each in found] == ["shard 7 is gone (rank 1)"] * 2
+
+
+@pytest.mark.multiprocess
+def test_a_damaged_name_of_the_latest_checkpoint_costs_nothing(
+    finished: GeneratorRun, two_ranks: Ranks
+) -> None:
+    """The newest whole one is found without it."""
+    (Path(str(finished.out)) / "checkpoints" / "latest").write_bytes(b"\xff\xfe\x00")
+    found = two_ranks.run(run_on_rank, finished)
+    assert [each["step"] for each in found] == [8, 8]
+    assert min(found[0]["seen"]) == 12  # after step 6, of two batches each
 
 
 def _flip(path: Path) -> None:

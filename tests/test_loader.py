@@ -207,6 +207,19 @@ def test_turns_have_no_gaps_and_can_be_asked_for_anywhere(
     assert np.array_equal(again[0], takers[slots])
     assert np.array_equal(again[1], numbers[slots])
     assert quotas(weights, 997).sum() == 997
+    for taker, quota in enumerate(turns.quotas.tolist()):
+        had = np.cumsum(takers[:997] == taker)
+        even = np.arange(1, 998) * quota / 997
+        assert np.abs(had - even).max() <= len(weights) + 1
+
+
+def test_a_small_bucket_comes_as_seldom_as_it_should_and_the_plan_says_so(numbers: Path) -> None:
+    config = LoaderConfig(global_batch_size=8, bucket_weights={IMAGE.name: 0.01})
+    loader = Loader(open_dataset(numbers).by_bucket("train", [CLIP.name, IMAGE.name]), config)
+    planned = {each.bucket.name: each.share for each in loader.plan()}
+    assert planned[IMAGE.name] == pytest.approx(0.37 / 103.37, rel=0.02)
+    buckets = [loader.global_batch(step)[0] for step in range(10_000)]
+    assert buckets.count(IMAGE.name) / 10_000 == planned[IMAGE.name]
 
 
 @given(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -140,6 +142,33 @@ def test_a_folder_has_one_owner_at_a_time(
         assert "trains here; wait for its end, or give another folder" in found["error"]
         assert [each.name for each in (tmp_path / "run").iterdir()] == [owner.FILE]
     assert run_on_rank(run)["step"] == 2
+
+
+def test_what_an_owner_writes_before_it_ends_is_gone_on_from(
+    code_shards: Path, tmp_path: Path
+) -> None:
+    """As after a SIGTERM, when the next process is there before the last checkpoint."""
+    ahead, run = (
+        small_run(code_shards, tmp_path / name, trainer={"num_steps": number})
+        for name, number in (("ahead", 4), ("run", 2))
+    )
+    for each in (ahead, run):
+        run_on_rank(each)
+    before = owner.Owner(tmp_path / "run")
+    before.take()
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def end() -> None:
+        time.sleep(0.7)
+        shutil.copytree(tmp_path / "ahead" / "checkpoints", checkpoints, dirs_exist_ok=True)
+        before.__exit__()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    found = run_on_rank(small_run(code_shards, tmp_path / "run"))
+    thread.join()
+    assert found["step"] == 6
+    assert min(found["seen"]) == 8  # after step 4, of two batches each
 
 
 @pytest.mark.slow

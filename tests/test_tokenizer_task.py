@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.distributed
 
-from pipeline.shards import Loader
+from pipeline.shards import DamagedSample, Loader, open_dataset
 from tests.checkpoints import checkpoint_tensors
 from tests.ranks import Ranks
 from tokenizer.autoencoder_config import AutoencoderConfig
@@ -76,6 +77,22 @@ def everything(data: Path, out: Path, num_steps: int = 6, **changes: Any) -> Tok
         discriminator_optimizer=DiscriminatorOptimizerConfig(learning_rate=1e-3),
         trainer=TrainerConfig(**(trainer | changes)),
     )
+
+
+def test_damaged_clips_are_left_out_of_beginnings_and_previews_too(
+    pixel_shards: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(pixel_shards, tmp_path / "data")
+    shard = open_dataset(data).samples("train", BUCKETS[0]).shards[0]
+    path = min((data / "parts").glob(f"train-{BUCKETS[0]}-*.tar"))
+    content = bytearray(path.read_bytes())
+    content[int(shard.sidecar.places["offset"][2, 0]) + 129] ^= 4
+    path.write_bytes(content)
+    run = everything(data, tmp_path / "run", num_steps=1, preview_every=1)
+    with pytest.raises(DamagedSample):
+        local.launch(run)
+    run = replace(run, data=replace(run.data, damaged="skip"))
+    assert local.launch(run).step == 1
 
 
 @pytest.mark.slow

@@ -293,3 +293,20 @@ def test_pixel_shards_are_refused_for_a_generator_and_codes_for_a_tokenizer(
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"clip_norm": -1.0},
+        {"weight_decay": -0.1},
+        {"beta1": 1.5},
+        {"momentum": 1.0},
+        {"newton_schulz_steps": 0},
+    ],
+)
+def test_an_optimizer_that_would_climb_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        OptimizerConfig(**wrong)
+    with pytest.raises(ValueError, match="final_ratio"):
+        ScheduleConfig(final_ratio=-1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +50,10 @@ def from_it(run: GeneratorRun, name: str, **begin: tuple[str, ...]) -> Generator
     ("method", "fresh"),
     [
         ("par", ("transitions.*",)),
-        ("nar", ("heads.1.*", "heads.2.*", "transformer.head_blocks.*", "transformer.norms.*")),
+        (
+            "nar",
+            ("heads.1.*", "heads.2.*", "transformer.head_blocks.*", "transformer.norms.[12].*"),
+        ),
     ],
 )
 def test_a_raster_model_becomes_another_methods(
@@ -94,6 +98,27 @@ def test_what_does_not_fit_is_named_in_one_line(
     nowhere = replace(nowhere, begin=WarmStartConfig(run=str(tmp_path / "nowhere")))
     assert "neither a run with a finished checkpoint nor an exported one" in error(nowhere)
     capsys.readouterr()
+
+
+def test_rows_that_stand_for_other_things_are_not_taken_for_these(
+    raster: GeneratorRun, tmp_path: Path
+) -> None:
+    """Codes of another tokenizer, or the same number of other words."""
+    record = tmp_path / "raster" / "run.json"
+    changed = json.loads(record.read_text())
+    record.write_text(json.dumps(changed | {"tokenizer": "0" * 64}))
+    error = run_on_rank(from_it(raster, "raster_2"))["error"]
+    assert "codes.weight is for codes of another tokenizer there" in error
+    assert "heads.0.weight is for codes of another tokenizer there" in error
+    words = tmp_path / "raster" / "vocabulary.json"
+    known = json.loads(words.read_text())
+    words.write_text(json.dumps(known | {"names": known["names"][::-1]}))
+    some = from_it(raster, "raster_3", fresh=("codes.*", "heads.*"))
+    assert "condition.pooled.weight is for other words" in run_on_rank(some)["error"]
+    fresh = ("codes.*", "heads.*", "condition.*")
+    assert run_on_rank(from_it(raster, "raster_4", fresh=fresh))["step"] == 1
+    report = (tmp_path / "raster_4" / "warm_start.txt").read_text()
+    assert "begins at random: codes.weight" in report
 
 
 @pytest.mark.multiprocess

@@ -227,11 +227,14 @@ class _Sent:
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
-        self.lines: list[tuple[int, dict[str, float]]] = []
+        self.lines: list[dict[str, float]] = []
         self.is_finished = False
 
-    def log(self, values: dict[str, float], step: int) -> None:
-        self.lines.append((step, values))
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.axes = (name, step_metric)
+
+    def log(self, values: dict[str, float]) -> None:
+        self.lines.append(values)
 
     def finish(self) -> None:
         self.is_finished = True
@@ -256,6 +259,6 @@ def test_metrics_go_to_weights_and_biases_where_it_is_installed(
     assert sent.settings["project"] == "lab"
     assert sent.settings["id"] == (tmp_path / "run" / "wandb_id").read_text()
     assert sent.settings["config"]["num_steps"] == 2
-    assert [step for step, _ in sent.lines] == [1, 2]
-    assert sent.lines[1][1]["loss"] == read_metrics(tmp_path / "run")[1]["loss"]
+    assert sent.axes == ("*", "step")
+    assert sent.lines == read_metrics(tmp_path / "run")
     assert sent.is_finished

@@ -19,6 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -134,10 +135,11 @@ def latest_checkpoint(run: Path) -> Path | None:
     pointer = run / FOLDER / _LATEST
     if not pointer.exists():
         return None
-    folder = run / FOLDER / Path(pointer.read_text().strip()).name
-    if (folder / STATE).exists():
-        return folder
-    # Killed while one of the same name was replaced, or somebody has deleted it.
+    with suppress(OSError, ValueError):
+        folder = run / FOLDER / Path(pointer.read_text().strip()).name
+        if (folder / STATE).exists():
+            return folder
+    # Killed while one of the same name was replaced, deleted by somebody, or a damaged pointer.
     whole = _whole_ones(run / FOLDER)
     return whole[-1] if whole else None
 

@@ -179,8 +179,8 @@ class WarmStartConfig:
     )
     fresh: tuple[str, ...] = setting(
         (),
-        "patterns of parameters that begin at random because that run has none such, like "
-        "'heads.1.*'; any other that is missing there is an error",
+        "patterns of parameters that begin at random, like 'heads.1.*'; any other that is missing "
+        "there is an error",
     )
     left_out: tuple[str, ...] = setting(
         (), "patterns of that run's parameters that this one has no use for; any other is an error"

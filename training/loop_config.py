@@ -24,6 +24,14 @@ class OptimizerConfig:
         for name in ("matrix_learning_rate", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be positive")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must lie in [0, 1)")
+        for name in ("weight_decay", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
+        if self.newton_schulz_steps < 1:
+            raise ValueError(f"newton_schulz_steps ({self.newton_schulz_steps}) must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,9 @@ class ScheduleConfig:
         "wsd", "learning rate over the steps; wsd: warm-up, stable, linear decay"
     )
     warmup_steps: int = setting(20, "steps from zero to the peak")
-    stable_share: float = setting(0.4, "wsd: share of the run before the decay begins")
+    stable_share: float = setting(
+        0.4, "wsd: share of the steps after the warm-up before the decay begins"
+    )
     final_ratio: float = setting(0.0, "learning rate at the end, relative to the peak")
 
     def __post_init__(self) -> None:
@@ -51,6 +61,8 @@ class ScheduleConfig:
             raise ValueError(f"stable_share ({self.stable_share}) must lie in [0, 1]")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must not be negative")
+        if not 0 <= self.final_ratio <= 1:
+            raise ValueError(f"final_ratio ({self.final_ratio}) must lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +77,8 @@ class TrainerConfig:
     micro_batch_size: int | None = setting(
         None,
         "generators: most clips that a rank computes at once, which changes nothing but memory "
-        "(default: all it has); gradients of several passes are kept whole on each rank",
+        "and what dropout in the blocks draws (default: all it has); gradients of several passes "
+        "are kept whole on each rank",
     )
     seed: int = setting(0, "everything drawn in training follows from it")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to train")

@@ -81,7 +81,7 @@ class Metrics:
             for name, picture in (pictures or {}).items():
                 self._writer.add_image(name, picture, step, dataformats="HWC")
         if self._wandb is not None:
-            self._wandb.log(rounded, step=step)
+            self._wandb.log({"step": step, **rounded})  # steps of its own only grow
         if self._bar is not None:
             progress, task = self._bar
             progress.update(task, completed=step, loss=rounded["loss"], speed=_speed(rounded))
@@ -126,7 +126,7 @@ def _wandb(run: Path, config: TrainerConfig) -> Any:
     known = run / "wandb_id"
     if not known.exists():
         known.write_text(secrets.token_hex(8))
-    return wandb.init(
+    sent = wandb.init(
         project=config.wandb,
         name=str(run),
         dir=str(run),
@@ -134,6 +134,8 @@ def _wandb(run: Path, config: TrainerConfig) -> Any:
         id=known.read_text(),
         config=to_dict(config),
     )
+    sent.define_metric("*", step_metric="step")
+    return sent
 
 
 def _speed(values: Mapping[str, float]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from tokenizer.lookups.lookup import Renewal
 from training.loop_config import OptimizerConfig
 from training.muon import Muon
 from training.parallel import local, own_rows
+
+RATE, MATRIX_RATE = "learning_rate", "matrix_learning_rate"
 
 
 def make_optimizers(
@@ -23,20 +25,30 @@ def make_optimizers(
     others = [each for name, each in trained if not is_matrix(name, each)]
     betas = (config.beta1, config.beta2)
     groups: list[dict[str, Any]] = [
-        {"params": others, "lr": config.learning_rate, "weight_decay": 0.0}
+        {"params": others, "lr": config.learning_rate, "weight_decay": 0.0, "told": RATE}
     ]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices and config.matrices == "muon":
         optimizers.append(Muon(matrices, config))
     elif matrices:
         rate, decay = config.matrix_learning_rate, config.weight_decay
-        groups.append({"params": matrices, "lr": rate, "weight_decay": decay})
+        groups.append({"params": matrices, "lr": rate, "weight_decay": decay, "told": MATRIX_RATE})
     adamw = torch.optim.AdamW([each for each in groups if each["params"]], betas=betas, fused=True)
     optimizers.append(adamw)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
+            group.setdefault("told", MATRIX_RATE)
     return optimizers
+
+
+def learning_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:
+    """Those of the first part that is trained, by the names that metrics have for them."""
+    found: dict[str, float] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            found.setdefault(group["told"], group["lr"])
+    return found
 
 
 @torch.no_grad()

@@ -31,7 +31,9 @@ class Owner:
 
     def take(self) -> None:
         """UserError when another process is the owner. Some file systems have no locks: nothing
-        is asked there."""
+        is asked there. What is owned already stays so."""
+        if self._file is not None:
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         file = open(self._folder / FILE, "a+", encoding="utf-8")  # noqa: SIM115
         deadline = time.monotonic() + PATIENCE

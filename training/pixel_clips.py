@@ -91,3 +91,11 @@ def batches(
                 yield from batches(samples, part, 1, skip_damaged)
             continue
         yield frames, part
+
+
+def frames_at(
+    samples: Samples, places: Int[np.ndarray, " n"], skip_damaged: bool
+) -> UInt8[np.ndarray, "b t h w 3"]:
+    """The clips at these places; damaged ones raise, or are left out as long as one is sound."""
+    found = [frames for frames, _ in batches(samples, places, len(places), skip_damaged)]
+    return np.concatenate(found) if found else samples.gather(places)

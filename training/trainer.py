@@ -14,9 +14,10 @@ same clips in every step.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from training.flops import peak_flops
 from training.guard import REPORT, Guard
 from training.loop_config import TrainingRun
 from training.metrics import Metrics
-from training.optimizer import forget, make_optimizers, put
+from training.optimizer import forget, learning_rates, make_optimizers, put
 from training.owner import Owner
 from training.parallel import (
     Skeleton,
@@ -82,6 +83,8 @@ class _Loop:
         self.device = next(task.module.parameters()).device
         self.step = self.position = 0
         mesh = together(lambda: make_mesh(config.parallel, self.device))
+        # Before anything is read: another process may be about to write its last checkpoint.
+        together(lambda: owner.take() if self.is_first and run.exists() else None)
         checkpoint = self._checkpoint()
         if checkpoint is None:
             together(task.begin)
@@ -124,8 +127,7 @@ class _Loop:
         is_finished = self.step == trainer.num_steps
         if is_finished and self.task.has_result:
             with self._whole() as module:
-                if module is not None:
-                    self.task.finish(module, self.run_folder)
+                together(lambda: self._finish(module))
         barrier()
         checkpoint = latest_checkpoint(self.run_folder)
         assert checkpoint is not None
@@ -146,7 +148,8 @@ class _Loop:
         """One step, which may turn out bad; whether a rank was asked to stop."""
         trainer, task, state = self.config.trainer, self.task, self.state
         started = time.perf_counter()
-        batches, count, total = self._fetched(stream)
+        several = trainer.batches_per_step
+        batches, count, total = self._fetched(lambda: [next(stream) for _ in range(several)])
         waited = time.perf_counter() - started
         seed_step(trainer.seed, self.position, self.rank, self.device)
         kept = self._buffers()
@@ -179,15 +182,15 @@ class _Loop:
         self._tell(dict(zip(_norm_names(task.parts), told)))
         return is_asked > 0
 
-    def _fetched(self, stream: Iterator[Batch]) -> tuple[list[Batch], int, float]:
-        """The next batches, and how many units of loss this rank and all ranks have of them.
+    def _fetched(self, read: Callable[[], list[Batch]]) -> tuple[list[Batch], int, float]:
+        """What is read, and how many units of loss this rank and all ranks have of it.
 
         UserError on every rank where one of them cannot read its part, or not learn from it.
         """
         failure: Exception | None = None
         batches, count = list[Batch](), 0
         try:
-            batches = [next(stream) for _ in range(self.config.trainer.batches_per_step)]
+            batches = read()
             count = sum(self.task.count(each) for each in batches)
         except Exception as error:
             failure = error
@@ -234,7 +237,7 @@ class _Loop:
         if self.peak_flops is not None and "teraflops" in values:
             values["mfu"] = values["teraflops"] * 1e12 / (self.peak_flops * self.world_size)
         values["memory_gib"] = memory_bytes(self.device) / 2**30
-        values["learning_rate"] = self.state.optimizers[0].param_groups[0]["lr"]
+        values |= learning_rates(self.state.optimizers)
         values |= norms
         if self.guard.num_bad:
             values["bad_steps"] = self.guard.num_bad
@@ -248,25 +251,33 @@ class _Loop:
         """The mean loss of held-out clips with the weights that the run would end with."""
         sums, progress = Sums(self.device), self.step / self.config.trainer.num_steps
         most = self.config.trainer.micro_batch_size
+        stream, number = self.task.held_out(), 0
         self.task.module.eval()
         with self._averaged(), torch.no_grad():
-            for number, batch in enumerate(self.task.held_out()):
-                for part in _micro_batches(batch, most, self.world_size):
+            while True:
+                batches, count, _ = self._fetched(lambda: list(islice(stream, 1)))
+                if not batches:
+                    break
+                for part in _micro_batches(batches[0], most, self.world_size):
                     losses = self.task.losses(part, Moment(number, progress))
                     sums.add(losses.metrics)
                     sums.add_loss(losses.loss)
-                    sums.spent(self.task.count(part), 0.0, 0.0, 0.0)
+                sums.spent(count, 0.0, 0.0, 0.0)
+                number += 1
         self.task.module.train()
         return {f"held_out/{name}": value for name, value in sums.means().items()}
 
+    def _finish(self, module: nn.Module | None) -> None:
+        if module is not None:
+            self.task.finish(module, self.run_folder)
+
     def _preview(self) -> Preview:
         """What would be seen if the run ended now; only on the first rank."""
+        task, run, step = self.task, self.run_folder, self.step
         with self._whole() as module:
-            shown = Preview()
-            if module is not None:
-                shown = self.task.preview(module, self.run_folder, self.step)
-        barrier()
-        return shown
+            return together(
+                lambda: Preview() if module is None else task.preview(module, run, step)
+            )
 
     @contextmanager
     def _whole(self) -> Iterator[nn.Module | None]:
@@ -313,7 +324,8 @@ class _Loop:
 
     def _latest(self) -> Path | None:
         """The checkpoint that the first rank takes for the latest: others may see it later."""
-        found = from_first(latest_checkpoint(self.run_folder) if self.is_first else None)
+        found = together(lambda: latest_checkpoint(self.run_folder) if self.is_first else None)
+        found = from_first(found)
         if found is not None:
             together(lambda: read_state(found))
         return found

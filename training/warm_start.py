@@ -1,12 +1,13 @@
 """Weights of another run to begin with: fine-tuning, or a method from another one's.
 
-Every parameter is accounted for: it is taken, it begins anew because a pattern says so, or it is
-left out because a pattern says so. Anything else is an error that names them all.
+Every parameter is accounted for: it begins anew because a pattern says so, it is taken, or it is
+left out because a pattern says so. Anything else is an error that names them all, and so are rows
+that stand for other things there: codes of another tokenizer, words or classes that are others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,18 +37,28 @@ class WarmStart:
 
 
 @torch.no_grad()
-def warm_start(module: nn.Module, config: WarmStartConfig) -> WarmStart:
-    """Fills `module` from `config.run` as far as the patterns allow; UserError for all else."""
+def warm_start(
+    module: nn.Module, config: WarmStartConfig, others: Mapping[str, str] | None = None
+) -> WarmStart:
+    """Fills `module` from `config.run` as far as the patterns allow; UserError for all else.
+
+    `others`: what parameters whose names begin so stand for there, which is something else here.
+    """
     assert config.run is not None
     source = Path(config.run)
     theirs = weights_of(source)
     ours = module.state_dict()
     taken, fresh, left_out, problems = [], [], [], []
     for name, value in sorted(ours.items()):
-        if name in theirs and theirs[name].shape == value.shape:
-            taken.append(name)
-        elif _matches(name, config.fresh):
+        if _matches(name, config.fresh):
             fresh.append(name)
+        elif name in theirs and theirs[name].shape == value.shape:
+            taken.append(name)
+            problems += [
+                f"{name} is for {what} there"
+                for prefix, what in (others or {}).items()
+                if name.startswith(prefix)
+            ]
         elif name in theirs:
             shapes = f"{list(theirs[name].shape)} there, {list(value.shape)} here"
             problems.append(f"{name} has another shape ({shapes})")

@@ -30,7 +30,7 @@ from pipeline.shards.stream import Stream
 from pipeline.shards.windows import WindowFetcher
 from tokenizer.settings import UserError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 Value = TypeVar("Value")
 
 
@@ -193,7 +193,6 @@ class Loader:
 
     def plan(self) -> list[BucketPlan]:
         """What becomes of each bucket, those first whose batches come most often."""
-        total = sum(self._steps.turns.values())
         plans = [
             BucketPlan(
                 bucket=self._buckets[name],
@@ -203,9 +202,9 @@ class Loader:
                     if bucket == name
                 ),
                 batch_size=self._sizes[name],
-                share=turns / total,
+                share=share,
             )
-            for name, turns in self._steps.turns.items()
+            for name, share in self._steps.shares.items()
         ]
         return sorted(plans, key=lambda each: -each.share)
 

@@ -4,9 +4,10 @@
     taker, turn = turns.at(np.arange(32))     # who has the slot, and how often it had one before
 
 Slots are dealt in blocks. In each block every taker has the same number of slots (its share of the
-block, by largest remainder, at least one), in an order drawn for the block. So `turn` counts 0, 1,
-2, ... for each taker without gaps, whichever slot is asked for first: a taker that gives its n-th
-sample at its n-th turn gives each exactly once, and there is no state.
+block, by largest remainder, at least one), spread evenly but for a draw: its n-th of q turns falls
+into the n-th q-th of the block. So `turn` counts 0, 1, 2, ... for each taker without gaps,
+whichever slot is asked for first: a taker that gives its n-th sample at its n-th turn gives each
+exactly once, and there is no state.
 """
 
 from __future__ import annotations
@@ -54,10 +55,11 @@ class Turns:
         drawn = mixed(
             mixed(np.arange(self._block, dtype=np.uint64)) ^ key_words(*self._key, block)[0]
         )
-        takers = np.repeat(np.arange(len(self.quotas)), self.quotas)[np.argsort(drawn)]
-        grouped = np.argsort(takers, kind="stable")
-        earlier = np.empty(self._block, dtype=np.int64)
-        earlier[grouped] = np.concatenate([np.arange(quota) for quota in self.quotas])
+        takers = np.repeat(np.arange(len(self.quotas)), self.quotas)
+        earlier = np.concatenate([np.arange(quota) for quota in self.quotas])
+        moments = (earlier + drawn / 2.0**64) / self.quotas[takers]
+        order = np.argsort(moments, kind="stable")
+        takers, earlier = takers[order], earlier[order]
         with self._lock:
             while len(self._tables) >= _KEPT_BLOCKS:
                 del self._tables[next(iter(self._tables))]

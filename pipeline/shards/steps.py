@@ -26,8 +26,7 @@ from pipeline.shards.stream import Stream
 from tokenizer.settings import UserError
 
 Tail = Literal["wrap", "drop", "pad"]
-_BUCKET_BLOCK = 64  # steps in which buckets have their exact shares
-_SOURCE_BLOCK = 10_000  # slots in which sources have theirs
+_BLOCK = 10_000  # steps in which buckets, and slots in which sources, have their exact shares
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,21 @@ class Steps:
             name: np.array([source for source, _, _ in each]) for name, each in streams.items()
         }
         self._epoch_length = {name: each[0][2].epoch_length for name, each in streams.items()}
-        self.turns = turns
-        self._bucket_turns = Turns(list(turns.values()), _BUCKET_BLOCK, (seed, "bucket"))
+        if len(streams) > _BLOCK:
+            raise UserError(f"{len(streams):,} buckets are too many: at most {_BLOCK:,}")
+        self._bucket_turns = Turns([turns[name] for name in streams], _BLOCK, (seed, "bucket"))
         self._source_turns = {
-            name: Turns([weight for _, weight, _ in each], _SOURCE_BLOCK, (seed, "source", name))
+            name: Turns([weight for _, weight, _ in each], _BLOCK, (seed, "source", name))
             for name, each in streams.items()
         }
         for name, each in streams.items():
             self._check_tail(name, each)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """How large a part of all batches those of each bucket are."""
+        quotas = self._bucket_turns.quotas
+        return dict(zip(self._names, (quotas / quotas.sum()).tolist()))
 
     def at(self, step: int) -> GlobalBatch:
         """The slots of `step`, in the order of the global batch."""

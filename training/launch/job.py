@@ -22,12 +22,23 @@ def run_job(config: RunConfig, local_rank: int = 0) -> Trained:
     """Trains what `config` says, as one rank of `torch.distributed` if that is initialised."""
     rank, world_size = rank_and_world_size()
     torch.set_flush_denormal(True)  # a CPU is many times slower on numbers too small to matter
-    device = pick_device(config.trainer.device)
-    if device == "cuda":
-        torch.cuda.set_device(local_rank)
-        device = f"cuda:{local_rank}"
+    device = together(lambda: _own_device(config.trainer.device, local_rank))
     task = together(lambda: make_task(config, device, rank, world_size))
     return train(task, together(lambda: run_folder(config)), config)
+
+
+def _own_device(kind: str, local_rank: int) -> str:
+    """The device of this process; UserError when the machine has fewer GPUs than processes."""
+    device = pick_device(kind)
+    if device != "cuda":
+        return device
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"this machine has {torch.cuda.device_count()} GPUs, fewer than processes: lower "
+            "launch.workers (torchrun: --nproc-per-node)"
+        )
+    torch.cuda.set_device(local_rank)
+    return f"cuda:{local_rank}"
 
 
 def make_task(config: RunConfig, device: str, rank: int, world_size: int) -> Task:

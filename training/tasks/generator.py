@@ -31,7 +31,7 @@ from training.loss_parts import loss_by_part
 from training.order import check_steps
 from training.partial import feature_channels
 from training.positions import schedule_for_all
-from training.run import OpenedRun, RunRecord, Shape, write_run
+from training.run import OpenedRun, RunRecord, Shape, read_run, write_run
 from training.tasks.task import Losses, Mean, Moment, Part, Preview
 from training.teacher_forcing import code_logits, code_losses
 from training.telling import features_of
@@ -126,7 +126,8 @@ class GeneratorTask:
     def begin(self) -> None:
         """From another run's weights, or from those that were drawn."""
         if self.config.begin.run is not None:
-            self._begun = warm_start(self.generator, self.config.begin)
+            others = self._others_in(Path(self.config.begin.run))
+            self._begun = warm_start(self.generator, self.config.begin, others)
 
     def count(self, batch: Batch) -> int:
         schedule = self._schedules[batch.bucket.name]
@@ -170,6 +171,25 @@ class GeneratorTask:
 
     def finish(self, module: nn.Module, run: Path) -> None:
         """Nothing: the last checkpoint is the generator."""
+
+    def _others_in(self, run: Path) -> dict[str, str]:
+        """Which parameters of another run stand for other things than this run's would."""
+        if not (run / "run.json").exists():
+            return {}
+        record, _, vocabulary = read_run(run)
+        others: dict[str, str] = {}
+        if record.tokenizer != self.record.tokenizer:
+            rows = ("codes.", "heads.", "features.")
+            others |= dict.fromkeys(rows, "codes of another tokenizer")
+        mine, theirs = (
+            (each.kind, each.names if each.tower is None else each.tower, each.merges)
+            for each in (self.vocabulary, vocabulary)
+        )
+        if mine != theirs:
+            others |= dict.fromkeys(
+                ("condition.pooled", "condition.pieces"), "other words or classes"
+            )
+        return others
 
     def _as_run(self, generator: Generator, step: int) -> OpenedRun:
         """The run as it would be opened now."""

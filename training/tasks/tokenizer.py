@@ -26,7 +26,7 @@ from training.data import data_order, open_loader, open_sources
 from training.draws import torch_generator
 from training.evaluate_config import MEASURED_CLIPS
 from training.held_out import HeldOut
-from training.pixel_clips import Chosen, spread
+from training.pixel_clips import Chosen, frames_at, spread
 from training.reconstructions import preview_tokenizer
 from training.tasks.task import Losses, Mean, Moment, Part, Preview
 from training.tokenizer_latents import measure_on
@@ -54,6 +54,7 @@ class TokenizerTask:
                 "pixel shards; give the folder of a build, or its folder `pixels`"
             )
         self._samples = sources[0].samples
+        self._skips = config.data.damaged == "skip"
         for each in self._samples.values():
             bucket = each.bucket
             config.tokenizer.schedule_for(bucket.num_frames, bucket.height, bucket.width)
@@ -99,7 +100,7 @@ class TokenizerTask:
         elif settings.clips:
             longest = max(self._samples.values(), key=lambda each: each.bucket.num_frames)
             seed = self.config.trainer.seed
-            clips = _Clips(longest, settings.clips, seed, self._device)
+            clips = _Clips(longest, settings.clips, seed, self._device, self._skips)
             begin(self.tokenizer, clips, torch_generator(seed, "begin", 0, 0))
 
     def count(self, batch: Batch) -> int:
@@ -149,8 +150,7 @@ class TokenizerTask:
                 name: Chosen(each, spread(len(each), MEASURED_CLIPS))
                 for name, each in self._samples.items()
             }
-            skip_damaged = self.config.data.damaged == "skip"
-            save_statistics(measure_on(module.tokenizer, chosen, skip_damaged), folder)
+            save_statistics(measure_on(module.tokenizer, chosen, self._skips), folder)
 
     def _shown(self, bucket: str) -> np.ndarray:
         """uint8 [n, t, h, w, 3]: the same clips each time."""
@@ -158,15 +158,19 @@ class TokenizerTask:
         if any(each.split == "val" and each.bucket == bucket for each in self.dataset.shards):
             samples = self.dataset.samples("val", bucket)
         count = min(_PREVIEW_CLIPS, len(samples))
-        return samples.gather(shuffled(range(count), len(samples), self.config.trainer.seed, 0))
+        places = shuffled(range(count), len(samples), self.config.trainer.seed, 0)
+        return frames_at(samples, places, self._skips)
 
 
 class _Clips:
     """Some clips of a bucket in chunks, read when asked for; the same on every rank."""
 
-    def __init__(self, samples: Samples, count: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, samples: Samples, count: int, seed: int, device: torch.device, skip_damaged: bool
+    ) -> None:
         self._samples = samples
         self._device = device
+        self._skip_damaged = skip_damaged
         count = min(count, len(samples))
         items = shuffled(range(count), len(samples), seed, epoch=0)
         bucket = samples.bucket
@@ -178,7 +182,8 @@ class _Clips:
 
     def __iter__(self) -> Iterator[Float[Tensor, "b 3 t h w"]]:
         for items in self._chunks:
-            yield signed(torch.from_numpy(self._samples.gather(items)).to(self._device))
+            frames = frames_at(self._samples, items, self._skip_damaged)
+            yield signed(torch.from_numpy(frames).to(self._device))
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
