@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -143,11 +144,8 @@ def fails_in_held_out_clips(run: GeneratorRun) -> dict[str, Any]:
             raise UserError("shard 7 is gone")
         yield from real(self)
 
-    HeldOut.batches = batches  # type: ignore[method-assign]
-    try:
+    with patch.object(HeldOut, "batches", batches):
         return run_on_rank(run)
-    finally:
-        HeldOut.batches = real  # type: ignore[method-assign]
 
 
 @pytest.mark.multiprocess
@@ -275,11 +273,8 @@ def _cannot_learn_on_rank_1(run: GeneratorRun) -> dict[str, Any]:
             return replace(found, arrays=found.arrays + 16)
         return found
 
-    Loader.batch = batch  # type: ignore[method-assign]
-    try:
+    with patch.object(Loader, "batch", batch):
         return run_on_rank(run)
-    finally:
-        Loader.batch = real  # type: ignore[method-assign]
 
 
 @pytest.mark.multiprocess

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -312,9 +313,6 @@ def _train_as_rank(run: TokenizerRun) -> dict[str, torch.Tensor]:
         tasks.append(self)
         real(self)
 
-    TokenizerTask.begin = remember  # type: ignore[method-assign]
-    try:
+    with patch.object(TokenizerTask, "begin", remember):
         run_job(run)
-    finally:
-        TokenizerTask.begin = real  # type: ignore[method-assign]
     return {name: whole(each.detach()) for name, each in tasks[0].module.state_dict().items()}

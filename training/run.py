@@ -8,6 +8,7 @@ tokenizer/        the tokenizer of its codes, so that the folder suffices to mak
 checkpoints/      weights and optimizer state; of an exported run, model.safetensors instead
 metrics.jsonl, tensorboard/, previews/, profile/
 bad_steps.jsonl   steps that the guard refused, with their clips
+owner             who trains here, by a lock that ends with the process
 warm_start.txt    what became of each parameter of the run that it began with
 """
 
